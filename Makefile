@@ -1,0 +1,65 @@
+# `make demo` runs the main job, `make test` runs lint, types and tests. Both set up .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -1)
+# One thread a process: the models of the tests and the demo are too small to share among threads.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test lint format types pytest test-slow test-gpu bench aot miniature results clean
+
+demo: .venv/.ready
+	$(BIN)/rlforget demo --force
+
+test: lint types pytest
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/.ready
+	$(BIN)/mypy
+
+pytest: .venv/.ready
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
+
+test-slow: .venv/.ready
+	$(BIN)/pytest -m slow
+
+test-gpu: .venv/.ready
+	PYTHONPATH=.:kernels $(BIN)/python -m pytest tests/gpu -m gpu
+
+bench: .venv/.ready
+	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/latest.json
+
+aot: .venv/.ready
+	$(BIN)/python -m rlforget_kernels.aot --arch 80 90 100
+
+# Trains the shipped miniature again, from nothing, and compares its scores with the shipped ones.
+miniature: .venv/.ready
+	$(BIN)/rlforget miniature --seed 0 --out runs/miniature --force
+
+# The figures of docs/results.md: the demo on three seeds.
+results: .venv/.ready
+	$(BIN)/rlforget demo --seed 0 --seed 1 --seed 2 --out runs/results --force
+
+# With an NVIDIA GPU, pip's own choice of torch (CUDA) stands; without one, the versions of constraints.txt, torch
+# first, because asked for in any other way torch brings gigabytes of CUDA packages along.
+.venv/.ready: setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+ifeq ($(GPU),)
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[all]"
+else
+	$(BIN)/pip install --quiet -e ".[all]"
+endif
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info runs

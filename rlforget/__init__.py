@@ -1,0 +1,105 @@
+"""rlforget: diff, blame and revert for the weights of fine-tuned language models.
+
+    import rlforget as rf
+
+    delta = rf.diff(before, after)
+    with rf.rollback(model, delta, coordinates): ...
+
+Names are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlforget import delta, domains, errors, interference, recovery, training, weights
+    from rlforget.delta import Delta, DeltaStats, Overlap, TensorDelta, apply, diff, overlap, revert
+    from rlforget.errors import RlforgetError
+    from rlforget.interference import (
+        Conflict,
+        ConflictSubspace,
+        Coordinates,
+        Fisher,
+        conflict,
+        conflict_subspace,
+        fisher,
+    )
+    from rlforget.recovery import Rollback, rollback
+    from rlforget.weights import Weights, open_weights, save_checkpoint
+
+__version__ = "0.1.0"
+
+_MODULES = ("delta", "domains", "errors", "interference", "recovery", "training", "weights")
+
+_HOME = {
+    "Conflict": "interference",
+    "ConflictSubspace": "interference",
+    "Coordinates": "interference",
+    "Delta": "delta",
+    "DeltaStats": "delta",
+    "Fisher": "interference",
+    "Overlap": "delta",
+    "RlforgetError": "errors",
+    "Rollback": "recovery",
+    "TensorDelta": "delta",
+    "Weights": "weights",
+    "apply": "delta",
+    "conflict": "interference",
+    "conflict_subspace": "interference",
+    "diff": "delta",
+    "fisher": "interference",
+    "open_weights": "weights",
+    "overlap": "delta",
+    "revert": "delta",
+    "rollback": "recovery",
+    "save_checkpoint": "weights",
+}
+"""{public name: the module of this package that it comes from}."""
+
+__all__ = [
+    "Conflict",
+    "ConflictSubspace",
+    "Coordinates",
+    "Delta",
+    "DeltaStats",
+    "Fisher",
+    "Overlap",
+    "RlforgetError",
+    "Rollback",
+    "TensorDelta",
+    "Weights",
+    "__version__",
+    "apply",
+    "conflict",
+    "conflict_subspace",
+    "delta",
+    "diff",
+    "domains",
+    "errors",
+    "fisher",
+    "interference",
+    "open_weights",
+    "overlap",
+    "recovery",
+    "revert",
+    "rollback",
+    "save_checkpoint",
+    "training",
+    "weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"rlforget.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"rlforget.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'rlforget' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,86 @@
+"""The named faults. One class a kind; each message says what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+
+class RlforgetError(Exception):
+    """A fault of the input, with a message for the person who can mend it.
+
+    Args:
+        what: The thing at fault, e.g. a path or a tensor name.
+        expected: What should have been there.
+        found: What was there.
+        fix: What to do about it.
+    """
+
+    def __init__(self, what: str, *, expected: str, found: str, fix: str) -> None:
+        self.what, self.expected, self.found, self.fix = what, expected, found, fix
+        super().__init__(f"{what}: expected {expected}; found {found}. {fix}")
+
+
+class NotACheckpointError(RlforgetError):
+    """A path that holds no readable safetensors checkpoint."""
+
+
+class LayoutError(RlforgetError):
+    """Two sets of weights differ in names, shapes or dtypes."""
+
+
+class WrongBaseError(RlforgetError):
+    """A delta meets weights whose bits are not the ones it expects."""
+
+
+class DeltaFileError(RlforgetError):
+    """A delta file that is truncated, forged, or of another format."""
+
+
+class CoordinateError(RlforgetError):
+    """Coordinates that are out of range, out of order or not part of the delta."""
+
+
+class UnknownNameError(RlforgetError, KeyError):
+    """A domain, score, method or tensor that does not exist. It is a KeyError, for the mappings that raise it."""
+
+    __str__ = Exception.__str__  # a KeyError would show its message in quotes
+
+
+class EmptyDomainError(RlforgetError):
+    """A domain that has no examples."""
+
+
+class DomainFileError(RlforgetError):
+    """A domain file with a line that cannot be used."""
+
+
+class RewardError(RlforgetError):
+    """A reward that raised, or returned something that is no number in [0, 1]."""
+
+
+class NonFiniteError(RlforgetError):
+    """NaN or Inf where a finite number is needed."""
+
+
+class ConfigError(RlforgetError):
+    """A configuration with an unknown key, a wrong type or an impossible value."""
+
+
+class ReportError(RlforgetError):
+    """A run whose results are missing, of another format or version, or damaged."""
+
+
+class OutputError(RlforgetError):
+    """An output that exists already, is read-only, or whose disk is full."""
+
+
+class MissingExtraError(RlforgetError):
+    """A feature whose optional dependency is not installed."""
+
+
+def missing_extra(package: str, extra: str) -> MissingExtraError:
+    """Build the error for an optional `package` that the extra `extra` installs."""
+    return MissingExtraError(
+        package,
+        expected=f"the package {package}",
+        found="none installed",
+        fix=f"Install it with: pip install 'rlforget[{extra}]'",
+    )

@@ -1,0 +1,69 @@
+"""Package metadata. Tool settings and the build backend live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TRAIN = [
+    "transformers>=5.11",
+    "trl>=1.16",
+    "accelerate>=1.15",
+    "datasets>=4.0",
+    "peft>=0.21",
+    "pydantic>=2.10",
+    "pyyaml>=6.0",
+]
+REPORT = ["plotly>=6.0", "matplotlib>=3.9"]
+CLI = ["typer>=0.20", "rich>=13.9"]
+TEST = [
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "ruff>=0.14",
+    "mypy>=1.18",
+    "types-PyYAML",
+]
+BENCH = ["pytest>=8.3", "pytest-benchmark>=5.0"]
+GYM = ["reasoning-gym>=0.1.23"]
+
+setup(
+    name="rlforget",
+    version="0.1.0",
+    description="diff, blame and revert for the weights of fine-tuned language models",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        *find_packages(include=["rlforget", "rlforget.*"]),
+        "rlforget_kernels",
+        *(f"rlforget_kernels.{name}" for name in find_packages("kernels/rlforget_kernels")),
+    ],
+    # The kernels live under kernels/, which must never be importable itself: transformers imports a PyPI
+    # package of that name where one is found.
+    package_dir={"rlforget_kernels": "kernels/rlforget_kernels"},
+    package_data={
+        "rlforget": ["py.typed", "domains/miniature/weights/*", "report/*.css", "report/*.js"],
+        "rlforget_kernels": ["py.typed"],
+    },
+    install_requires=[
+        "torch>=2.8",
+        "triton>=3.4; sys_platform == 'linux'",
+        "numpy>=1.26",
+        "scipy>=1.13",
+        "safetensors>=0.5",
+        "einops>=0.8",
+        "numba>=0.61",
+    ],
+    extras_require={
+        "train": TRAIN,
+        "report": REPORT,
+        "cli": CLI,
+        "test": TEST,
+        "bench": BENCH,
+        "reasoning-gym": GYM,
+        "all": [*TRAIN, *REPORT, *CLI, *TEST, *BENCH, *GYM],
+    },
+    entry_points={"console_scripts": ["rlforget = rlforget.__main__:main"]},
+)
