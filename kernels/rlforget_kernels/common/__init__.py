@@ -1,0 +1,1 @@
+"""What the operators share: bit views, hashing, rounding, dispatch and launch settings."""

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rlforget_kernels.common.bits import as_bits
+from rlforget_kernels.common.hashing import GOLDEN, mix64_int
+from rlforget_kernels.fingerprint import cpu, fingerprint, fingerprint_after_patch, gpu, reference
+from rlforget_kernels.sparse_delta import reference as sparse_delta
+from tests.kernels.strategies import OPCHECK_DTYPES, pairs, random_tensor, seeds, tensors
+
+KNOWN = [-4971745476255935064, 6363636222033055943]
+"""The fingerprint of arange(3000) in int32."""
+
+offsets = st.one_of(st.just(0), st.integers(0, 5000), st.just(2**33 + 17))
+
+
+def by_hand(words: list[int], offset: int = 0) -> list[int]:
+    """The formula on unsigned 8, 16 or 32 bit words in Python's own integers."""
+    lanes = []
+    for element_seed, tile_seed in ((1, 3), (2, 4)):
+        total = 0
+        for i, word in enumerate(words, start=offset):
+            tile, place = divmod(i, 1024)
+            tile_word = mix64_int((tile * GOLDEN + mix64_int(tile_seed)) % 2**64) | 1
+            element_word = mix64_int((place * GOLDEN + mix64_int(element_seed)) % 2**64) >> 32
+            total += tile_word * element_word * word
+        lanes.append(total % 2**64)
+    return lanes
+
+
+@given(seeds, st.integers(0, 2100), offsets)
+@settings(max_examples=20)
+def test_reference_is_the_formula(seed: int, length: int, offset: int):
+    weight = random_tensor(torch.bfloat16, (length,), seed)
+    words = [word % 2**16 for word in as_bits(weight).tolist()]
+    assert [lane % 2**64 for lane in reference.fingerprint(weight, offset).tolist()] == by_hand(words, offset)
+
+
+def test_elements_of_64_bits_count_as_two_of_32():
+    weight = torch.tensor([0x1122334455667788, -1], dtype=torch.int64)
+    words = [0x55667788, 0x11223344, 0xFFFFFFFF, 0xFFFFFFFF]
+    assert [lane % 2**64 for lane in reference.fingerprint(weight, 600).tolist()] == by_hand(words, 1200)
+
+
+@pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
+@given(weight=tensors(), offset=offsets)
+@settings(max_examples=60)
+def test_backend_equals_reference(backend: ModuleType, weight: Tensor, offset: int):
+    assert torch.equal(backend.fingerprint(weight, offset), reference.fingerprint(weight, offset))
+
+
+def test_programs_and_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rlforget_kernels.common.threads.GRAIN", 1000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    weight = random_tensor(torch.float32, (40_001,), 3)
+    expected = reference.fingerprint(weight)
+    assert torch.equal(cpu.fingerprint(weight), expected)
+    assert torch.equal(gpu.fingerprint(weight), expected)
+
+
+@given(tensors(), st.data())
+def test_pieces_add_up(weight: Tensor, data: st.DataObject):
+    flat = weight.reshape(-1)
+    cut = data.draw(st.integers(0, flat.numel()))
+    pieces = fingerprint(flat[:cut]) + fingerprint(flat[cut:], cut)
+    assert torch.equal(pieces, fingerprint(weight))
+
+
+@given(pairs())
+def test_update_after_a_patch_equals_a_fresh_fingerprint(pair: tuple[Tensor, Tensor]):
+    before, after = pair
+    indices, old, new = sparse_delta.sparse_delta(before, after)
+    assert torch.equal(fingerprint_after_patch(fingerprint(before), indices, old, new), fingerprint(after))
+    assert torch.equal(fingerprint_after_patch(fingerprint(after), indices, new, old), fingerprint(before))
+
+
+@given(pairs())
+def test_either_lane_tells_different_bits_apart(pair: tuple[Tensor, Tensor]):
+    before, after = pair
+    same = torch.equal(as_bits(before), as_bits(after))
+    assert (fingerprint(before) == fingerprint(after)).tolist() == [same, same]
+
+
+@given(seeds, st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn]))
+@settings(max_examples=20)
+def test_flipped_signs_and_swapped_elements_are_seen(seed: int, dtype: torch.dtype):
+    weight = random_tensor(dtype, (3000,), seed)
+    bits = as_bits(weight)
+    flipped = bits.clone()
+    flipped[[5, 1700]] ^= torch.iinfo(bits.dtype).min
+    swapped = bits.clone()
+    swapped[[5, 6, 1030]] = bits[[6, 1030, 5]]
+    seen = {tuple(fingerprint(version).tolist()) for version in (bits, flipped, swapped)}
+    assert len(seen) == len({tuple(version.tolist()) for version in (bits, flipped, swapped)})
+
+
+def test_thousand_single_changes_give_a_thousand_fingerprints():
+    weight = torch.zeros(1000, dtype=torch.int16)
+    seen = {tuple(fingerprint(weight.clone().index_fill_(0, torch.tensor(i), 1)).tolist()) for i in range(1000)}
+    assert len(seen) == 1000
+
+
+@pytest.mark.parametrize("dtype", OPCHECK_DTYPES, ids=str)
+def test_opcheck(dtype: torch.dtype):
+    torch.library.opcheck(torch.ops.rlforget.fingerprint.default, (random_tensor(dtype, (40, 5), 1),))
+
+
+def test_known_values():
+    """Files hold fingerprints, so they must never change."""
+    assert fingerprint(torch.arange(3000, dtype=torch.int32)).tolist() == KNOWN
+    assert by_hand(list(range(3000))) == [lane % 2**64 for lane in KNOWN]
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="offset"):
+        fingerprint(torch.zeros(3), -1)
+    with pytest.raises(TypeError, match="complex64"):
+        fingerprint(torch.zeros(3, dtype=torch.complex64))

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rlforget_kernels.common.bits import as_bits
+from rlforget_kernels.rollback import cpu, gpu, reference, rollback_
+from tests.kernels.strategies import (
+    DTYPES,
+    FLOATS,
+    LAYOUTS,
+    OPCHECK_DTYPES,
+    changed_copy,
+    densities,
+    generator,
+    laid_out,
+    random_tensor,
+    same_bits,
+    seeds,
+    shapes,
+)
+
+BACKENDS = pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
+
+
+def rolled_back(backend: ModuleType, weight: Tensor, *args: Any, layout: str = "contiguous") -> Tensor:
+    """The weight after the operator ran on a copy of it."""
+    weight = laid_out(weight, layout)
+    backend.rollback_(weight, *args)
+    return weight
+
+
+@st.composite
+def cases(draw: st.DrawFn, dtypes: st.SearchStrategy[torch.dtype]) -> tuple[Any, ...]:
+    """weight, before, indices, score, threshold; dense or gathered, scored or not."""
+    seed, layouts = draw(seeds), st.sampled_from(LAYOUTS)
+    weight = random_tensor(draw(dtypes), draw(shapes), seed)
+    before = changed_copy(weight, draw(densities), seed + 1)
+    indices = None
+    if draw(st.booleans()):
+        chosen = torch.rand(weight.numel(), generator=generator(seed)) < draw(st.sampled_from([0.0, 0.1, 1.0]))
+        indices = chosen.nonzero()[:, 0].to(draw(st.sampled_from([torch.int32, torch.int64])))
+        before = as_bits(before)[indices].view(weight.dtype)
+        indices = laid_out(indices, draw(layouts))
+    score = random_tensor(torch.float32, tuple(before.shape), seed + 2) if draw(st.booleans()) else None
+    threshold = draw(st.sampled_from([0.0, 0.1, 1.0, float("inf")]))
+    return weight, laid_out(before, draw(layouts)), indices, score, threshold
+
+
+@BACKENDS
+@given(case=cases(st.sampled_from(DTYPES)), layout=st.sampled_from(LAYOUTS))
+@settings(max_examples=60)
+def test_whole(backend: ModuleType, case: tuple[Any, ...], layout: str):
+    assert same_bits(rolled_back(backend, *case, layout=layout), rolled_back(reference, *case))
+
+
+@BACKENDS
+@given(case=cases(st.sampled_from(FLOATS)), layout=st.sampled_from(LAYOUTS), strength=st.floats(-0.5, 1.5, width=32))
+@settings(max_examples=80)
+def test_part_of_the_way(backend: ModuleType, case: tuple[Any, ...], layout: str, strength: float):
+    expected = rolled_back(reference, *case, strength)
+    assert same_bits(rolled_back(backend, *case, strength, layout=layout), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(seed=seeds, density=densities)
+@settings(max_examples=5)
+def test_strength_one_gives_back_the_old_bits(dtype: torch.dtype, seed: int, density: float):
+    before = random_tensor(dtype, (33, 7), seed)
+    weight = changed_copy(before, density, seed)
+    rollback_(weight, before)
+    assert same_bits(weight, before)
+
+
+@given(case=cases(st.sampled_from(FLOATS)), strength=st.sampled_from([0.3, 1.0]))
+@settings(max_examples=40)
+def test_other_coordinates_keep_their_bits(case: tuple[Any, ...], strength: float):
+    weight, before, indices, score, threshold = case
+    chosen = as_bits(torch.ones_like(before, dtype=torch.bool)).bool()
+    if score is not None:
+        chosen = score.reshape(-1) >= threshold
+    written = torch.zeros(weight.numel(), dtype=torch.bool)
+    written[slice(None) if indices is None else indices.long()] = chosen
+    changed = weight.clone()
+    rollback_(changed, before, indices, score, threshold, strength)
+    assert torch.equal(as_bits(changed)[~written], as_bits(weight)[~written])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("backend", [reference, cpu, gpu], ids=["reference", "cpu", "gpu"])
+def test_part_of_the_way_is_the_formula(backend: ModuleType, dtype: torch.dtype):
+    now, old = torch.randn(2, 500, generator=generator(0)).to(dtype)
+    moved = rolled_back(backend, now, old, None, None, 0.0, 0.25)
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    expected = now.to(wide) - 0.25 * (now.to(wide) - old.to(wide))
+    assert same_bits(moved, torch.where(as_bits(now) == as_bits(old), now.to(wide), expected).to(dtype))
+
+
+@pytest.mark.parametrize("backend", [reference, cpu, gpu], ids=["reference", "cpu", "gpu"])
+def test_float64_uses_all_digits_of_the_strength(backend: ModuleType):
+    moved = rolled_back(
+        backend, torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), None, None, 0.0, 0.3
+    )
+    assert moved.item() == 1 - 0.3 * 1.0
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("backend", [reference, cpu, gpu], ids=["reference", "cpu", "gpu"])
+def test_overflow_and_nan(backend: ModuleType, dtype: torch.dtype):
+    top = torch.finfo(dtype).max
+    infinity = float("inf") if dtype is not torch.float8_e4m3fn else float("nan")
+    now = torch.tensor([top, -top, infinity, 1.0]).to(dtype)
+    old = torch.tensor([-top, top, -1.0, float("nan")]).to(dtype)
+    moved = rolled_back(backend, now, old, None, None, 0.0, -0.5).float()
+    saturates = dtype is torch.float8_e4m3fn
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    expected = (now.to(wide) + 0.5 * (now.to(wide) - old.to(wide)))[:2]
+    assert moved[:2].tolist() == (expected.clamp(-448, 448) if saturates else expected.to(dtype).float()).tolist()
+    assert moved[2].item() == float("inf") or (saturates and moved[2].isnan())
+    assert moved[3].isnan()
+    assert not moved[3].signbit()
+
+
+def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
+    weight, before = random_tensor(torch.bfloat16, (20_000,), 0), random_tensor(torch.bfloat16, (20_000,), 1)
+    expected = rolled_back(reference, weight, before, None, None, 0.0, 0.5)
+    monkeypatch.setattr("rlforget_kernels.common.threads.GRAIN", 1000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert same_bits(rolled_back(cpu, weight, before, None, None, 0.0, 0.5), expected)
+
+
+@pytest.mark.parametrize("dtype", OPCHECK_DTYPES, ids=str)
+@pytest.mark.parametrize("gathered", [False, True])
+def test_opcheck(dtype: torch.dtype, gathered: bool):
+    weight, before = random_tensor(dtype, (4, 5), 0), random_tensor(dtype, (4, 5), 1)
+    indices = torch.tensor([0, 7, 19]) if gathered else None
+    before = before.reshape(-1)[:3].clone() if gathered else before
+    score = torch.rand(before.shape, generator=generator(0))
+    strength = 0.5 if dtype.is_floating_point else 1.0
+    torch.library.opcheck(torch.ops.rlforget.rollback_.default, (weight, before, indices, score, 0.5, strength))
+
+
+def test_a_live_parameter_is_written_in_place():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    address = parameter.data_ptr()
+    with torch.no_grad():
+        rollback_(parameter, torch.tensor([2.0]), torch.tensor([1]))
+    assert parameter.tolist() == [1.0, 2.0, 1.0]
+    assert parameter.data_ptr() == address
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"before": torch.zeros(4).half()}, TypeError, "before"),
+        ({"before": torch.zeros(3)}, ValueError, r"\(4,\).*\(3,\)"),
+        ({"score": torch.zeros(3)}, ValueError, "score"),
+        ({"score": torch.zeros(4).double()}, TypeError, "score"),
+        ({"strength": float("nan")}, ValueError, "finite"),
+        ({"indices": torch.zeros(3, dtype=torch.int64)}, ValueError, "equal length"),
+        ({"indices": torch.zeros(4)}, TypeError, "indices"),
+        ({"indices": torch.tensor([0, 1, 2, 4])}, IndexError, r"\[0, 4\).*found 4"),
+        ({"indices": torch.tensor([0, 1, 2, -3])}, IndexError, "found -3"),
+        ({"weight": torch.ones(4).int(), "before": torch.zeros(4).int(), "strength": 0.5}, TypeError, "strength 1"),
+        ({"weight": torch.ones(4).cfloat(), "before": torch.zeros(4).cfloat()}, TypeError, "complex64"),
+    ],
+)
+def test_bad_input(arguments: dict[str, Any], error: type[Exception], message: str):
+    given = {"weight": torch.ones(4), "before": torch.zeros(4), **arguments}
+    with pytest.raises(error, match=message):
+        rollback_(**given)
+    assert given["weight"].real.all()
