@@ -1,0 +1,150 @@
+"""Live weights: the tensors of a module, or of a mapping from names to tensors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from rlforget.errors import LayoutError
+from rlforget.weights.layout import DTYPES, TensorMeta
+from rlforget.weights.source import Weights
+
+
+class LiveWeights(Weights):
+    """Tensors in memory, on whatever device they are.
+
+    Names on one storage (the same address, shape, strides and dtype) are one tensor; the first name is canonical.
+
+    Args:
+        description: What these weights are, for messages.
+        tensors: Names and tensors, in order.
+
+    Raises:
+        LayoutError: A tensor has no plain values in memory (meta, sparse, quantised, sharded, lazy), a dtype outside
+            `DTYPES`, or bytes of another tensor without being the same view.
+    """
+
+    def __init__(self, description: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors: dict[str, torch.Tensor] = {}
+        aliases: dict[str, str] = {}
+        first_name: dict[object, str] = {}
+        for name, tensor in tensors.items():
+            _check_plain(description, name, tensor)
+            # A tensor without bytes shares none, whatever its address says.
+            canonical = first_name.setdefault(_identity(tensor), name) if tensor.numel() else name
+            if canonical == name:
+                self._tensors[name] = tensor.detach()
+            else:
+                aliases[name] = canonical
+        metas = {name: TensorMeta(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._tensors.items()}
+        super().__init__(description, metas, aliases)
+        _check_disjoint(description, self._tensors)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return the live tensor, without gradient tracking; aliases are accepted.
+
+        Raises:
+            UnknownNameError: There is no such tensor.
+        """
+        return self._tensors[self.canonical(name)]
+
+
+def module_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters and persistent buffers of a module, tied ones under each of their names.
+
+    These are the tensors themselves and the names of `module.state_dict()`, whose hooks may hand out copies.
+    """
+    return dict(_walk(module))
+
+
+def _walk(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for path, part in module.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                yield prefix + name, parameter
+        for name, buffer in part._buffers.items():
+            if buffer is not None and name not in part._non_persistent_buffers_set:
+                yield prefix + name, buffer
+
+
+def _check_plain(description: str, name: str, tensor: torch.Tensor) -> None:
+    fault = None
+    if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+        fault = "a lazy parameter without a shape"
+    elif hasattr(tensor, "full_tensor"):
+        fault = "a sharded tensor"
+    elif tensor.layout != torch.strided:
+        fault = f"layout {tensor.layout}"
+    elif tensor.is_meta:
+        fault = "a tensor on the meta device, which has no values"
+    elif tensor.dtype not in DTYPES:
+        fault = f"dtype {tensor.dtype}"
+    elif tensor.is_conj() or tensor.is_neg():
+        fault = "a lazily negated view"
+    if fault is not None:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise LayoutError(
+            f"{description}, tensor {name!r}",
+            expected=f"a plain tensor in memory, of dtype {names}",
+            found=fault,
+            fix="Load the model's weights, gathered and dequantised, first.",
+        )
+
+
+def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Return what two tensors share when they are the same view of the same bytes."""
+    # Strides of dimensions of size 1 place no element: (n, 1) with strides (1, 1) or (1, n) is one view.
+    strides = tuple(stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), strides, tensor.dtype
+
+
+def _check_disjoint(description: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse different views of the same bytes: one write would change two tensors."""
+    by_storage: defaultdict[tuple[object, int], list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            by_storage[tensor.device, tensor.untyped_storage().data_ptr()].append(name)
+    for names in by_storage.values():
+        names.sort(key=lambda name: tensors[name].data_ptr())
+        group: list[str] = []
+        end = 0
+        for name in names:
+            if group and tensors[name].data_ptr() >= end:
+                _check_group(description, {member: tensors[member] for member in group})
+                group, end = [], 0
+            group.append(name)
+            end = max(end, tensors[name].data_ptr() + _extent(tensors[name]))
+        _check_group(description, {member: tensors[member] for member in group})
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Return the bytes from a tensor's first element to the end of its last; strides are never negative in torch."""
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return int((steps + 1) * tensor.element_size())
+
+
+def _check_group(description: str, group: Mapping[str, torch.Tensor]) -> None:
+    """Refuse an overlap among tensors whose extents touch: columns of one matrix do not overlap, its transpose does."""
+    if len(group) < 2:
+        return
+    start = min(tensor.data_ptr() for tensor in group.values())
+    size = max(tensor.data_ptr() + _extent(tensor) for tensor in group.values()) - start
+    taken = torch.zeros(size, dtype=torch.bool)  # by byte
+    for name, tensor in group.items():
+        width = tensor.element_size()
+        placed = [(n, stride * width) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+        shape, strides = [n for n, _ in placed], [stride for _, stride in placed]
+        bytes_of = taken.as_strided((*shape, width), (*strides, 1), tensor.data_ptr() - start)
+        if bytes_of.any():
+            others = ", ".join(repr(other) for other in group if other != name)
+            raise LayoutError(
+                f"{description}, tensor {name!r}",
+                expected="tensors that are the same view of a storage, or apart",
+                found=f"a different view of bytes of another tensor, among {others}",
+                fix="Clone one of them.",
+            )
+        bytes_of.fill_(True)

@@ -1,0 +1,175 @@
+"""One safetensors file: where each tensor lies, and how to write one tensor after another.
+
+The format is that of https://github.com/huggingface/safetensors: eight bytes that give the header's length, a JSON
+header, then the tensors' bytes. Reading values goes through the safetensors package, which validates the file; what is
+here reads the offsets, which the package does not tell, and writes in a stream, which it cannot.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from rlforget.errors import NotACheckpointError
+from rlforget.weights.layout import TensorMeta
+
+DTYPE_OF_CODE: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+CODE_OF_DTYPE = {dtype: code for code, dtype in DTYPE_OF_CODE.items()}
+
+_ALIGNMENT = 8  # of the first tensor's first byte, as the format's own writer does
+_COPY_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies in a file: its first byte, and the one after its last."""
+
+    meta: TensorMeta
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a safetensors file.
+
+    Args:
+        entries: The tensors, in the order of their bytes.
+        metadata: The file's own strings.
+        data_start: Position of the first tensor's first byte: the length of all that goes before.
+    """
+
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+    data_start: int
+
+
+def read_header(path: Path) -> Header:
+    """Return the header of a safetensors file, validated by the safetensors package.
+
+    Raises:
+        NotACheckpointError: The file is not there, is truncated or malformed, or holds a dtype outside `DTYPES`.
+    """
+    try:
+        with safe_open(path, framework="pt"):  # checks the sizes, offsets and lengths against each other
+            pass
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            raw: dict[str, Any] = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise NotACheckpointError(
+            str(path), expected="a whole safetensors file", found=str(error), fix="Fetch or write the file again."
+        ) from error
+    metadata = raw.pop("__metadata__", None) or {}
+    data_start = 8 + length
+    entries = {
+        name: Entry(_meta(path, name, raw[name]), *(data_start + offset for offset in raw[name]["data_offsets"]))
+        for name in sorted(raw, key=lambda name: (raw[name]["data_offsets"], name))
+    }
+    return Header(entries, metadata, data_start)
+
+
+def _meta(path: Path, name: str, entry: Mapping[str, Any]) -> TensorMeta:
+    if entry["dtype"] not in DTYPE_OF_CODE:
+        raise NotACheckpointError(
+            f"{path}, tensor {name!r}",
+            expected=f"a dtype among {', '.join(DTYPE_OF_CODE)}",
+            found=entry["dtype"],
+            fix="Convert the tensor to one of these.",
+        )
+    return TensorMeta(DTYPE_OF_CODE[entry["dtype"]], tuple(entry["shape"]))
+
+
+def copy_with(source: Path, header: Header, file: BinaryIO, replacement: Callable[[str], torch.Tensor | None]) -> None:
+    """Write `source` anew into `file`, byte for byte but for the tensors that `replacement` gives.
+
+    One tensor is held in memory at a time.
+
+    Args:
+        source: The file to copy.
+        header: Its header.
+        file: An empty file, open for writing.
+        replacement: Returns a tensor of the same dtype and shape, or None to keep the bytes of `source`.
+    """
+    with open(source, "rb") as original:
+        _copy_bytes(original, file, header.data_start)
+        for name, entry in header.entries.items():
+            tensor = replacement(name)
+            if tensor is None:
+                original.seek(entry.start)
+                _copy_bytes(original, file, entry.stop - entry.start)
+            else:
+                _write_tensor(file, tensor)
+
+
+def write_tensors(
+    file: BinaryIO,
+    metas: Mapping[str, TensorMeta],
+    tensor: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a safetensors file tensor by tensor, so that one of them is held in memory at a time.
+
+    Args:
+        file: An empty file, open for writing.
+        metas: Dtype and shape of each tensor.
+        tensor: Returns the values of a tensor.
+        metadata: Strings for the file's header.
+    """
+    # Widest first, so that every tensor starts at a multiple of its own item size.
+    order = sorted(metas, key=lambda name: (-metas[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name in order:
+        meta = metas[name]
+        stop = offset + meta.numel * meta.dtype.itemsize
+        header[name] = {
+            "dtype": CODE_OF_DTYPE[meta.dtype],
+            "shape": list(meta.shape),
+            "data_offsets": [offset, stop],
+        }
+        offset = stop
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        _write_tensor(file, tensor(name))
+
+
+def _write_tensor(file: BinaryIO, tensor: torch.Tensor) -> None:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.numel():
+        file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _copy_bytes(source: BinaryIO, target: BinaryIO, count: int) -> None:
+    for size in _chunks(count):
+        data = source.read(size)
+        if len(data) != size:
+            raise OSError(f"{source.name} ends before its header says")
+        target.write(data)
+
+
+def _chunks(count: int) -> Iterable[int]:
+    while count > 0:
+        yield min(count, _COPY_BYTES)
+        count -= _COPY_BYTES
