@@ -1,0 +1,61 @@
+"""A model's reward in a domain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlforget.domains.base import Domain, Split
+from rlforget.domains.batches import encode_prompts
+from rlforget.domains.sampling import completion_texts, sample
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean reward.
+
+    Attributes:
+        mean: Mean reward, in [0, 1].
+        stderr: Standard error of the mean over prompts.
+        count: Number of prompts.
+    """
+
+    mean: float
+    stderr: float
+    count: int
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    domain: Domain,
+    *,
+    count: int = 256,
+    seed: int = 0,
+    split: Split = "eval",
+    greedy: bool = False,
+    batch_size: int = 256,
+) -> Score:
+    """Sample one completion for each of `count` prompts and average their rewards.
+
+    Raises:
+        EmptyDomainError: The domain has no example in `split`.
+        RewardError: A reward is no number in [0, 1].
+    """
+    rewards: list[float] = []
+    examples = domain.examples(count, seed=seed, split=split)
+    for start in range(0, len(examples), batch_size):
+        chunk = examples[start : start + batch_size]
+        completed = sample(
+            model,
+            encode_prompts(domain, tokenizer, chunk),
+            seed=seed + start,
+            greedy=greedy,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        texts = completion_texts(tokenizer, completed)
+        rewards += [domain.checked_reward(e, text) for e, text in zip(chunk, texts, strict=True)]
+    mean = sum(rewards) / len(rewards)
+    variance = sum((r - mean) ** 2 for r in rewards) / max(1, len(rewards) - 1)
+    return Score(mean, (variance / len(rewards)) ** 0.5, len(rewards))

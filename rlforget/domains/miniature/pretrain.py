@@ -1,0 +1,145 @@
+"""Train the miniature from nothing to partial skill in the five domains.
+
+Three phases. First look-up lines alone, several look-ups a line: without them question answering stays at chance.
+Then all domains together, to competence. Last, a short phase on answers of which a share is corrupted: greedy skill
+stays, sampled reward falls, so that later fine-tuning has room to gain and to lose.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rlforget.domains.batches import IGNORED
+from rlforget.domains.miniature.lines import DOMAINS, Line, corrupt, draw
+from rlforget.domains.miniature.tokenizer import EOS, PAD, VOCABULARY
+
+if TYPE_CHECKING:
+    from transformers import Qwen2ForCausalLM
+
+Progress = Callable[[str, int, int, float], None]  # phase, step, steps, loss
+
+_TOKEN = {token: i for i, token in enumerate(VOCABULARY)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the miniature's weights.
+
+    Attributes:
+        seed: Seed of the initial weights and of all data.
+        lookup_steps: Longest first phase; it ends sooner once its loss is below `lookup_loss`.
+        lookup_loss: Mean loss, in nats a scored token, at which the look-up circuits count as built.
+        competence_steps: Steps on all domains.
+        noise_steps: Steps on partly corrupted answers.
+        corrupted: Share of answers corrupted in the last phase.
+        learning_rate: Of the first two phases: warm-up, then constant, then down to zero over the last quarter.
+        noise_learning_rate: Of the last phase.
+        mixture: Lines of each kind in a batch of the second phase.
+    """
+
+    seed: int = 0
+    lookup_steps: int = 1600
+    lookup_loss: float = 0.15
+    competence_steps: int = 1800
+    noise_steps: int = 250
+    corrupted: float = 0.4
+    learning_rate: float = 3e-3
+    noise_learning_rate: float = 5e-4
+    mixture: dict[str, int] = field(
+        default_factory=lambda: {
+            "qa": 16,
+            "lookups": 12,
+            "pairs": 6,
+            "math": 24,
+            "code": 28,
+            "science": 28,
+            "writing": 8,
+            "sums": 8,
+        }
+    )
+
+
+def pretrain(recipe: Recipe, progress: Progress | None = None) -> Qwen2ForCausalLM:
+    """Train a miniature by `recipe`. The same recipe gives the same weights on the same machine and thread count."""
+    model = build_model(recipe.seed)
+    rng = random.Random(f"miniature/{recipe.seed}")
+    report = progress or (lambda *_: None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    warm = 100
+
+    recent = 0.0
+    for step in range(recipe.lookup_steps):
+        _set_rate(optimizer, recipe.learning_rate * min(1.0, (step + 1) / warm))
+        loss = _step(model, optimizer, [*draw(rng, "lookups", 48), *draw(rng, "pairs", 32)])
+        recent = loss if step == 0 else 0.95 * recent + 0.05 * loss
+        report("look-ups", step, recipe.lookup_steps, recent)
+        if recent < recipe.lookup_loss:
+            break
+    decay = recipe.competence_steps // 4
+    for step in range(recipe.competence_steps):
+        _set_rate(optimizer, recipe.learning_rate * min(1.0, (recipe.competence_steps - step) / decay))
+        loss = _step(model, optimizer, [x for kind, n in recipe.mixture.items() for x in draw(rng, kind, n)])
+        report("competence", step, recipe.competence_steps, loss)
+    _set_rate(optimizer, recipe.noise_learning_rate)
+    for step in range(recipe.noise_steps):
+        lines = [line for name in DOMAINS for line in draw(rng, name, 20)]
+        lines = [corrupt(rng, line) if rng.random() < recipe.corrupted else line for line in lines]
+        report("noise", step, recipe.noise_steps, _step(model, optimizer, lines))
+    return model.eval()
+
+
+def build_model(seed: int) -> Qwen2ForCausalLM:
+    """Build the untrained miniature: 4 layers, hidden 64, 4 heads on 2 key-value heads, tied embeddings, float32."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        pad_token_id=_TOKEN[PAD],
+        bos_token_id=None,
+        eos_token_id=_TOKEN[EOS],
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(config)
+
+
+def _step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, lines: list[Line]) -> float:
+    ids, labels = _encode(lines)
+    logits = model(input_ids=ids[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _encode(lines: list[Line]) -> tuple[Tensor, Tensor]:
+    width = max(len(line.text) for line in lines) + 1
+    ids = torch.full((len(lines), width), _TOKEN[PAD], dtype=torch.int64)
+    labels = torch.full((len(lines), width), IGNORED, dtype=torch.int64)
+    for row, line in enumerate(lines):
+        end = len(line.text)
+        ids[row, : end + 1] = torch.tensor([*(_TOKEN[c] for c in line.text), _TOKEN[EOS]])
+        kept = torch.tensor([*line.scored, end] if line.ends else line.scored)
+        labels[row, kept] = ids[row, kept]
+    return ids, labels
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
