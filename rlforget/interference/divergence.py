@@ -1,0 +1,69 @@
+"""How far one model's distribution is from another's, on the first one's own completions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlforget.domains.batches import IGNORED
+from rlforget.interference.completions import Batches, collect, completed
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A Kullback–Leibler divergence.
+
+    Attributes:
+        mean: KL(π_reference ‖ π_model) of a whole completion, in nats, averaged over completions.
+        stderr: Standard error of the mean over completions.
+        count: Number of completions.
+    """
+
+    mean: float
+    stderr: float
+    count: int
+
+
+@torch.no_grad()
+def kl_divergence(
+    reference: Any, model: Any, batches: Batches, *, samples: int = 256, seed: int = 0, tokenizer: Any = None
+) -> Divergence:
+    """Measure KL(π_reference ‖ π_model) over completions that `reference` samples.
+
+    At every scored token the divergence of the two next-token distributions is taken over the whole vocabulary; a
+    completion's is their sum, which is an unbiased estimate with less variance than the log-ratio of the sampled
+    tokens. 2509.04259 finds this the best predictor of forgetting.
+
+    Args:
+        reference: The model that samples, e.g. the base.
+        model: The model that is compared, e.g. a fine-tune; of the same vocabulary.
+        batches: A domain, its name, or batches (see `Batches`).
+        samples: Number of completions.
+        seed: Seed of prompts and completions.
+        tokenizer: Encodes a domain's prompts; by default the one in the reference's folder.
+
+    Raises:
+        EmptyDomainError: There is not a single prompt.
+    """
+    taken = collect(reference, batches, samples=samples, seed=seed, tokenizer=tokenizer)
+    values: list[Tensor] = []
+    for batch in completed(reference, taken, seed=seed, tokenizer=tokenizer):
+        p, q = (_log_probs(m, batch) for m in (reference, model))
+        tokens = (p.exp() * (p - q)).sum(-1)  # [B, T - 1]
+        values.append(torch.where(batch["labels"][:, 1:] != IGNORED, tokens, 0.0).sum(1).double().cpu())
+    nats = torch.cat(values)
+    stderr = float(nats.std() / len(nats) ** 0.5) if len(nats) > 1 else 0.0
+    return Divergence(float(nats.mean()), stderr, len(nats))
+
+
+def _log_probs(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    was_training = model.training
+    model.eval()
+    try:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    finally:
+        model.train(was_training)
+    return torch.as_tensor(logits).float().log_softmax(-1)

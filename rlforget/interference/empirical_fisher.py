@@ -1,0 +1,136 @@
+"""The diagonal empirical Fisher at the coordinates of a delta."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlforget.errors import NonFiniteError, UnknownNameError
+from rlforget.interference.completions import Batches, collect, completed
+from rlforget.interference.point import changed_parameters, check_at_after, moved, toward_before
+from rlforget.interference.sample_gradients import Column, SampleGradients, columns_for, width
+from rlforget.weights import open_weights
+from rlforget_kernels.fisher_accumulate import fisher_accumulate_
+
+if TYPE_CHECKING:
+    from rlforget.delta import Delta
+
+Where = Literal["now", "midpoint", "earlier"]
+
+_SHARE_BACK: dict[str, float] = {"now": 0.0, "midpoint": 0.5, "earlier": 1.0}
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """What a domain's samples say about each changed coordinate.
+
+    Attributes:
+        values: For each changed tensor, the mean over samples of the squared gradient of log π(completion | prompt),
+            float32 [changed], in the order of the delta's indices. Zero where a tensor takes no gradient.
+        gradient: Likewise the mean gradient of the loss −log π.
+        samples: How many completions went in.
+        where: The point of the weights at which it was taken.
+    """
+
+    values: dict[str, Tensor]
+    gradient: dict[str, Tensor]
+    samples: int
+    where: Where = "now"
+
+    @property
+    def mean(self) -> float:
+        """Mean of `values` over all the changed coordinates."""
+        count = sum(value.numel() for value in self.values.values())
+        return sum(float(value.double().sum()) for value in self.values.values()) / max(count, 1)
+
+
+def fisher(
+    model: nn.Module,
+    batches: Batches,
+    at: Delta,
+    *,
+    samples: int = 256,
+    seed: int = 0,
+    tokenizer: Any = None,
+    where: Where = "now",
+) -> Fisher:
+    """Measure the diagonal empirical Fisher of a domain at the coordinates that a delta changed.
+
+    F = mean over samples of (∇ log π(completion | prompt))², never the square of the mean gradient. Memory follows the
+    delta, and 1 GiB of gradients at a time.
+
+    Args:
+        model: A transformers causal language model, at the delta's after bits unless `where` is "now".
+        batches: A domain or its name, or an iterable of dicts (see `Batches`); completions are sampled from the model
+            at the very point where the gradient is taken, unless `labels` give them.
+        at: The delta.
+        samples: How many completions to take; fewer where `batches` ends before.
+        seed: Seed of prompts and completions.
+        tokenizer: Encodes a domain's prompts; by default the one in the model's folder.
+        where: "now", the model as it is; "earlier", with the delta's before bits; "midpoint", half-way between. The
+            model's own bits are back afterwards.
+
+    Raises:
+        EmptyDomainError: There is nothing to sample.
+        LayoutError: The delta is of another architecture.
+        NonFiniteError: A gradient is NaN or infinite; the message names the tensor.
+        UnknownNameError: `where` is no such point.
+        WrongBaseError: The model is not at the delta's after bits, and `where` is not "now".
+    """
+    if where not in _SHARE_BACK:
+        raise UnknownNameError(
+            f"where {where!r}",
+            expected=f"one of {', '.join(_SHARE_BACK)}",
+            found=repr(where),
+            fix="Check the spelling.",
+        )
+    parameters = changed_parameters(model, at)
+    columns = columns_for(parameters, {name: at[name].indices for name in parameters})
+    point: AbstractContextManager[None] = nullcontext()
+    if where != "now":
+        check_at_after(open_weights(model), at)
+        point = moved(parameters, toward_before(at, _SHARE_BACK[where]))
+    prompts = collect(model, batches, samples=samples, seed=seed, tokenizer=tokenizer)
+    device = next(model.parameters()).device
+    squares = torch.zeros(width(columns), device=device)
+    total = torch.zeros(width(columns), device=device)
+    count = 0
+    gradients = SampleGradients(model, columns)
+    with point:
+        for batch in completed(model, prompts, seed=seed, tokenizer=tokenizer):
+            for chunk in gradients.chunks(batch):
+                rows = torch.empty(chunk["input_ids"].shape[0], width(columns), device=device)
+                gradients.write(chunk, rows)
+                for row in rows:
+                    fisher_accumulate_(squares, row)
+                total += rows.sum(0)
+                count += rows.shape[0]
+    _check_finite(squares, columns)
+    values, gradient = (squares / count).cpu(), (-total / count).cpu()
+    return Fisher(_by_name(values, columns, at), _by_name(gradient, columns, at), count, where)
+
+
+def _by_name(flat: Tensor, columns: dict[str, Column], delta: Delta) -> dict[str, Tensor]:
+    return {
+        name: flat[columns[name].span] if name in columns else torch.zeros(tensor.changed)
+        for name, tensor in delta.items()
+        if tensor.changed
+    }
+
+
+def _check_finite(squares: Tensor, columns: dict[str, Column]) -> None:
+    if bool(squares.isfinite().all()):
+        return
+    for name, column in columns.items():
+        wrong = int((~squares[column.span].isfinite()).sum())
+        if wrong:
+            raise NonFiniteError(
+                f"the squared gradient of {name!r}",
+                expected="finite numbers",
+                found=f"NaN or Inf at {wrong} coordinates",
+                fix="Look for NaN or Inf in the model's weights, or use a dtype with a wider range.",
+            )

@@ -1,0 +1,117 @@
+"""Points on the way from before to after: the model's weights moved there in place, and put back to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rlforget.errors import LayoutError, WrongBaseError
+from rlforget.weights import open_weights, pair_up
+from rlforget_kernels.common.arithmetic import widened
+from rlforget_kernels.common.bits import as_bits
+
+if TYPE_CHECKING:
+    from rlforget.delta import Delta
+    from rlforget.weights import Weights
+
+
+def names_in(weights: Weights, delta: Delta) -> dict[str, str]:
+    """Return the name that each tensor of `delta` goes by in `weights`.
+
+    Raises:
+        LayoutError: The delta is of another architecture, or of a model that ties what these weights keep apart.
+    """
+    names: dict[str, str] = {}
+    for pair in pair_up(delta.layout, weights):
+        known = names.setdefault(pair.before, pair.after)
+        if known != pair.after:
+            raise LayoutError(
+                f"{weights.description}, tensor {pair.after!r}",
+                expected=f"to be tied to {known!r}, as in the delta",
+                found="a tensor of its own",
+                fix="Tie the two, or make the delta from weights that keep them apart.",
+            )
+    return names
+
+
+def changed_parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter]:
+    """Return the floating-point parameters that `delta` changed, by the delta's names and in its order.
+
+    A tied parameter that the delta holds under several names comes under the first.
+
+    Raises:
+        LayoutError: The delta is of another architecture.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names = names_in(open_weights(model), delta)
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, tensor in delta.items():
+        parameter = parameters.get(names[name])
+        if tensor.changed and parameter is not None and parameter.is_floating_point():
+            found.setdefault(id(parameter), (name, parameter))
+    return dict(found.values())
+
+
+def check_at_after(weights: Weights, delta: Delta) -> None:
+    """Hold that `weights` carry the delta's after bits at each of its coordinates.
+
+    Raises:
+        LayoutError: The delta is of another architecture.
+        WrongBaseError: A bit differs.
+    """
+    for name, target in names_in(weights, delta).items():
+        tensor = delta[name]
+        held = as_bits(weights.tensor(target))
+        held = held.index_select(0, tensor.indices.to(held.device)).cpu()
+        wrong = int((held != tensor.after_bits).sum())
+        if wrong:
+            raise WrongBaseError(
+                f"{weights.description}, tensor {target!r}",
+                expected=f"the delta's new bits at {tensor.changed} coordinates",
+                found=f"other bits at {wrong} of them",
+                fix="Take the weights that the delta leads to: apply the delta, or undo what was rolled back already.",
+            )
+
+
+@contextmanager
+def moved(parameters: Mapping[str, nn.Parameter], to: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Hold `parameters` at other values inside the block, and put the old bits back whatever happens.
+
+    Args:
+        parameters: The parameters to move. A full copy of them is kept meanwhile.
+        to: Gives the new value from a parameter's name and its present value (which it must not write to).
+    """
+    saved: dict[str, Tensor] = {}
+    try:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                saved[name] = parameter.detach().clone()
+                parameter.copy_(to(name, saved[name]))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, old in saved.items():
+                parameters[name].copy_(old)
+
+
+def toward_before(delta: Delta, share: float) -> Callable[[str, Tensor], Tensor]:
+    """Return the point `share` of the way back from after to before, for `moved`.
+
+    At share 1 the coordinates get their before bits exactly; otherwise after − share·δ in float32, rounded to the
+    stored dtype.
+    """
+
+    def value(name: str, now: Tensor) -> Tensor:
+        tensor = delta[name]
+        before = tensor.before.to(now.device)
+        if share != 1.0:
+            before = (widened(tensor.after) - share * tensor.values).to(now.device, now.dtype)
+        flat = now.clone().flatten()
+        flat[tensor.indices.to(now.device).long()] = before
+        return flat.view(now.shape)
+
+    return value
