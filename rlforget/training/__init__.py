@@ -1,0 +1,30 @@
+"""Training: SFT and GRPO stages on TRL, sequences of them, and refreshes. TRL is imported when a stage starts."""
+
+from __future__ import annotations
+
+from rlforget.training.config import EvaluationConfig, LoraConfig, SequenceConfig, StageConfig
+from rlforget.training.live import replay
+from rlforget.training.log import JsonLinesLog, Log
+from rlforget.training.progress import Progress
+from rlforget.training.refresh import refresh
+from rlforget.training.sequence import FinishedStage, SequenceResult, run_sequence
+from rlforget.training.stage import StageResult, train_stage
+from rlforget.training.yaml_file import load_config
+
+__all__ = [
+    "EvaluationConfig",
+    "FinishedStage",
+    "JsonLinesLog",
+    "Log",
+    "LoraConfig",
+    "Progress",
+    "SequenceConfig",
+    "SequenceResult",
+    "StageConfig",
+    "StageResult",
+    "load_config",
+    "refresh",
+    "replay",
+    "run_sequence",
+    "train_stage",
+]

@@ -1,0 +1,185 @@
+"""One stage: a fine-tune of a live model in one domain, by TRL."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rlforget import domains
+from rlforget.domains import Domain
+from rlforget.errors import missing_extra
+from rlforget.training.arguments import grpo_arguments, sft_arguments
+from rlforget.training.borrow import borrowed, seeded
+from rlforget.training.config import StageConfig
+from rlforget.training.data import completion_rows, prompt_rows, reward_function
+from rlforget.training.log import Log
+from rlforget.training.lora import adapter
+from rlforget.training.progress import Progress, choose
+from rlforget.training.quiet import quiet
+from rlforget.training.watch import Course, Watch, as_callback
+
+_MEASURE_SEED = 1_000_003  # prompts of a measurement are not those that the stage trains on
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage did.
+
+    Attributes:
+        name: The stage's name.
+        domain: Its domain's name.
+        method: `grpo` or `sft`.
+        steps: Optimizer steps taken.
+        seconds: Wall time, without the import of the trainer.
+        stopped: Whether `stop_at_reward` ended it before its last step.
+        rewards: Mean sampled training reward: with GRPO of every step, with SFT of every try of `stop_at_reward`.
+        losses: Loss of every step.
+    """
+
+    name: str
+    domain: str
+    method: str
+    steps: int
+    seconds: float
+    stopped: bool
+    rewards: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+def train_stage(
+    model: Any,
+    tokenizer: Any,
+    stage: StageConfig,
+    *,
+    seed: int,
+    domain: Domain | None = None,
+    log: Log | None = None,
+    progress: bool | Progress = True,
+) -> StageResult:
+    """Fine-tune `model` in place.
+
+    Only the weights change: mode, configuration and random states are put back, and on an exception the weights stay
+    as the last step left them. The same arguments give the same bits on the same machine and number of threads.
+
+    Args:
+        model: A transformers causal language model; it is trained on the device that it is on.
+        tokenizer: Its tokenizer.
+        stage: What to do.
+        seed: Decides the examples and all draws.
+        domain: The domain, where it is not to be made from `stage.domain`.
+        log: Called with each event; `JsonLinesLog` is one.
+        progress: True shows a bar on a terminal and lines elsewhere.
+
+    Raises:
+        RewardError: A reward raised or is no number in [0, 1].
+        NonFiniteError: Training diverged.
+        EmptyDomainError, UnknownNameError, DomainFileError: There is nothing to train on.
+        MissingExtraError: TRL is not installed.
+    """
+    if importlib.util.find_spec("trl") is None:
+        raise missing_extra("trl", "train")
+    chosen = domains.get(stage.domain) if domain is None else domain
+    name = stage.name or chosen.name
+    shown = choose(progress)
+    watch = Watch(name, stage, log or _no_log, shown, lambda: _measure(model, tokenizer, chosen, stage, seed))
+    with quiet():
+        import trl.trainer  # noqa: F401  # seconds of imports, which are not the stage's
+    shown.start(f"{name} ({stage.method})", stage.steps)
+    started = time.perf_counter()
+    try:
+        with quiet(), borrowed(model), seeded(seed), adapter(model, stage.lora) as trained:
+            _train(trained, tokenizer, stage, chosen, seed, watch)
+    finally:
+        shown.stop()
+    return _result(name, chosen, stage, watch.course, time.perf_counter() - started)
+
+
+def _train(model: Any, tokenizer: Any, stage: StageConfig, domain: Domain, seed: int, watch: Watch) -> None:
+    from transformers import PrinterCallback
+
+    build = _grpo_trainer if stage.method == "grpo" else _sft_trainer
+    with tempfile.TemporaryDirectory(prefix="rlforget-") as folder:
+        trainer = build(model, tokenizer, stage, domain, seed, folder)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(as_callback(watch))
+        try:
+            trainer.train()
+        except RuntimeError as fault:
+            if "probability tensor contains" not in str(fault):  # torch.multinomial, of logits that are not finite
+                raise
+            raise watch.diverged("logits", "inf or NaN") from fault
+
+
+def _grpo_trainer(model: Any, tokenizer: Any, stage: StageConfig, domain: Domain, seed: int, folder: str) -> Any:
+    from trl import GRPOTrainer
+
+    examples = domain.examples(stage.steps * stage.prompts, seed=seed, split="train")
+    length = stage.max_new_tokens or domain.max_new_tokens
+    arguments = grpo_arguments(stage, seed=seed, device=model.device.type, folder=folder, max_new_tokens=length)
+    with _reference(model, stage, folder):
+        return GRPOTrainer(
+            model=model,
+            reward_funcs=reward_function(domain, examples, tokenizer),
+            args=arguments,
+            train_dataset=prompt_rows(examples),
+            processing_class=tokenizer,
+        )
+
+
+def _sft_trainer(model: Any, tokenizer: Any, stage: StageConfig, domain: Domain, seed: int, folder: str) -> Any:
+    from trl import SFTTrainer
+
+    examples = domain.examples(stage.steps * stage.prompts, seed=seed, split="train")
+    return SFTTrainer(
+        model=model,
+        args=sft_arguments(stage, seed=seed, device=model.device.type, folder=folder),
+        train_dataset=completion_rows(examples, tokenizer),
+        processing_class=tokenizer,
+    )
+
+
+@contextmanager
+def _reference(model: Any, stage: StageConfig, folder: str) -> Iterator[None]:
+    """Let TRL find the stage's first weights where it looks for its reference model.
+
+    It loads one from the place the configuration names, which is where the model once came from: the weights before
+    all stages, and maybe a hub. With an adapter it needs none: it turns the adapter off.
+    """
+    if stage.beta == 0.0 or stage.lora is not None:
+        yield
+        return
+    came_from = model.config._name_or_path
+    model.save_pretrained(f"{folder}/reference")
+    model.config._name_or_path = f"{folder}/reference"
+    try:
+        yield
+    finally:
+        model.config._name_or_path = came_from
+
+
+def _measure(model: Any, tokenizer: Any, domain: Domain, stage: StageConfig, seed: int) -> float:
+    """Mean sampled reward now, on training prompts: the evaluation split is for reports alone."""
+    count = stage.stop_window * stage.prompts
+    return domains.evaluate(model, tokenizer, domain, count=count, seed=seed + _MEASURE_SEED, split="train").mean
+
+
+def _result(name: str, domain: Domain, stage: StageConfig, course: Course, seconds: float) -> StageResult:
+    return StageResult(
+        name=name,
+        domain=domain.name,
+        method=stage.method,
+        steps=len(course.losses),
+        seconds=seconds,
+        stopped=course.stopped,
+        rewards=tuple(course.rewards),
+        losses=tuple(course.losses),
+    )
+
+
+def _no_log(event: str, **fields: Any) -> None:
+    """Write nothing."""
