@@ -1,0 +1,29 @@
+"""`python -m rlforget`, and the console script `rlforget`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+from rlforget.errors import missing_extra
+
+
+def main() -> None:
+    """Run the command line and exit with its code.
+
+    0: done; 1: the input is at fault (one line on stderr); 2: wrong usage; 3: nothing to do, or differences found where
+    `--exit-code` asks; 130: interrupted.
+    """
+    for package in ("typer", "rich"):
+        if importlib.util.find_spec(package) is None:
+            sys.exit(f"rlforget: {missing_extra(package, 'cli')}")
+    try:
+        from rlforget.cli.app import app
+
+        app(prog_name="rlforget")
+    except KeyboardInterrupt:  # before a command began, or while it was ending
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The program `rlforget`: its commands, their examples, and what becomes of an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
+
+import typer
+from typer.core import TyperGroup
+
+from rlforget.cli import demo, doctor, output, recovery, training, weights
+from rlforget.errors import RlforgetError, missing_extra
+
+INPUT_AT_FAULT = 1
+INTERRUPTED = 130
+
+Examples: TypeAlias = dict[Callable[..., None], str]
+
+TASKS: dict[str, Examples] = {
+    "Begin": {
+        demo.demo: "rlforget demo --fast",
+        doctor.doctor: "rlforget doctor",
+    },
+    "See and carry changes": {
+        weights.diff: "rlforget diff base/ tuned/ -o math.delta.safetensors",
+        weights.apply: "rlforget apply base/ math.delta.safetensors -o tuned/",
+        weights.revert: "rlforget revert tuned/ math.delta.safetensors -o base/",
+    },
+    "Find and undo what hurt": {
+        recovery.conflict: "rlforget conflict now/ new.delta.safetensors --earlier math",
+        recovery.rollback: "rlforget rollback now/ new.delta.safetensors --restore math -o fixed/",
+        training.refresh: "rlforget refresh now/ --domain math --steps 10 -o fixed/",
+    },
+    "Train": {
+        training.train: "rlforget train stage.yaml -o tuned/",
+        training.sequence: "rlforget sequence sequence.yaml -o runs/sequence",
+        demo.miniature: "rlforget miniature --seed 0 -o runs/miniature",
+    },
+    "Report": {
+        demo.report: "rlforget report runs/demo -o report.html",
+    },
+}
+"""The commands by task, each with an example."""
+
+
+class _Program(TyperGroup):
+    """The commands; a fault of the input becomes one line on stderr and an exit code, everything else a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            output.error("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            raise  # the reader of our output has gone, which typer knows how to end
+        except RlforgetError as fault:
+            message = str(fault)
+        except OSError as fault:
+            message = f"{fault.filename or 'a file'}: {fault.strerror}" if fault.strerror else str(fault)
+        except ModuleNotFoundError as fault:
+            extra = doctor.extra_of(fault.name or "")
+            if extra is None:
+                raise
+            message = str(missing_extra(str(fault.name), extra))
+        output.error(message)
+        raise typer.Exit(INPUT_AT_FAULT)
+
+
+app = typer.Typer(
+    cls=_Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback(invoke_without_command=True)
+def rlforget(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Show what fine-tuning changed in a model's weights, which changes hurt older skills, and undo just those."""
+    if version:
+        from rlforget import __version__
+
+        output.line(f"rlforget {__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        _show_map()
+
+
+def _show_map() -> None:
+    """Write the commands by task, with a line each."""
+    output.line("rlforget: what fine-tuning changed in a model's weights, what of it hurt, and undoing just that.")
+    for task, commands in TASKS.items():
+        output.line(f"\n{task}")
+        for command in commands:
+            output.line(f"  {command.__name__:<10} {(command.__doc__ or '').splitlines()[0]}")
+    output.line("\n`rlforget COMMAND --help` shows a command's options and an example.")
+
+
+for _task, _commands in TASKS.items():
+    for _command, _example in _commands.items():
+        app.command(rich_help_panel=_task, epilog=f"Example: {_example}")(_command)

@@ -1,0 +1,127 @@
+"""`demo`, `miniature`, `report`: the whole story on a small model, and the page that tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlforget.cli import output
+from rlforget.cli.options import DryRun, Force, Json, OutFolder, Seed
+
+REPORT = "report.html"
+
+
+def demo(
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Seed of the whole run; given several times, means are shown.", min=0)
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Shorter stages and fewer prompts: under 90 seconds.")] = False,
+    out: OutFolder = Path("runs/demo"),
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train four skills in a row, find what hurt the first ones, undo it, and compare."""
+    seeds = seed or [0]
+    from rlforget.experiments.demo import check_room
+
+    check_room(out, force=force)
+    if dry_run:
+        plan = {"seeds": seeds, "fast": fast, "out": None}
+        output.json_object(plan) if as_json else output.written(out, dry_run=True)
+        return
+    from rlforget.experiments.demo import run_demo
+    from rlforget.report import write_report
+    from rlforget.training.progress import choose
+
+    echo = output.note if as_json else output.line
+    result = run_demo(seeds, out, fast=fast, echo=echo, progress=choose(True), force=force)
+    page = write_report(out, out / REPORT, force=force)
+    if as_json:
+        output.json_object({**result, "out": out, "report": page})
+    else:
+        output.written(out, dry_run=False)
+        output.written(page, dry_run=False)
+
+
+def miniature(
+    out: OutFolder,
+    seed: Seed = 0,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train the miniature model from nothing, in about five minutes."""
+    from rlforget.weights.atomic import check_new_folder, new_folder
+
+    if not dry_run:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if out.parent.is_dir():
+        check_new_folder(out, force=force)
+    if dry_run:
+        output.json_object({"seed": seed, "out": None}) if as_json else output.written(out, dry_run=True)
+        return
+    from rlforget.domains.miniature.build import build
+
+    with new_folder(out, force=force) as draft, _phases() as tell:
+        record = build(seed, draft, tell)
+    if as_json:
+        output.json_object({**record, "out": out})
+        return
+    rows = [
+        (name, f"{score['sampled']:.3f} ± {score['sampled_stderr']:.3f}", f"{score['greedy']:.3f}")
+        for name, score in record["scores"].items()
+    ]
+    output.table(("domain", "sampled reward", "greedy"), rows)
+    output.written(out, dry_run=False)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, e.g. runs/demo.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page to write; RUN/report.html where none is given.")
+    ] = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about a run."""
+    from rlforget.report import write_report
+    from rlforget.report.results import read_results
+    from rlforget.weights.atomic import check_free
+
+    read_results(run)
+    page = out or run / REPORT
+    check_free(page, force=force)
+    if not dry_run:
+        with output.step(f"drawing {run}"):
+            page = write_report(run, page, force=force)
+    if as_json:
+        output.json_object({"run": run, "out": None if dry_run else page})
+    else:
+        output.written(page, dry_run=dry_run)
+
+
+@contextmanager
+def _phases() -> Iterator[Callable[[str, int, int, float], None]]:
+    """Turn (phase, step, steps, loss) into the progress of one task a phase."""
+    from rlforget.training.progress import choose
+
+    shown, current = choose(True), ""
+
+    def tell(phase: str, step: int, steps: int, loss: float) -> None:
+        nonlocal current
+        if phase != current:
+            shown.stop()
+            shown.start(phase, steps)
+            current = phase
+        shown.advance(step + 1, {"loss": loss})
+
+    try:
+        yield tell
+    finally:
+        shown.stop()

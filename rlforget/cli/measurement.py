@@ -1,0 +1,105 @@
+"""How `conflict` and `rollback` measure which changes hurt: their common options, checked, and put to work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from rlforget.cli import models, output
+
+if TYPE_CHECKING:
+    from rlforget.delta import Delta
+    from rlforget.domains import Domain
+    from rlforget.interference import Conflict, ConflictSubspace
+
+Point = Literal["now", "midpoint", "earlier"]
+
+
+class Measurement:
+    """How conflicts are measured: the options that `conflict` and `rollback` share.
+
+    Raises:
+        UnknownNameError: There is no such score or domain.
+        typer.BadParameter: The score needs an option that was not given.
+    """
+
+    def __init__(
+        self,
+        score: str,
+        earlier: Sequence[str],
+        later: Sequence[str],
+        own: Path | None,
+        *,
+        names: tuple[str, str],
+        where: Point,
+        samples: int,
+        seed: int,
+    ) -> None:
+        from rlforget import domains
+        from rlforget.delta import Delta
+        from rlforget.errors import UnknownNameError
+        from rlforget.interference.scores import NEEDS
+
+        if score not in NEEDS:
+            raise UnknownNameError(
+                f"score {score!r}", expected=f"one of {', '.join(NEEDS)}", found=repr(score), fix="Check the spelling."
+            )
+        needs = NEEDS[score]
+        for option, needed, given in (
+            (names[0], "earlier" in needs or "subspace" in needs, earlier),
+            (names[1], "later" in needs, later),
+            ("--own", "own" in needs, own),
+        ):
+            if needed and not given:
+                raise typer.BadParameter(f"the score {score!r} needs it", param_hint=option)
+        self.score, self.where, self.samples, self.seed = score, where, samples, seed
+        self.earlier = [domains.get(name) for name in earlier]
+        self.later = [domains.get(name) for name in later]
+        self.own = None if own is None else Delta.load(own)
+
+    def subspace(self, loaded: models.Loaded, delta: Delta) -> ConflictSubspace:
+        """Solve the conflict subspace."""
+        from rlforget.interference import conflict_subspace
+
+        with output.step(f"solving the conflict subspace, {self.samples} completions a domain"):
+            return conflict_subspace(
+                loaded.model,
+                delta,
+                self.earlier,
+                self.later,
+                samples=self.samples,
+                seed=self.seed,
+                tokenizer=loaded.tokenizer,
+            )
+
+    def conflict(self, loaded: models.Loaded, delta: Delta) -> Conflict:
+        """Score every changed coordinate."""
+        from rlforget.interference import Fisher, conflict
+        from rlforget.interference import fisher as measure
+        from rlforget.interference.scores import NEEDS
+
+        def fisher(domain: Domain, where: Point) -> Fisher:
+            with output.step(f"measuring the Fisher of {domain.name}, {self.samples} completions"):
+                return measure(
+                    loaded.model,
+                    domain,
+                    delta,
+                    samples=self.samples,
+                    seed=self.seed,
+                    tokenizer=loaded.tokenizer,
+                    where=where,
+                )
+
+        needs = NEEDS[self.score]
+        return conflict(
+            delta,
+            score=self.score,
+            earlier=[fisher(domain, self.where) for domain in self.earlier] if "earlier" in needs else None,
+            later=[fisher(domain, "now") for domain in self.later] if "later" in needs else None,
+            own=self.own,
+            subspace=self.subspace(loaded, delta) if "subspace" in needs else None,
+            seed=self.seed,
+        )

@@ -1,0 +1,174 @@
+"""`train`, `sequence`, `refresh`: fine-tunes, one or several in a row, and the short one that repairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rlforget.cli import models, output
+from rlforget.cli.options import Device, DryRun, Evaluate, Force, Json, Model, OutFolder, Samples, Seed
+
+if TYPE_CHECKING:
+    from rlforget.training import SequenceConfig, StageConfig
+
+Config = Annotated[Path, typer.Argument(help="A YAML file.", metavar="CONFIG")]
+
+
+def train(
+    config: Config,
+    out: OutFolder,
+    stage: Annotated[
+        str | None, typer.Option(help="Name or domain of the stage to run, where the file has several.")
+    ] = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Run one stage of a YAML file and write the tuned model as a checkpoint folder."""
+    from rlforget import domains
+    from rlforget.training import load_config, replay, train_stage
+    from rlforget.training.loading import load_model
+    from rlforget.training.sequence import evaluate_domain
+    from rlforget.weights.atomic import check_new_folder
+
+    settings = load_config(config)
+    chosen = _only_stage(settings, stage)
+    domain = domains.get(chosen.domain)
+    check_new_folder(out, force=force)
+    if dry_run:
+        _show_plan(out, [chosen], as_json=as_json)
+        return
+    with output.step(f"loading {settings.model}"):
+        model, tokenizer = load_model(settings)
+        if settings.continue_from is not None:
+            replay(model, Path(settings.continue_from))
+    before = {domain.name: evaluate_domain(model, tokenizer, domain, settings.evaluation).mean}
+    result = train_stage(model, tokenizer, chosen, seed=settings.seed, domain=domain)
+    after = {domain.name: evaluate_domain(model, tokenizer, domain, settings.evaluation).mean}
+    models.save(model, tokenizer, out, like=None, force=force)
+    _show_result(result, out, before, after, as_json=as_json)
+
+
+def sequence(
+    config: Config,
+    out: OutFolder,
+    resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or refuse to.")] = True,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Run the stages of a YAML file one after another; kill it at any time and run it again to go on."""
+    from rlforget import domains
+    from rlforget.training import load_config, run_sequence
+
+    settings = load_config(config)
+    for stage in settings.stages:
+        domains.get(stage.domain)
+    if dry_run:
+        _show_plan(out, settings.stages, as_json=as_json)
+        return
+    result = run_sequence(settings, out, resume=resume)
+    if as_json:
+        stages = [
+            {
+                "name": stage.name,
+                "folder": stage.folder.path,
+                "steps": stage.result.steps if stage.result else 0,
+                "rewards": {name: score.mean for name, score in stage.scores.items()},
+            }
+            for stage in result.stages
+        ]
+        output.json_object({"out": out, "stages": stages})
+    else:
+        output.line(result.table())
+        output.written(out, dry_run=False)
+
+
+def refresh(
+    model: Model,
+    domain: Annotated[str, typer.Option(help="The earlier domain to repair.")],
+    out: OutFolder,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = 10,
+    method: Annotated[Literal["grpo", "sft"], typer.Option(help="How to train.")] = "grpo",
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.", min=0.0)] = 1e-3,
+    prompts: Annotated[int, typer.Option(help="Different prompts a step.", min=1)] = 16,
+    seed: Seed = 0,
+    evaluate: Evaluate = False,
+    samples: Samples = 256,
+    device: Device = "auto",
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Repair an earlier domain with a short fine-tune, and write the model as a new checkpoint folder."""
+    from rlforget import domains
+    from rlforget.training import StageConfig
+    from rlforget.training import refresh as tune
+    from rlforget.weights import open_weights
+    from rlforget.weights.atomic import check_new_folder
+
+    chosen = domains.get(domain)
+    check_new_folder(out, force=force)
+    if dry_run:
+        open_weights(models.folder_of(model))
+        planned = StageConfig(domain=domain, method=method, steps=steps, learning_rate=learning_rate, prompts=prompts)
+        _show_plan(out, [planned], as_json=as_json)
+        return
+    loaded = models.load(model, device)
+    before = models.rewards(loaded, [chosen] if evaluate else [], samples=samples, seed=seed)
+    result = tune(
+        loaded.model,
+        loaded.tokenizer,
+        chosen,
+        steps=steps,
+        method=method,
+        learning_rate=learning_rate,
+        prompts=prompts,
+        seed=seed,
+    )
+    after = models.rewards(loaded, [chosen] if evaluate else [], samples=samples, seed=seed)
+    models.save(loaded.model, loaded.tokenizer, out, like=loaded.folder, force=force)
+    _show_result(result, out, before, after, as_json=as_json)
+
+
+def _only_stage(settings: SequenceConfig, wanted: str | None) -> StageConfig:
+    """Return the stage that is asked for, or the only one.
+
+    Raises:
+        typer.BadParameter: There are several, and none is named.
+        UnknownNameError: There is no stage of that name.
+    """
+    from rlforget.errors import UnknownNameError
+
+    names = [stage.name or stage.domain for stage in settings.stages]
+    if wanted is None and len(names) > 1:
+        raise typer.BadParameter(f"the file has the stages {', '.join(names)}: choose one", param_hint="--stage")
+    if wanted is not None and wanted not in names:
+        raise UnknownNameError(
+            f"stage {wanted!r}", expected=f"one of {', '.join(names)}", found=repr(wanted), fix="Check the spelling."
+        )
+    return settings.stages[0 if wanted is None else names.index(wanted)]
+
+
+def _show_plan(out: Path, stages: list[StageConfig], *, as_json: bool) -> None:
+    if as_json:
+        output.json_object({"stages": [stage.model_dump() for stage in stages], "out": None})
+        return
+    rows = [
+        (stage.name or stage.domain, stage.domain, stage.method, str(stage.steps), f"{stage.learning_rate:g}")
+        for stage in stages
+    ]
+    output.table(("stage", "domain", "method", "steps", "learning rate"), rows)
+    output.written(out, dry_run=True)
+
+
+def _show_result(result: Any, out: Path, before: dict[str, float], after: dict[str, float], *, as_json: bool) -> None:
+    if as_json:
+        stage = {"domain": result.domain, "method": result.method, "steps": result.steps, "seconds": result.seconds}
+        output.json_object({**stage, "rewards": {"before": before, "after": after}, "out": out})
+        return
+    if before:
+        models.show_rewards(before, after)
+    output.line(f"{result.steps} steps of {result.method} on {result.domain} in {result.seconds:.0f} s")
+    output.written(out, dry_run=False)

@@ -1,0 +1,169 @@
+"""The program as a whole: its map, its help, its speed, and what becomes of exceptions."""
+
+from __future__ import annotations
+
+import errno
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlforget.cli import doctor
+from rlforget.cli.app import TASKS
+from rlforget.errors import ConfigError
+from tests.cli.conftest import run
+
+EXAMPLES = {command.__name__: example for commands in TASKS.values() for command, example in commands.items()}
+WRITERS = ("diff", "apply", "revert", "rollback", "refresh", "train", "miniature", "demo", "report")
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "rlforget", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def plain(text: str) -> str:
+    """Help without its boxes and line breaks."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
+def test_alone_it_prints_the_commands_by_task() -> None:
+    shown = run()
+    assert shown.code == 0
+    for task, commands in TASKS.items():
+        assert task in shown.out
+        assert all(re.search(rf"^  {command.__name__} ", shown.out, re.MULTILINE) for command in commands)
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_help_holds_one_example_whose_options_exist(command: str) -> None:
+    shown = plain(run(command, "--help").out)
+    assert f"Example: {EXAMPLES[command]}" in shown
+    assert shown.count("Example:") == 1
+    options = shown.partition("Options")[2].partition("Example:")[0].split()
+    assert {word for word in EXAMPLES[command].split() if word.startswith("-")} <= set(options)
+    assert "--json" in options
+
+
+@pytest.mark.parametrize("command", [*WRITERS, "sequence"])
+def test_what_writes_can_be_tried_first(command: str) -> None:
+    options = plain(run(command, "--help").out).split()
+    assert "--dry-run" in options
+    assert ("--force" in options) == (command != "sequence")  # which goes on with a run, and never replaces one
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"rlforget \d+\.\d+\.\d+\n", run("--version").out)
+
+
+def test_help_loads_no_library() -> None:
+    script = (
+        "import sys; sys.argv = ['rlforget', 'rollback', '--help']\n"
+        "from rlforget.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "typer" in loaded
+    assert loaded.isdisjoint({"torch", "numpy", "transformers", "trl", "plotly", "numba", "triton"})
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_a_missing_command_line_extra_is_named(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlforget.__main__ import main
+
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert isinstance(exit.value.code, str)  # which Python prints on stderr, with exit code 1
+    assert f"package {package}" in exit.value.code
+    assert "pip install 'rlforget[cli]'" in exit.value.code
+    assert "\n" not in exit.value.code
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (ConfigError("key x", expected="a", found="b", fix="Mend\nit."), "key x: expected a; found b. Mend it."),
+        (OSError(errno.ENOSPC, "No space left on device", "/full/file"), "/full/file: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root"), "/root: Permission denied"),
+        (OSError(errno.EFBIG, "File too large"), "a file: File too large"),
+        (OSError("a library's own words\nin two lines"), "a library's own words in two lines"),
+        (ModuleNotFoundError("No module", name="plotly.graph_objects"), "pip install 'rlforget[report]'"),
+        (ModuleNotFoundError("No module", name="reasoning_gym"), "pip install 'rlforget[reasoning-gym]'"),
+    ],
+)
+def test_a_fault_of_the_input_is_one_line(fault: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "diagnosis", _raiser(fault))
+    assert said in run("doctor").fault
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "diagnosis", _raiser(KeyboardInterrupt()))
+    ended = run("doctor")
+    assert (ended.code, ended.err) == (130, "rlforget: interrupted\n")
+
+
+@pytest.mark.parametrize("fault", [ValueError("a bug"), ModuleNotFoundError("No module", name="rlforget.typo")])
+def test_a_bug_stays_loud(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "diagnosis", _raiser(fault))
+    with pytest.raises(type(fault)):
+        run("doctor")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("dif", "a", "b"),
+        ("diff", "a"),
+        ("diff", "a", "b", "--tpo", "3"),
+        ("diff", "a", "b", "--top", "-1"),
+        ("apply", "a", "d"),
+        ("rollback", "a", "d", "-o", "x", "--fraction", "2"),
+        ("rollback", "a", "d", "-o", "x", "--dense", "--fraction", "0.1"),
+        ("rollback", "a", "d", "-o", "x", "--dense", "--score", "fisher"),
+        ("rollback", "a", "d", "-o", "x", "--score", "fisher"),
+        ("conflict", "a", "d", "--score", "two_fisher", "--earlier", "math"),
+        ("conflict", "a", "d", "--score", "opposed"),
+        ("refresh", "miniature", "-o", "x"),
+        ("demo", "--seed", "one"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
+    ended = run(*arguments)
+    assert ended.code == 2
+    assert not ended.out
+    assert "Usage: rlforget" in ended.err
+
+
+def test_the_program_itself(tmp_path: Path) -> None:
+    assert program().stdout.startswith("rlforget: what fine-tuning changed")
+    wrong = program("diff", "--no-such-option")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    failed = program("diff", str(tmp_path), str(tmp_path))
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.splitlines()[-1].startswith("rlforget: ")
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_reader_that_leaves_is_no_fault() -> None:
+    code = "import sys; from rlforget.__main__ import main; sys.argv = ['rlforget', 'diff', '--help']; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+
+
+def _raiser(fault: BaseException) -> object:
+    def fail() -> None:
+        raise fault
+
+    return fail

@@ -1,0 +1,133 @@
+"""`conflict` and `rollback` on checkpoint folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import rlforget as rf
+from rlforget.delta.naming import kind_of, layer_of
+from tests.cli.conftest import Checkpoints, differing, run, tensors, unchanged
+
+FEW = ("--samples", 4)
+MATH = ("--restore", "math", "--protect", "writing")
+
+
+def test_conflict_counts_the_set_by_layer_and_kind(checkpoints: Checkpoints) -> None:
+    asked = ("conflict", checkpoints.tuned, checkpoints.delta, "--earlier", "math", "--later", "qa", *FEW)
+    found = run(*asked, "--json").json
+    assert found["count"] == round(0.02 * found["numel"])
+    assert found["score"] == "subspace"
+    assert sum(tensor["picked"] for tensor in found["tensors"]) == found["count"]
+    for layer, group in found["groups"].items():
+        for kind, count in group.items():
+            inside = [
+                t["picked"] for t in found["tensors"] if kind_of(t["name"]) == kind and _layer(t["name"]) == layer
+            ]
+            assert sum(inside) == count
+    shown = run(*asked).out.splitlines()
+    assert shown[0].split()[0] == "layer"
+    assert [line.split()[0] for line in shown[1:-1]] == [*found["groups"], "all"]
+    assert shown[-2].split()[-1] == str(found["count"])
+
+
+@pytest.mark.parametrize(
+    ("score", "options"),
+    [
+        ("fisher", ("--restore", "math")),
+        ("taylor", ("--restore", "math", "--restore", "code", "--where", "now")),
+        ("two_fisher", MATH),
+        ("subspace", MATH),
+        ("magnitude", ()),
+        ("random", ("--seed", 3)),
+    ],
+)
+def test_rollback_puts_old_bits_at_few_coordinates(
+    score: str, options: tuple[object, ...], checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    asked = ("rollback", checkpoints.tuned, checkpoints.delta, "--score", score, *options, *FEW, "-o", out)
+    report = run(*asked, "--fraction", 0.05, "--json").json
+    numel = rf.Delta.load(checkpoints.delta).numel
+    assert report["coordinates"] == report["written"] == round(0.05 * numel)
+    assert differing(out, checkpoints.tuned) == report["written"]
+    assert differing(out, checkpoints.base) == differing(checkpoints.base, checkpoints.tuned) - report["written"]
+
+
+def test_rollback_with_the_earlier_domains_own_delta(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    own = tmp_path / "own.delta.safetensors"
+    assert run("diff", checkpoints.tuned, checkpoints.base, "-o", own).code == 0  # exactly opposed
+    asked = ("rollback", checkpoints.tuned, checkpoints.delta, "--score", "opposed", "--own", own, "--fraction", 1)
+    assert run(*asked, "-o", tmp_path / "out").code == 0
+    assert differing(tmp_path / "out", checkpoints.base) == 0
+
+
+def test_rollback_of_the_whole_correction(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = run("rollback", checkpoints.tuned, checkpoints.delta, *MATH, *FEW, "--dense", "-o", out, "--json").json
+    assert report["written"] == differing(out, checkpoints.tuned) > 0
+    assert 0 < report["norm_share"] < 1
+    assert report["out"] == str(out)
+
+
+def test_rollback_by_a_share(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ("rollback", checkpoints.tuned, checkpoints.delta, "--score", "magnitude", "--fraction", 1)
+    assert run(*asked, "--strength", 0.5, "-o", out).code == 0
+    before, after, now = tensors(checkpoints.base), tensors(checkpoints.tuned), tensors(out)
+    for name, value in now.items():
+        torch.testing.assert_close(value, (before[name] + after[name]) / 2)
+
+
+def test_rollback_tells_the_rewards(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    asked = ("rollback", checkpoints.tuned, checkpoints.delta, *MATH, *FEW, "--evaluate", "-o", tmp_path / "out")
+    with unchanged(tmp_path):
+        found = run(*asked, "--dry-run", "--json").json
+    assert found["out"] is None
+    assert all(set(found["rewards"][when]) == {"math", "writing"} for when in ("before", "after"))
+    shown = run(*asked).out
+    assert [line.split()[0] for line in shown.splitlines()[1:3]] == ["math", "writing"]
+    assert f"wrote {tmp_path / 'out'}" in shown
+
+
+def test_the_same_seed_gives_the_same_bits(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        asked = ("rollback", checkpoints.tuned, checkpoints.delta, *MATH, *FEW, "--dense", "-o", tmp_path / name)
+        assert run(*asked).code == 0
+    assert differing(tmp_path / "one", tmp_path / "two") == 0
+
+
+@pytest.mark.parametrize("command", ["conflict", "rollback"])
+def test_a_delta_without_changes_is_nothing_to_do(command: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.delta.safetensors"
+    assert run("diff", checkpoints.base, checkpoints.base, "-o", empty).code == 0
+    out = ("-o", tmp_path / "out") if command == "rollback" else ()
+    with unchanged(tmp_path):
+        ended = run(command, checkpoints.base, empty, "--score", "random", *out)
+    assert ended.code == 3
+    assert "nothing to do" in ended.err
+
+
+@pytest.mark.parametrize("command", ["conflict", "rollback"])
+def test_a_model_that_the_delta_does_not_lead_to_is_refused(
+    command: str, checkpoints: Checkpoints, other: Path, tmp_path: Path
+) -> None:
+    out = ("-o", tmp_path / "out") if command == "rollback" else ()
+    with unchanged(tmp_path):
+        assert "apply the delta" in run(command, checkpoints.base, checkpoints.delta, "--score", "random", *out).fault
+        assert "resized" in run(command, other, checkpoints.delta, "--score", "random", *out).fault
+
+
+def test_an_existing_output_is_refused_before_any_work(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlforget.cli.models.load", lambda *_: pytest.fail("the model was loaded"))
+    ended = run("rollback", checkpoints.tuned, checkpoints.delta, "--score", "random", "-o", tmp_path)
+    assert "exist" in ended.fault
+
+
+def _layer(name: str) -> str:
+    layer = layer_of(name)
+    return "outside" if layer is None else str(layer)

@@ -1,0 +1,121 @@
+"""`diff`, `apply`, `revert` on checkpoint folders."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import rlforget as rf
+from tests.cli.conftest import Checkpoints, differing, run, tensors, unchanged
+
+
+def test_diff_shows_and_saves_every_change(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    out = tmp_path / "x.delta.safetensors"
+    shown = run("diff", checkpoints.base, checkpoints.tuned, "-o", out, "--top", 2)
+    assert shown.code == 0
+    changed = differing(checkpoints.base, checkpoints.tuned)
+    assert f"{changed:,} of " in shown.out
+    assert f"wrote {out}" in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 100
+    saved = rf.Delta.load(out)
+    assert saved.changed == changed
+    most = max(saved.values(), key=lambda tensor: tensor.changed)
+    row = next(line for line in shown.out.splitlines() if line.startswith(most.name))
+    assert row.split()[1:3] == [f"{most.changed:,}", f"{most.numel:,}"]
+
+
+def test_diff_for_programs(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    out = tmp_path / "x.delta.safetensors"
+    shown = run("diff", checkpoints.base, checkpoints.tuned, "-o", out, "--top", 3, "--json").json
+    assert shown["total"]["changed"] == differing(checkpoints.base, checkpoints.tuned)
+    counts = [tensor["changed"] for tensor in shown["top"]]
+    assert counts == sorted(counts, reverse=True)
+    assert len(counts) == 3
+    assert shown["saved"] == str(out)
+
+
+def test_json_holds_what_json_lacks_as_null(tmp_path: Path) -> None:
+    for name, value in (("one", 1.0), ("two", float("inf"))):
+        save_file({"w": torch.tensor([value])}, tmp_path / f"{name}.safetensors")
+    shown = run("diff", tmp_path / "one.safetensors", tmp_path / "two.safetensors", "--json").json
+    assert shown["total"]["non_finite"] == 1
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_exit_code_tells_differences(checkpoints: Checkpoints, flags: tuple[str, ...]) -> None:
+    assert run("diff", checkpoints.base, checkpoints.tuned, "--exit-code", *flags).code == 3
+    assert run("diff", checkpoints.base, checkpoints.base, "--exit-code", *flags).code == 0
+    assert run("diff", checkpoints.base, checkpoints.tuned, *flags).code == 0
+
+
+def test_apply_and_revert_are_exact(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    shown = run("apply", checkpoints.base, checkpoints.delta, "-o", there)
+    assert shown.code == 0
+    assert f"wrote {there}" in shown.out
+    assert differing(there, checkpoints.tuned) == 0
+    assert (there / "config.json").read_bytes() == (checkpoints.base / "config.json").read_bytes()
+    assert run("revert", there, checkpoints.delta, "-o", back, "--json").json["out"] == str(back)
+    assert (back / "model.safetensors").read_bytes() == (checkpoints.base / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+@pytest.mark.parametrize("command", ["diff", "apply", "revert"])
+def test_dry_run_writes_nothing(command: str, flags: tuple[str, ...], checkpoints: Checkpoints, tmp_path: Path) -> None:
+    first = checkpoints.tuned if command == "revert" else checkpoints.base
+    second = checkpoints.tuned if command == "diff" else checkpoints.delta
+    with unchanged(tmp_path):
+        assert run(command, first, second, "-o", tmp_path / "out", "--dry-run", *flags).code == 0
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_delta_for_other_weights_is_refused(
+    flags: tuple[str, ...], checkpoints: Checkpoints, other: Path, tmp_path: Path
+) -> None:
+    with unchanged(tmp_path):
+        out = tmp_path / "out"
+        assert "already" in run("apply", checkpoints.tuned, checkpoints.delta, "-o", out, *flags).fault
+        assert "old bits" in run("revert", checkpoints.base, checkpoints.delta, "-o", out, *flags).fault
+        assert "model.embed_tokens.weight" in run("apply", other, checkpoints.delta, "-o", out, *flags).fault
+
+
+def test_nothing_is_overwritten_without_force(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    file, folder = tmp_path / "x.delta.safetensors", tmp_path / "model"
+    file.write_text("precious")
+    shutil.copytree(checkpoints.base, folder)
+    commands = (
+        ("diff", checkpoints.base, checkpoints.tuned, "-o", file),
+        ("apply", checkpoints.base, checkpoints.delta, "-o", folder),
+        ("revert", checkpoints.tuned, checkpoints.delta, "-o", folder),
+    )
+    with unchanged(tmp_path):
+        for command in commands:
+            assert "exist" in run(*command).fault
+            assert "exist" in run(*command, "--dry-run").fault
+    assert run(*commands[0], "--force").code == 0
+    assert rf.Delta.load(file).changed == differing(checkpoints.base, checkpoints.tuned)
+    assert run(*commands[1], "--force").code == 0
+    assert differing(folder, checkpoints.tuned) == 0
+
+
+def test_force_never_deletes_what_is_no_checkpoint(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("precious")
+    with unchanged(tmp_path):
+        assert "thesis" in run("apply", checkpoints.base, checkpoints.delta, "-o", folder, "--force").fault
+
+
+def test_single_files_are_checkpoints_too(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    delta, out = tmp_path / "x.delta.safetensors", tmp_path / "out.safetensors"
+    before, after = (folder / "model.safetensors" for folder in (checkpoints.base, checkpoints.tuned))
+    assert run("diff", before, after, "-o", delta).code == 0
+    assert run("apply", before, delta, "-o", out).code == 0
+    wanted = tensors(checkpoints.tuned)
+    assert all(
+        torch.equal(value.view(torch.int32), wanted[name].view(torch.int32)) for name, value in load_file(out).items()
+    )
