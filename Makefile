@@ -47,6 +47,8 @@ miniature: .venv/.ready
 # The figures of docs/results.md: the demo on three seeds.
 results: .venv/.ready
 	$(BIN)/rlforget demo --seed 0 --seed 1 --seed 2 --out runs/results --force
+	cp runs/results/results.md docs/results.md
+	mkdir -p docs/images && cp runs/results/demo.png docs/images/demo.png
 
 # With an NVIDIA GPU, pip's own choice of torch (CUDA) stands; without one, the versions of constraints.txt, torch
 # first, because asked for in any other way torch brings gigabytes of CUDA packages along.

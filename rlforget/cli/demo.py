@@ -12,7 +12,7 @@ import typer
 from rlforget.cli import output
 from rlforget.cli.options import DryRun, Force, Json, OutFolder, Seed
 
-REPORT = "report.html"
+REPORT, PICTURE = "report.html", "demo.png"
 
 
 def demo(
@@ -34,18 +34,19 @@ def demo(
         plan = {"seeds": seeds, "fast": fast, "out": None}
         output.json_object(plan) if as_json else output.written(out, dry_run=True)
         return
-    from rlforget.experiments.demo import run_demo
-    from rlforget.report import write_report
+    from rlforget.experiments.demo import PAGE_FILE, run_demo
+    from rlforget.report import save_picture, write_report
     from rlforget.training.progress import choose
 
     echo = output.note if as_json else output.line
     result = run_demo(seeds, out, fast=fast, echo=echo, progress=choose(True), force=force)
     page = write_report(out, out / REPORT, force=force)
+    save_picture(result, out / PICTURE, force=force)
     if as_json:
-        output.json_object({**result, "out": out, "report": page})
+        output.json_object({**result, "out": out, "report": page, "picture": out / PICTURE})
     else:
-        output.written(out, dry_run=False)
-        output.written(page, dry_run=False)
+        for written in (out, out / PAGE_FILE, out / PICTURE, page):
+            output.written(written, dry_run=False)
 
 
 def miniature(

@@ -20,6 +20,13 @@ def path() -> Path:
 def load() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
     """Load the shipped miniature and its tokenizer, in evaluation mode and float32."""
     from transformers import AutoTokenizer, Qwen2ForCausalLM
+    from transformers.utils import logging
 
-    model = Qwen2ForCausalLM.from_pretrained(path(), dtype="float32")
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a bar for a file of 0.8 MB is noise
+    try:
+        model = Qwen2ForCausalLM.from_pretrained(path(), dtype="float32")
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     return model.eval(), AutoTokenizer.from_pretrained(path())

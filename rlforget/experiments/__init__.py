@@ -1,0 +1,3 @@
+"""Whole studies, built from the layers below."""
+
+from __future__ import annotations

@@ -1,0 +1,115 @@
+"""The main job on one seed: train a sequence, see what changed and what was lost, try every repair."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rlforget import delta as deltas
+from rlforget import domains
+from rlforget.delta import Delta
+from rlforget.domains import miniature
+from rlforget.experiments.measure import Rewards
+from rlforget.experiments.repairs import Repair, Scene, norm, training_free
+from rlforget.experiments.settings import EARLIER, SEQUENCE, TARGET, Settings
+from rlforget.experiments.sft_and_rl import sft_and_rl
+from rlforget.training import EvaluationConfig, Progress, SequenceConfig, StageConfig, run_sequence, train_stage
+
+Echo = Callable[[str], None]
+
+
+def main_job(seed: int, out: Path, settings: Settings, *, echo: Echo, progress: Progress) -> dict[str, Any]:
+    """Run the demo on one seed, with the sequence and its deltas in the folder `out`.
+
+    Returns:
+        JSON: `seed`, `stages` (rewards of every domain and the statistics of the delta), `overlaps` of the stages'
+        deltas, `lost` (reward of each earlier domain after the last earlier stage, less at the end), `repairs`,
+        `sft_and_rl` and `seconds`.
+    """
+    started = time.perf_counter()
+    echo(f"seed {seed}: GRPO on {' → '.join(SEQUENCE)}")
+    sequence = run_sequence(_sequence(settings, seed), out, progress=progress)
+    stages = [stage.folder.delta() for stage in sequence.stages[1:]]
+    rewards: list[Rewards] = [_means(stage.scores) for stage in sequence.stages]
+    model, tokenizer = miniature.load()
+    split = len(EARLIER)
+    for stage in stages[:split]:
+        deltas.apply(model, stage)
+    then = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for stage in stages[split:-1]:
+        deltas.apply(model, stage)
+    before_target = copy.deepcopy(model)
+    deltas.apply(model, stages[-1])
+    scene = Scene(
+        model=model,
+        tokenizer=tokenizer,
+        delta=deltas.diff(then, model),
+        own=stages[split - 1],
+        then=rewards[split],
+        now=rewards[-1],
+        settings=settings,
+        seed=seed,
+    )
+    repairs = list(training_free(scene, echo))
+    echo(f"refresh: {settings.refresh_steps} GRPO steps on each of {', '.join(EARLIER)}")
+    repairs.append(_refreshed(scene, progress))
+    echo(f"SFT and RL on {TARGET}, to the same reward")
+    return {
+        "seed": seed,
+        "stages": [{"name": "base", "rewards": rewards[0]}]
+        + [
+            {"name": name, "rewards": after, "delta": stage.stats().to_dict()}
+            for name, after, stage in zip(SEQUENCE, rewards[1:], stages, strict=True)
+        ],
+        "overlaps": _overlaps(stages),
+        "lost": {name: scene.then[name] - scene.now[name] for name in EARLIER},
+        "repairs": [repair.to_dict() for repair in repairs],
+        "sft_and_rl": sft_and_rl(before_target, tokenizer, settings, seed, progress),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _sequence(settings: Settings, seed: int) -> SequenceConfig:
+    return SequenceConfig(
+        model="miniature",
+        seed=seed,
+        stages=[
+            StageConfig(domain=name, method="grpo", steps=steps, learning_rate=rate)
+            for name, steps, rate in zip(SEQUENCE, settings.steps, settings.learning_rates, strict=True)
+        ],
+        evaluation=EvaluationConfig(domains=list(SEQUENCE), count=settings.evaluation_prompts),
+    )
+
+
+def _means(scores: dict[str, domains.Score]) -> Rewards:
+    return {name: score.mean for name, score in scores.items()}
+
+
+def _overlaps(stages: list[Delta]) -> list[dict[str, Any]]:
+    pairs = [(i, j) for j in range(len(stages)) for i in range(j)]
+    return [
+        {"first": SEQUENCE[i], "second": SEQUENCE[j], **deltas.overlap(stages[i], stages[j]).to_dict()}
+        for i, j in pairs
+    ]
+
+
+def _refreshed(scene: Scene, progress: Progress) -> Repair:
+    """A short fine-tune on each earlier domain; the last repair, since it changes the model for good."""
+    now = {name: parameter.detach().clone() for name, parameter in scene.model.named_parameters()}
+    for name in EARLIER:
+        stage = StageConfig(
+            domain=name,
+            method="grpo",
+            name=f"re-{name}",
+            steps=scene.settings.refresh_steps,
+            learning_rate=scene.settings.refresh_rate,
+        )
+        train_stage(scene.model, scene.tokenizer, stage, seed=scene.seed + 1, progress=progress)
+    moved = sum(
+        float((parameter.detach() - now[name]).double().square().sum())
+        for name, parameter in scene.model.named_parameters()
+    )
+    return scene.judged("refresh", None, moved**0.5 / norm(scene.delta))

@@ -1,0 +1,143 @@
+"""Every repair the demo compares, each tried on the live model and undone to the bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlforget.experiments.measure import Rewards, kept, regained, rewards
+from rlforget.experiments.settings import EARLIER, LATER, Settings
+from rlforget.interference import ConflictSubspace, Coordinates, Fisher, conflict, conflict_subspace, fisher
+from rlforget.recovery import rollback
+
+if TYPE_CHECKING:
+    from rlforget.delta import Delta
+
+COORDINATE_RULES: tuple[tuple[str, float], ...] = (
+    ("fisher", 0.01),
+    ("fisher", 0.02),
+    ("fisher", 0.05),
+    ("two_fisher", 0.05),
+    ("subspace", 0.01),
+    ("subspace", 0.02),
+    ("magnitude", 0.02),
+    ("magnitude", 0.05),
+    ("random", 0.02),
+    ("random", 0.05),
+    ("opposed", 0.05),
+    ("taylor", 0.05),
+)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What one repair did.
+
+    Attributes:
+        rule: The score, `dense subspace`, `random subspace` or `refresh`.
+        fraction: Share of the model's coordinates that were put back, or None where the correction is dense.
+        rewards: Mean sampled reward of each domain afterwards.
+        regained: Share of the earlier domains' lost reward that came back.
+        kept: Share of the later domains' gain that stayed.
+        norm_share: Norm of the correction over the norm of δ.
+    """
+
+    rule: str
+    fraction: float | None
+    rewards: Rewards
+    regained: float
+    kept: float
+    norm_share: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A model that lost something, and what it had.
+
+    Attributes:
+        model: The live model, at the end of the sequence.
+        tokenizer: Its tokenizer.
+        delta: Everything since the last earlier domain's stage.
+        own: The last earlier domain's own update, for the score `opposed`.
+        then: Rewards at that stage.
+        now: Rewards at the end.
+        settings: Sample counts.
+        seed: Seed of all draws.
+    """
+
+    model: Any
+    tokenizer: Any
+    delta: Delta
+    own: Delta
+    then: Rewards
+    now: Rewards
+    settings: Settings
+    seed: int
+
+    def judged(self, rule: str, fraction: float | None, norm_share: float) -> Repair:
+        """Measure the model as it stands."""
+        after = rewards(self.model, self.tokenizer, count=self.settings.evaluation_prompts)
+        return Repair(
+            rule, fraction, after, regained(self.then, self.now, after), kept(self.then, self.now, after), norm_share
+        )
+
+
+def training_free(scene: Scene, echo: Callable[[str], None]) -> Iterator[Repair]:
+    """Try every training-free rollback in turn; the model is as it was after each."""
+    echo("Fishers of every domain, at the midpoint")
+    earlier, later = ([_fisher(scene, name) for name in names] for names in (EARLIER, LATER))
+    echo("conflict subspace, at the midpoint")
+    subspace, control = (_subspace(scene, random=random) for random in (False, True))
+    for rule, found in (("dense subspace", subspace), ("random subspace", control)):
+        with rollback(scene.model, scene.delta, found, seed=scene.seed):
+            yield scene.judged(rule, None, found.norm / norm(scene.delta))
+    for score, fraction in COORDINATE_RULES:
+        scored = conflict(
+            scene.delta, earlier=earlier, later=later, score=score, own=scene.own, subspace=subspace, seed=scene.seed
+        )
+        chosen = scored.top(fraction=fraction)
+        with rollback(scene.model, scene.delta, chosen):
+            yield scene.judged(score, fraction, norm(scene.delta, chosen) / norm(scene.delta))
+
+
+def norm(delta: Delta, at: Coordinates | None = None) -> float:
+    """Euclidean norm of a delta, or of its part at some of its coordinates."""
+    squares = 0.0
+    positions = at.positions(delta) if at is not None else None
+    for name, tensor in delta.items():
+        values = tensor.values.double()
+        if positions is not None:
+            values = values[positions[name]] if name in positions else values[:0]
+        squares += float(values.square().sum())
+    return math.sqrt(squares)
+
+
+def _fisher(scene: Scene, domain: str) -> Fisher:
+    return fisher(
+        scene.model,
+        domain,
+        at=scene.delta,
+        samples=scene.settings.samples,
+        seed=scene.seed,
+        tokenizer=scene.tokenizer,
+        where="midpoint",
+    )
+
+
+def _subspace(scene: Scene, *, random: bool) -> ConflictSubspace:
+    return conflict_subspace(
+        scene.model,
+        scene.delta,
+        restore=EARLIER,
+        protect=() if random else LATER,
+        samples=scene.settings.samples,
+        seed=scene.seed,
+        tokenizer=scene.tokenizer,
+        random=random,
+    )

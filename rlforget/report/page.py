@@ -1,0 +1,192 @@
+"""The page: one HTML file that needs nothing else, neither beside it nor from the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shlex
+from importlib.resources import files
+from pathlib import Path
+
+from rlforget.errors import missing_extra
+from rlforget.report.markup import Html, tag
+from rlforget.report.over_seeds import OverSeeds, over_seeds
+from rlforget.report.results import Results, read_results
+from rlforget.report.sections import Section, sections
+from rlforget.report.story import seeds_note, story
+from rlforget.report.tables import Table
+from rlforget.report.wording import listing, number
+from rlforget.weights.atomic import check_free, new_file
+
+
+def write_report(run: Path, out: Path, force: bool = False) -> Path:
+    """Write a page about a run.
+
+    Args:
+        run: The run's folder, as `rlforget demo` wrote it.
+        out: The page to write, about 5 MB: the plots' library is in it.
+        force: Replace what is there.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ReportError: The run's results are missing, damaged, or of another format or version.
+        OutputError: `out` exists and `force` is not given, or it cannot be written.
+        MissingExtraError: plotly is not installed.
+    """
+    check_free(out, force=force)
+    page = compose(read_results(run), run, library=_plotly())
+    with new_file(out, force=force) as file:
+        file.write(page.encode("utf-8", errors="replace"))  # JSON may hold halves of a character
+    return out
+
+
+def compose(results: Results, run: Path, *, library: str) -> str:
+    """Build the page.
+
+    Args:
+        results: The run's results.
+        run: The run's folder, for the commands at the end.
+        library: The source of plotly.js.
+    """
+    found = over_seeds(results)
+    parts = list(sections(found))
+    figures = {f"{part.key}-{i}": plot.views for part in parts for i, plot in enumerate(part.plots)}
+    scripts = [_lines(library), _lines(_asset("page.js"))]
+    head = [
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_policy(scripts)),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"rlforget: {_path(found)}"),
+        tag("style", Html(_asset("page.css"))),
+    ]
+    body = [
+        _opening(results, found),
+        *(_section(part) for part in parts if part.plots),
+        _missing([part.heading for part in parts if not part.plots]),
+        _origin(results, run),
+    ]
+    code = [
+        tag("script", _json(figures), type="application/json", id="figures"),
+        *(tag("script", Html(script)) for script in scripts),
+    ]
+    document = tag("html", tag("head", *head), tag("body", tag("main", *body), *code), lang="en")
+    return f"<!doctype html>\n{document}\n"
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise missing_extra("plotly", "report") from None
+    return str(get_plotlyjs())
+
+
+def _asset(name: str) -> str:
+    return files("rlforget.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _lines(script: str) -> str:
+    """A script with the line ends that a browser makes of it, so that its hash is the browser's."""
+    return script.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _policy(scripts: list[str]) -> str:
+    """Forbid the network, and every script but ours."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{found}'" for found in hashes)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def _json(figures: dict[str, list[dict[str, object]]]) -> Html:
+    """JSON that cannot end the element it stands in."""
+    text = json.dumps(figures, allow_nan=False, separators=(",", ":"))
+    return Html(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _path(found: OverSeeds) -> str:
+    return " → ".join(stage.name for stage in found.stages) or "a run"
+
+
+def _opening(results: Results, found: OverSeeds) -> Html:
+    sentences = story(found)
+    short = (
+        " The short form of the demo: fewer steps, prompts and samples, and smaller effects." if results.fast else ""
+    )
+    return tag(
+        "header",
+        tag("h1", "What fine-tuning changed, what it cost, and what undoing gave back"),
+        tag("p", f"{seeds_note(found.seeds)}{short}", class_="muted"),
+        tag("ol", *(tag("li", sentence) for sentence in sentences)) if sentences else Html(),
+        tag("noscript", tag("p", "The plots need JavaScript; the tables hold the same numbers.")),
+    )
+
+
+def _section(part: Section) -> Html:
+    drawn = [
+        tag(
+            "figure",
+            tag("figcaption", plot.title),
+            tag(
+                "div",
+                id=f"{part.key}-{i}",
+                class_="plot",
+                role="img",
+                aria_label=plot.title,
+                style=f"height:{plot.height}px",
+            ),
+        )
+        for i, plot in enumerate(part.plots)
+    ]
+    return tag(
+        "section",
+        tag("h2", part.heading),
+        tag("p", part.text),
+        _choice(part.choices) if part.choices else Html(),
+        tag("div", *drawn, class_="plots"),
+        _table(part.table) if part.table else Html(),
+        id=part.key,
+    )
+
+
+def _choice(choices: tuple[str, ...]) -> Html:
+    return tag("label", "Show: ", tag("select", *(tag("option", choice) for choice in choices), autocomplete="off"))
+
+
+def _table(table: Table) -> Html:
+    head = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in table.head)))
+    rows = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in table.rows]
+    grid = tag("table", head, tag("tbody", *rows), aria_label=table.caption)
+    return tag("details", tag("summary", f"Table: {table.caption}"), tag("div", grid, class_="scroll", tabindex="0"))
+
+
+def _missing(headings: list[str]) -> Html:
+    return tag("p", f"Not in this run, so left out: {listing(headings)}.", class_="muted") if headings else Html()
+
+
+def _origin(results: Results, run: Path) -> Html:
+    """Versions, seeds, settings, and the commands that make the run and the page again."""
+    seeds = " ".join(f"--seed {one.seed}" for one in results.runs)
+    folder = shlex.quote(str(run))
+    commands = [
+        f"rlforget demo {seeds}{' --fast' if results.fast else ''} --out {folder}",
+        f"rlforget report {folder}",
+    ]
+    took = [f"seed {one.seed}: {number(one.seconds, 0)} s" for one in results.runs if one.seconds is not None]
+    facts = [
+        ["seeds", ", ".join(str(one.seed) for one in results.runs)],
+        *([["machine", results.machine]] if results.machine else []),
+        *([["time", ", ".join(took)]] if took else []),
+        *(["version of " + name, version] for name, version in results.versions.items()),
+        *([name, value] for name, value in results.settings.items()),
+    ]
+    return tag(
+        "section",
+        tag("h2", "How this came about"),
+        tag("p", "The run and this page are made again by:"),
+        tag("pre", "\n".join(commands)),
+        _table(Table("Seeds, machine, versions and settings", ["what", "value"], facts)),
+        id="origin",
+    )

@@ -1,0 +1,19 @@
+"""The plots. Each one's title states what its numbers say."""
+
+from __future__ import annotations
+
+from rlforget.report.plots.comparison import comparison_plots
+from rlforget.report.plots.overlap import OVERLAP_CHOICES, overlap_plot
+from rlforget.report.plots.places import PLACE_CHOICES, place_plots
+from rlforget.report.plots.repairs import repairs_plot
+from rlforget.report.plots.rewards import rewards_plot
+
+__all__ = [
+    "OVERLAP_CHOICES",
+    "PLACE_CHOICES",
+    "comparison_plots",
+    "overlap_plot",
+    "place_plots",
+    "repairs_plot",
+    "rewards_plot",
+]

@@ -1,0 +1,104 @@
+"""The sections of the page: what each shows, why, and the tables behind it. A part the run lacks has no section."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rlforget.report import plots, tables
+from rlforget.report.figure import Plot
+from rlforget.report.over_seeds import OverSeeds
+from rlforget.report.tables import Table
+from rlforget.report.wording import listing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        key: Its id.
+        heading: What it is about.
+        text: How to read it.
+        plots: Its plots; none where the run lacks this part.
+        table: The numbers behind them.
+        choices: What a reader may switch the plots between.
+    """
+
+    key: str
+    heading: str
+    text: str
+    plots: list[Plot] = field(default_factory=list)
+    table: Table | None = None
+    choices: tuple[str, ...] = ()
+
+
+def sections(found: OverSeeds) -> Iterator[Section]:
+    """Build the sections in their order; those without plots say what the run lacks."""
+    yield _rewards(found)
+    yield _repairs(found)
+    yield _places(found)
+    yield _overlaps(found)
+    yield _comparison(found)
+
+
+def _rewards(found: OverSeeds) -> Section:
+    text = "Each point is a domain's reward on sampled answers to evaluation prompts; the large mark is its own stage."
+    if not found.domains:
+        return Section("rewards", "Rewards along the sequence", text)
+    return Section(
+        "rewards", "Rewards along the sequence", text, [plots.rewards_plot(found)], tables.rewards_table(found)
+    )
+
+
+def _repairs(found: OverSeeds) -> Section:
+    earlier, later = listing(list(found.lost)) or "the earlier domains", listing(found.later) or "the later ones"
+    text = (
+        f"Up: the share of the reward lost on {earlier} that came back. Right: the share of the gain on {later} that "
+        "stayed. The upper right corner is a whole repair; controls put back as many coordinates or directions, chosen "
+        "at random or by size alone. The percentage in a name is the share of the coordinates that got their old bits "
+        "back; lines join the fractions of one rule. The best rule is picked by these same numbers, which flatters it."
+    )
+    if not found.repairs:
+        return Section("repairs", "What undoing gives back, and what it costs", text)
+    return Section(
+        "repairs",
+        "What undoing gives back, and what it costs",
+        text,
+        [plots.repairs_plot(found)],
+        tables.repairs_table(found),
+    )
+
+
+def _places(found: OverSeeds) -> Section:
+    heading, drawn = "Where the weights changed", plots.place_plots(found)
+    text = (
+        "Each stage against the one before it, by layer and kind of tensor. A coordinate is changed where its stored "
+        "bits differ, so the share depends on the storage dtype; the colours mean the same in all maps."
+    )
+    table = tables.places_table(found) if drawn else None
+    return Section("places", heading, text, drawn, table, plots.PLACE_CHOICES)
+
+
+def _overlaps(found: OverSeeds) -> Section:
+    heading = "Do the stages touch the same weights?"
+    text = (
+        "The Jaccard index of what two stages changed, |A and B| / |A or B|, beside that of two independent sets of "
+        "the same sizes. A neuron is an MLP channel; compared are the tenth of them that each stage edited most."
+    )
+    if not found.overlaps:
+        return Section("overlaps", heading, text)
+    return Section(
+        "overlaps", heading, text, [plots.overlap_plot(found)], tables.overlaps_table(found), plots.OVERLAP_CHOICES
+    )
+
+
+def _comparison(found: OverSeeds) -> Section:
+    heading, compared = "SFT against RL", found.comparison
+    if compared is None:
+        return Section("comparison", heading, "")
+    text = (
+        f"The base was trained on {compared.target} by RL, and again by SFT until it had the same sampled reward. The "
+        "question is what each cost the domains that were not trained."
+    )
+    return Section("comparison", heading, text, plots.comparison_plots(compared), tables.comparison_table(compared))

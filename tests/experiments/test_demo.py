@@ -1,0 +1,60 @@
+"""The demo, really run: tiny in the test command, whole in the slow suite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlforget.errors import OutputError
+from rlforget.experiments import demo
+from rlforget.experiments.settings import EARLIER, FULL, LATER, SEQUENCE, Settings
+from rlforget.training.progress import Silent
+
+TINY = Settings(steps=(2, 2, 2, 3), evaluation_prompts=32, samples=16, refresh_steps=1, target_reward=0.3)
+
+
+def test_every_part_of_the_main_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "FAST", TINY)
+    lines: list[str] = []
+    results = demo.run_demo([5], tmp_path / "demo", fast=True, echo=lines.append, progress=Silent())
+    assert json.loads((tmp_path / "demo" / demo.RESULTS_FILE).read_text()) == json.loads(json.dumps(results))
+    (run,) = results["runs"]
+    assert [stage["name"] for stage in run["stages"]] == ["base", *SEQUENCE]
+    assert all(0.0 <= reward <= 1.0 for stage in run["stages"] for reward in stage["rewards"].values())
+    assert all(stage["delta"]["total"]["changed"] > 0 for stage in run["stages"][1:])
+    rules = {repair["rule"] for repair in run["repairs"]}
+    assert {"fisher", "two_fisher", "subspace", "magnitude", "random", "dense subspace", "refresh"} <= rules
+    assert len(run["overlaps"]) == 6
+    assert {"grpo", "sft"} <= set(run["sft_and_rl"])
+    assert len(list((tmp_path / "demo").rglob("*.delta.safetensors"))) == len(SEQUENCE)
+    assert max(map(len, lines)) <= 120
+    assert "`rlforget demo --seed 5 --fast`" in (tmp_path / "demo" / demo.PAGE_FILE).read_text()
+
+
+def test_what_is_not_a_former_run_is_never_deleted(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for force in (False, True):
+        with pytest.raises(OutputError, match="Choose another folder"):
+            demo.run_demo([0], tmp_path, echo=lambda _: None, progress=Silent(), force=force)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_effect_is_there(tmp_path: Path) -> None:
+    """The bars of docs/results.md, on one seed, with the slack that one seed needs."""
+    results = demo.run_demo([0], tmp_path / "demo", echo=lambda _: None, progress=Silent())
+    (run,) = results["runs"]
+    found = {(repair["rule"], repair["fraction"]): repair for repair in run["repairs"]}
+    assert FULL.samples <= 512
+    assert max(run["lost"].values()) >= 0.10
+    assert min(run["stages"][-1]["rewards"][name] for name in LATER) > 0.9
+    assert set(run["lost"]) == set(EARLIER)
+    assert found["dense subspace", None]["regained"] >= 0.85
+    assert found["dense subspace", None]["kept"] >= 0.90
+    assert found["subspace", 0.02]["regained"] >= 0.80
+    assert found["fisher", 0.05]["regained"] >= 0.70
+    assert found["random", 0.02]["regained"] <= 0.30
+    assert found["random subspace", None]["regained"] <= 0.30

@@ -1,0 +1,202 @@
+"""The page: whole, in one file, safe to open, and told only from what the run holds."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlforget.errors import MissingExtraError, OutputError
+from rlforget.report import write_report
+from rlforget.report.page import _json
+from tests.report.made_results import made_results
+from tests.report.pages import Page, page_of
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"' onload='alert(3)' ${x} {{y}} &lt;b&gt;"
+SECTIONS = ["rewards", "repairs", "places", "overlaps", "comparison", "origin"]
+
+
+def sections_of(page: Page) -> list[str | None]:
+    return [given["id"] for name, given, _ in page.elements if name == "section"]
+
+
+def test_one_file_holds_everything(run: Path, tmp_path: Path) -> None:
+    out = write_report(run, tmp_path / "page.html")
+    assert out == tmp_path / "page.html"
+    text = out.read_text(encoding="utf-8")
+    assert out.stat().st_size <= 6 * 2**20
+    page = Page(text)
+    assert sections_of(page) == SECTIONS
+    library = [script for script in page.texts("script") if "plotly.js v" in script[:200]]
+    assert len(library) == 1
+    fetching = {"src", "href", "data", "poster", "srcset", "action", "formaction", "background"}
+    assert not [given for _, given, _ in page.elements if fetching & given.keys()]
+    style = page.texts("style")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_policy_forbids_the_network_and_all_scripts_but_ours(run: Path, tmp_path: Path) -> None:
+    page = Page(write_report(run, tmp_path / "page.html").read_text(encoding="utf-8"))
+    policy = next(given["content"] for name, given, _ in page.elements if "http-equiv" in given)
+    assert policy is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert "connect-src" not in rules
+    scripts = ["".join(text) for name, given, text in page.elements if name == "script" and not given]
+    hashes = {f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts}
+    assert set(rules["script-src"].split()) == hashes
+    assert len(hashes) == 2
+    # What stands before the policy in the head would not be under it.
+    assert [name for name, _, _ in page.elements][:4] == ["html", "head", "meta", "meta"]
+
+
+def test_every_plot_has_a_place_a_title_and_a_table(results: dict[str, Any]) -> None:
+    page = page_of(results)
+    plots = {given["id"]: given for name, given, _ in page.elements if given.get("class") == "plot"}
+    assert plots.keys() == page.figures.keys()
+    titles = page.texts("figcaption")
+    assert [given["aria-label"] for given in plots.values()] == titles
+    assert all(re.search(r"\d", title) for title in titles)
+    assert len(page.texts("table")) == len(SECTIONS)
+    choices = [given for name, given, _ in page.elements if name == "option"]
+    assert {len(views) for views in page.figures.values()} == {1, 2, 3}
+    assert len(choices) == 2 + 3
+
+
+def test_the_page_tells_five_things_and_how_it_came_about(results: dict[str, Any]) -> None:
+    page = page_of(results, Path("my runs/demo"))
+    assert len(page.texts("li")) == 5
+    assert page.texts("pre") == [
+        "rlforget demo --seed 0 --seed 1 --out 'my runs/demo'\nrlforget report 'my runs/demo'",
+    ]
+    cells = page.texts("td")
+    for value in (*results["versions"].values(), results["machine"], "0, 1", json.dumps(results["settings"]["steps"])):
+        assert value in cells
+
+
+def hostile(value: Any) -> Any:
+    """The same JSON with a script in every text and in every key that is a name."""
+    names = {"code", "math", "qa", "writing", "float32", "bfloat16", "torch", "learning_rate"}
+    if isinstance(value, dict):
+        renamed = {f"{key}{HOSTILE}" if key in names or "." in key else key: item for key, item in value.items()}
+        return {key: item if key == "format" else hostile(item) for key, item in renamed.items()}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return f"{value}{HOSTILE}" if isinstance(value, str) else value
+
+
+def test_text_is_never_markup(results: dict[str, Any]) -> None:
+    safe, page = page_of(results), page_of(hostile(results), Path(HOSTILE))
+    assert [name for name, _, _ in page.elements if name == "script"] == ["script"] * 3
+    assert {name for name, _, _ in page.elements} == {name for name, _, _ in safe.elements}
+    known = {attribute for _, given, _ in safe.elements for attribute in given}
+    assert {attribute for _, given, _ in page.elements for attribute in given} == known
+    assert any(HOSTILE in text for text in page.texts("li"))
+    assert any(HOSTILE in text for text in page.texts("th"))
+    assert any(HOSTILE in text for text in page.texts("td"))
+
+
+def test_data_cannot_end_the_element_it_stands_in() -> None:
+    """The labels are escaped already; this holds without them."""
+    figures = {"a": [{"text": "</script><!--<script>&\u2028"}]}
+    written = _json(figures)
+    assert not set(written) & set("<>&\u2028")
+    assert json.loads(written) == figures
+
+
+def strings(value: Any) -> list[str]:
+    """Every text in some JSON."""
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in strings(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_text_is_never_markup_in_a_plot(results: dict[str, Any]) -> None:
+    """Plotly reads <b>, <br> and <a> in its labels; ours are in hover templates alone."""
+    allowed = {text for text in strings(page_of(results).figures) if "<" in text}
+    found = {text for text in strings(page_of(hostile(results)).figures) if "<" in text}
+    assert found == allowed
+    assert all(text.endswith("<extra></extra>") for text in found)
+
+
+@pytest.mark.parametrize(
+    ("part", "section", "left"),
+    [("overlaps", "overlaps", 5), ("repairs", "repairs", 3), ("sft_and_rl", "comparison", 4), ("stages", "rewards", 3)],
+)
+def test_a_missing_part_is_left_out_with_one_line(results: dict[str, Any], part: str, section: str, left: int) -> None:
+    whole = page_of(results)
+    for run in results["runs"]:
+        del run[part]
+    page = page_of(results)
+    gone = {section, "places"} if part == "stages" else {section}
+    assert sections_of(page) == [name for name in SECTIONS if name not in gone]
+    lines = [text for text in page.texts("p") if "left out" in text]
+    assert len(lines) == 1
+    headings = set(whole.texts("h2")) - set(page.texts("h2"))
+    assert len(headings) == len(gone)
+    assert all(heading in lines[0] for heading in headings)
+    assert len(page.texts("li")) == left
+
+
+def test_a_part_that_one_seed_lacks_is_shown_for_the_others(results: dict[str, Any]) -> None:
+    for part in ("overlaps", "repairs", "sft_and_rl"):
+        del results["runs"][0][part]
+    for stage in results["runs"][0]["stages"]:
+        stage.pop("delta", None)
+    page = page_of(results)
+    assert sections_of(page) == SECTIONS
+    alone = page_of({**results, "runs": results["runs"][1:]})
+    assert page.texts("figcaption")[1:] == alone.texts("figcaption")[1:]
+
+
+def test_bare_results_make_a_page(results: dict[str, Any]) -> None:
+    page = page_of({"format": "rlforget-demo", "version": 1, "runs": [{"seed": 7}]})
+    assert sections_of(page) == ["origin"]
+    assert page.figures == {}
+
+
+def test_one_seed_says_that_it_is_one() -> None:
+    page = page_of(made_results(seeds=1))
+    assert any("One seed" in text for text in page.texts("p"))
+    assert not [text for text in page.texts("td") if " to " in text]
+
+
+def test_nothing_is_overwritten_without_force(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    out.write_text("precious")
+    with pytest.raises(OutputError, match="existing"):
+        write_report(run, out)
+    assert out.read_text() == "precious"
+    write_report(run, out, force=True)
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_place_that_cannot_be_written_is_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="Create it first"):
+        write_report(run, tmp_path / "none" / "page.html")
+    with pytest.raises(OutputError):
+        write_report(run, run, force=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["results.json", "run"]
+
+
+def test_without_plotly_the_extra_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(MissingExtraError, match=r"rlforget\[report\]"):
+        write_report(run, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_text_that_utf8_cannot_hold_does_not_stop_the_page(run: Path, tmp_path: Path, results: dict[str, Any]) -> None:
+    results["machine"] = "half a character: \ud800"
+    (run / "results.json").write_text(json.dumps(results))
+    write_report(run, tmp_path / "page.html")
+    assert "half a character: ?" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -1,0 +1,172 @@
+"""The plots: figures that plotly takes, with the results' numbers in them, in colours that all can tell apart."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from importlib.resources import files
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlforget.report import picture, plots
+from rlforget.report.over_seeds import over_seeds
+from rlforget.report.results import parse_results
+from tests.report.pages import page_of
+
+STYLE = files("rlforget.report").joinpath("page.css").read_text(encoding="utf-8")
+LIGHT, DARK = (
+    dict(re.findall(r"--([\w-]+): (#\w{6});", block)) for block in re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)
+)
+
+
+def coloured(figures: Any, theme: dict[str, str]) -> Any:
+    """The figures as page.js draws them; a role that the style sheet lacks is a KeyError."""
+    return json.loads(re.sub(r"var\(--([\w-]+)\)", lambda role: theme[role[1]], json.dumps(figures)))
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_plotly_takes_every_figure(results: dict[str, Any], theme: dict[str, str]) -> None:
+    for views in coloured(page_of(results).figures, theme).values():
+        for view in views:
+            go.Figure(view)  # raises on a property or a value that plotly does not know
+
+
+def test_rewards_are_means_with_a_thin_line_for_each_seed(results: dict[str, Any]) -> None:
+    plot = plots.rewards_plot(over_seeds(parse_results(results)))
+    traces = plot.views[0]["data"]
+    for domain in ("code", "math", "qa", "writing"):
+        mean = next(trace for trace in traces if trace.get("name") == domain)
+        by_seed = [[stage["rewards"][domain] for stage in run["stages"]] for run in results["runs"]]
+        assert mean["y"] == pytest.approx([fmean(values) for values in zip(*by_seed, strict=True)])
+        assert [trace["y"] for trace in traces if trace["line"]["color"] == mean["line"]["color"]][:2] == by_seed
+        sizes = mean["marker"]["size"]
+        assert sizes.index(max(sizes)) == [stage["name"] for stage in results["runs"][0]["stages"]].index(domain)
+
+
+def test_every_repair_and_every_seed_has_its_point(results: dict[str, Any]) -> None:
+    traces = plots.repairs_plot(over_seeds(parse_results(results))).views[0]["data"]
+    points = {(x, y) for trace in traces for x, y in zip(trace["x"], trace["y"], strict=True)}
+    for position in range(len(results["runs"][0]["repairs"])):
+        both = [(run["repairs"][position]["kept"], run["repairs"][position]["regained"]) for run in results["runs"]]
+        assert points.issuperset(both)
+        assert (fmean(x for x, _ in both), fmean(y for _, y in both)) in points
+    texts = [text for trace in traces for text in trace.get("text", ()) if text]
+    assert "dense subspace" in texts
+    assert "refresh" in texts
+    assert len(texts) == 4
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
+def test_the_front_is_what_nothing_beats_in_both(points: list[tuple[int, int]]) -> None:
+    repairs = [
+        {"rule": "fisher", "fraction": 0.01 * i, "rewards": {}, "kept": kept, "regained": regained}
+        for i, (kept, regained) in enumerate(points)
+    ]
+    raw = {"format": "rlforget-demo", "version": 1, "runs": [{"seed": 0, "repairs": repairs}]}
+    front = plots.repairs_plot(over_seeds(parse_results(raw))).views[0]["data"][-1]
+    found = set(zip(front["x"], front["y"], strict=True))
+    assert found <= set(points)
+    assert front["x"] == sorted(front["x"])
+    for kept, regained in points:
+        beaten = any(k >= kept and r >= regained and (k, r) != (kept, regained) for k, r in points)
+        assert ((kept, regained) in found) == (not beaten)
+
+
+def test_maps_hold_every_place_on_one_scale(results: dict[str, Any]) -> None:
+    maps = plots.place_plots(over_seeds(parse_results(results)))
+    assert len(maps) == 4
+    for view in range(len(plots.PLACE_CHOICES)):
+        assert len({plot.views[view]["data"][0]["zmax"] for plot in maps}) == 1
+    norms = maps[1].views[0]
+    column = norms["layout"]["xaxis"]["ticktext"].index("attention")
+    row = norms["layout"]["yaxis"]["ticktext"].index("layer 3")
+    wanted = fmean(
+        math.sqrt(sum(t["l2"] ** 2 for t in run["stages"][2]["delta"]["tensors"].values() if at(t) == (3, "attention")))
+        for run in results["runs"]
+    )
+    assert norms["data"][0]["z"][row][column] == pytest.approx(wanted)
+    outside = norms["layout"]["yaxis"]["ticktext"].index("elsewhere")
+    assert norms["data"][0]["z"][outside][column] is None
+    share = maps[1].views[2]["data"][0]["z"][row][column]
+    parts = [t for t in results["runs"][0]["stages"][2]["delta"]["tensors"].values() if at(t) == (3, "attention")]
+    assert 0 < share < 1
+    assert sum(t["changed"] for t in parts) / sum(t["numel"] for t in parts) == pytest.approx(share, abs=0.05)
+
+
+def at(tensor: dict[str, Any]) -> tuple[int | None, str]:
+    return tensor["layer"], tensor["kind"]
+
+
+def test_overlap_stands_beside_chance(results: dict[str, Any]) -> None:
+    plot = plots.overlap_plot(over_seeds(parse_results(results)))
+    for view, key in zip(plot.views, ("coordinates", "neurons"), strict=True):
+        for name, figure in (("measured", "jaccard"), ("by chance", "jaccard_by_chance")):
+            trace = next(trace for trace in view["data"] if trace.get("name") == name)
+            pairs = zip(*(run["overlaps"] for run in results["runs"]), strict=True)
+            assert trace["x"] == pytest.approx([fmean(one[key][figure] for one in pair) for pair in pairs])
+    assert plot.views[0]["layout"]["yaxis"]["ticktext"][0] == "code, math"
+
+
+def test_names_that_look_like_numbers_or_repeat_stay_apart(results: dict[str, Any]) -> None:
+    """Positions, not names, are the coordinates: plotly would make dates and numbers of some names."""
+    text = json.dumps(results).replace('"qa"', '"2024-01-01"').replace('"writing"', '"7"')
+    for views in page_of(json.loads(text)).figures.values():
+        for view in views:
+            for trace in view["data"]:
+                assert not any(isinstance(value, str) for value in (*trace.get("x", ()), *trace.get("y", ())))
+
+
+def luminance(colour: str) -> float:
+    return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
+
+
+def linear(colour: str) -> np.ndarray:
+    """sRGB of `#rrggbb` in linear light."""
+    values = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def lab(light: np.ndarray) -> np.ndarray:
+    """CIE 1976 L*a*b* of linear sRGB."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(light, 0, 1) / [0.9505, 1.0, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+# Full protanopia, deuteranopia and tritanopia: Machado, Oliveira and Fernandes, 2009.
+EYES = {
+    "normal": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("eyes", EYES)
+def test_colours_stay_apart_for_all_eyes(theme: dict[str, str], eyes: str) -> None:
+    seen = {name: lab(np.array(EYES[eyes]) @ linear(theme[name])) for name in ("c1", "c2", "c3", "c4", "c5", "c6")}
+    for first, second in itertools.combinations(seen, 2):
+        apart = 20 if {first, second} <= {"c1", "c2", "c3", "c4"} else 12  # ΔE*; the last two are rarely needed
+        assert np.linalg.norm(seen[first] - seen[second]) > apart, (first, second)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_contrast_meets_wcag(theme: dict[str, str]) -> None:
+    least = {"ink": 7, "muted": 4.5, "link": 4.5} | {f"c{position}": 3 for position in range(1, 7)}
+    for name, wanted in least.items():
+        high, low = sorted((luminance(theme[name]), luminance(theme["paper"])), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= wanted, name
+
+
+def test_the_picture_has_the_colours_of_the_page() -> None:
+    assert list(picture._COLOURS) == [LIGHT[f"c{position}"] for position in range(1, 7)]

@@ -1,0 +1,99 @@
+"""Every block of the README runs, in the order it is read, on checkpoints of the names it uses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlforget.domains import miniature
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `checkpoints/math`, the miniature, and `checkpoints/writing`, the same a small step on."""
+    folder = tmp_path_factory.mktemp("readme")
+    model, tokenizer = miniature.load()
+    for name in ("math", "writing"):
+        model.save_pretrained(folder / "checkpoints" / name)
+        tokenizer.save_pretrained(folder / "checkpoints" / name)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            for parameter in model.parameters():
+                parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.xdist_group("readme")
+def test_library_and_command_line_examples() -> None:
+    first, second = blocks("python")
+    exec(compile(first, "README, example 1", "exec"), {})
+    (commands,) = [block for block in blocks("sh") if block.startswith("rlforget diff")]
+    Path("writing.delta.safetensors").unlink()  # the command line writes it too, and never overwrites
+    for line in commands.splitlines():
+        run([sys.executable, "-m", *shlex.split(line)])
+    changed = json.loads(
+        run([sys.executable, "-m", "rlforget", "diff", "checkpoints/writing", "checkpoints/repaired", "--json"]).stdout
+    )
+    total = changed["total"]
+    assert 0 < total["changed"] <= 0.021 * total["numel"]
+    exec(compile(second, "README, example 4", "exec"), {})
+
+
+def test_sequence_example() -> None:
+    (text,) = blocks("yaml")
+    assert "steps: 60" in text
+    short = re.sub(r"steps: \d+", "steps: 2", text).replace("count: 256", "count: 16")
+    Path("sequence.yaml").write_text(short)
+    run([sys.executable, "-m", "rlforget", "sequence", "sequence.yaml", "-o", "runs/mine"])
+    assert len(list(Path("runs/mine").rglob("*.safetensors"))) == 2
+
+
+def test_domain_example() -> None:
+    from rlforget import domains
+
+    (text,) = blocks("jsonl")
+    Path("capitals.jsonl").write_text(text)
+    domain = domains.get("capitals.jsonl")
+    example = domain.examples(1)[0]
+    assert domain.checked_reward(example, " Paris") == 1.0
+    assert domain.checked_reward(example, " Rome") == 0.0
+    assert domain.examples(1, split="eval")[0].answer == " Madrid"
+
+
+def test_every_room_and_link_exists() -> None:
+    tree = README.split("## The rooms")[1]
+    for room in re.findall(r"^([\w./]+)/ ", tree, flags=re.M):
+        assert (ROOT / room).is_dir(), room
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_make_targets_it_names_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
+        assert re.search(rf"^{target}:", makefile, flags=re.M), target
