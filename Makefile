@@ -27,6 +27,7 @@ types: .venv/.ready
 
 pytest: .venv/.ready
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
+	$(BIN)/pytest benchmarks --benchmark-disable --quiet
 
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow
@@ -48,6 +49,7 @@ miniature: .venv/.ready
 results: .venv/.ready
 	$(BIN)/rlforget demo --seed 0 --seed 1 --seed 2 --out runs/results --force
 	cp runs/results/results.md docs/results.md
+	$(BIN)/python -m rlforget.experiments.learning docs/learning.md
 	mkdir -p docs/images && cp runs/results/demo.png docs/images/demo.png
 
 # With an NVIDIA GPU, pip's own choice of torch (CUDA) stands; without one, the versions of constraints.txt, torch

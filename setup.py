@@ -51,9 +51,7 @@ setup(
         "torch>=2.8",
         "triton>=3.4; sys_platform == 'linux'",
         "numpy>=1.26",
-        "scipy>=1.13",
         "safetensors>=0.5",
-        "einops>=0.8",
         "numba>=0.61",
     ],
     extras_require={

@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from rlforget.domains import miniature
+from tests.checkpoint_pair import write_pair
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,16 +23,8 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `checkpoints/math`, the miniature, and `checkpoints/writing`, the same a small step on."""
     folder = tmp_path_factory.mktemp("readme")
-    model, tokenizer = miniature.load()
-    for name in ("math", "writing"):
-        model.save_pretrained(folder / "checkpoints" / name)
-        tokenizer.save_pretrained(folder / "checkpoints" / name)
-        with torch.no_grad():
-            generator = torch.Generator().manual_seed(0)
-            for parameter in model.parameters():
-                parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+    write_pair(folder)
     return folder
 
 
@@ -48,7 +39,6 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.xdist_group("readme")
 def test_library_and_command_line_examples() -> None:
     first, second = blocks("python")
     exec(compile(first, "README, example 1", "exec"), {})
@@ -95,5 +85,7 @@ def test_every_room_and_link_exists() -> None:
 
 def test_make_targets_it_names_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.M))
+    assert {"demo", "test", "miniature"} <= named
+    for target in named:
         assert re.search(rf"^{target}:", makefile, flags=re.M), target

@@ -16,9 +16,7 @@ REQUIRED = (
     "torch>=2.8",
     "triton>=3.4",
     "numpy>=1.26",
-    "scipy>=1.13",
     "safetensors>=0.5",
-    "einops>=0.8",
     "numba>=0.61",
 )
 

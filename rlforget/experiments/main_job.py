@@ -53,7 +53,10 @@ def main_job(seed: int, out: Path, settings: Settings, *, echo: Echo, progress: 
         settings=settings,
         seed=seed,
     )
-    repairs = list(training_free(scene, echo))
+    repairs: list[Repair] = []
+    for repair in training_free(scene, echo):
+        echo(f"  {repair.label}: regained {repair.regained:.2f}, kept {repair.kept:.2f}")
+        repairs.append(repair)
     echo(f"refresh: {settings.refresh_steps} GRPO steps on each of {', '.join(EARLIER)}")
     repairs.append(_refreshed(scene, progress))
     echo(f"SFT and RL on {TARGET}, to the same reward")

@@ -30,14 +30,14 @@ adds, is noise."""
 def page(results: dict[str, Any], command: str) -> str:
     """Write the page: what was held against which bar, then every table, means and values by seed."""
     summary = results["summary"]
-    repairs = _table(("repair", "coordinates", "regained", "kept", "norm of δ moved"), _repairs(summary))
+    repairs = table(("repair", "coordinates", "regained", "kept", "norm of δ moved"), _repairs(summary))
     compared = ("seed", "by", "steps", *SEQUENCE, "forgotten", "bf16 unchanged", "KL to start")
     sections = [
         ["# Results", "", *_intro(results, command), "", _READING],
-        ["## Against the bars", "", *_table(("what", "at least", "measured"), _against_bars(summary))],
+        ["## Against the bars", "", *table(("what", "at least", "measured"), _against_bars(summary))],
         ["## Every repair", "", *repairs, "", _CONTROL_NOTE],
         ["## Rewards by stage", *(line for run in results["runs"] for line in ["", *_stages(run)])],
-        ["## SFT and RL", "", *_comparison(results["settings"]), "", *_table(compared, _sft_and_rl(results))],
+        ["## SFT and RL", "", *_comparison(results["settings"]), "", *table(compared, _sft_and_rl(results))],
     ]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
 
@@ -96,7 +96,7 @@ def _stages(run: dict[str, Any]) -> list[str]:
     return [
         f"Seed {run['seed']}; the last columns are the share of coordinates that the stage left.",
         "",
-        *_table(head, rows),
+        *table(head, rows),
         "",
     ]
 
@@ -126,7 +126,8 @@ def _spread(spread: dict[str, Any]) -> str:
     return f"{spread['mean']:.2f} ({', '.join(f'{value:.2f}' for value in spread['values'])})"
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Write a Markdown table, a line a row."""
     head = tuple(head)
     return [_row(head), _row(("---",) * len(head)), *(_row(row) for row in rows)]
 

@@ -51,6 +51,11 @@ class Repair:
     kept: float
     norm_share: float
 
+    @property
+    def label(self) -> str:
+        """The rule, and how many coordinates it put back."""
+        return self.rule if self.fraction is None else f"{self.rule}, {self.fraction:.0%} of the coordinates"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
         return asdict(self)

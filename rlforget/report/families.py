@@ -21,6 +21,8 @@ _FAMILIES = {
     "magnitude": Family.CONTROL,
     "random": Family.CONTROL,
     "random subspace": Family.CONTROL,
+    "opposed": Family.CONTROL,  # worse than random in every sequence tried, as is `taylor` on a model's own samples
+    "taylor": Family.CONTROL,
 }
 
 

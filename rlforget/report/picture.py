@@ -32,6 +32,7 @@ _FAMILY_COLOURS = {
     Family.CONTROL: "#aab3bb",
 }
 _MOST_BARS = 9
+_MOST_CONTROLS = 3
 _STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": _GRID,
@@ -113,7 +114,7 @@ def _draw_rewards(axes: Axes, found: OverSeeds) -> None:
     axes.tick_params(length=0, labelsize=9)
     axes.set_ylabel("sampled reward")
     axes.set_title("1  Train one skill after another", loc="left", fontsize=11, fontweight="bold")
-    axes.legend(frameon=False, ncols=2, loc="best", fontsize=9, handlelength=1.6)
+    axes.legend(frameon=False, loc="lower right", fontsize=9, handlelength=1.6)
 
 
 def _draw_bars(axes: Axes, repairs: list[RepairOverSeeds], shares: list[Spread], title: str) -> None:
@@ -129,7 +130,7 @@ def _draw_bars(axes: Axes, repairs: list[RepairOverSeeds], shares: list[Spread],
         axes.text(right * 1.06, row, percent(share.mean), va="center", fontsize=9)
     axes.set_yticks(rows, [_plain(repair.label) for repair in repairs], fontsize=9)
     axes.set_ylim(len(repairs) - 0.4, -0.6)
-    axes.set_xlim(left, right * 1.32)
+    axes.set_xlim(left - 0.02, right * 1.32)  # room for half a dot
     axes.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
     axes.axvline(1, color=_MUTED, linewidth=0.8, linestyle=":")
     axes.tick_params(length=0)
@@ -138,15 +139,15 @@ def _draw_bars(axes: Axes, repairs: list[RepairOverSeeds], shares: list[Spread],
 
 
 def _shown(found: OverSeeds) -> list[RepairOverSeeds]:
-    """The best fraction of every rule, the best rule first; controls last."""
+    """The best fraction of every rule, the best rule first; the strongest controls last."""
     best: dict[str, RepairOverSeeds] = {}
     for repair in found.repairs:
         if repair.rule not in best or repair.worth > best[repair.rule].worth:
             best[repair.rule] = repair
     ordered = sorted(best.values(), key=lambda repair: -repair.worth)
-    controls = [repair for repair in ordered if repair.family is Family.CONTROL]
+    controls = [repair for repair in ordered if repair.family is Family.CONTROL][:_MOST_CONTROLS]
     others = [repair for repair in ordered if repair.family is not Family.CONTROL]
-    return others[: max(1, _MOST_BARS - len(controls))] + controls[:_MOST_BARS]
+    return others[: max(1, _MOST_BARS - len(controls))] + controls
 
 
 def _plain(name: str) -> str:
