@@ -9,17 +9,17 @@ loads and stores there are of each width. A kernel is compiled as Triton would f
 from __future__ import annotations
 
 import argparse
+import bisect
 import dataclasses
 import importlib
-import json
-import os
+import itertools
 import re
+import struct
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from rlforget_kernels.common.launch import KernelSpec
 
 ARCHITECTURES = (80, 90, 100)
 """Compute capabilities (times ten): A100, H100 and H200, B200."""
+
+_TARGET = re.compile(r"^\.target sm_(\w+)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Report:
     stores: dict[int, int]
 
 
-def specs(sample: bool = False) -> Iterator[tuple[str, KernelSpec]]:
-    """Yield every operator's name with each compilation that its `gpu.py` lists, or the first of each kernel."""
-    for operator in OPERATORS:
+def specs(sample: bool = False, operators: Sequence[str] = OPERATORS) -> Iterator[tuple[str, KernelSpec]]:
+    """Yield each operator's name with every compilation that its `gpu.py` lists, or with the first of each kernel."""
+    for operator in operators:
         seen = set()
         for spec in importlib.import_module(f"rlforget_kernels.{operator}.gpu").KERNELS:
             if not (sample and spec.kernel in seen):
@@ -91,30 +93,27 @@ def compile_spec(spec: KernelSpec, arch: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def measure(architectures: Sequence[int], sample: bool = False) -> list[Report]:
-    """Compile every kernel for the compute capabilities `architectures` and read its costs from the machine code.
+def measure(architectures: Sequence[int], sample: bool = False, operators: Sequence[str] = OPERATORS) -> list[Report]:
+    """Compile kernels for the compute capabilities `architectures` and read their costs from the machine code.
 
     Args:
         architectures: Compute capabilities, times ten.
         sample: Whether one compilation of each kernel is enough.
+        operators: The packages whose kernels to compile.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # Reading takes as long as compiling; it is left to processes that run beside the next compilation.
-        reports = [
-            pool.submit(read, operator, spec, arch, compile_spec(spec, arch))
-            for operator, spec in specs(sample)
-            for arch in architectures
-        ]
-        return [report.result() for report in reports]
+    reports = []
+    for arch in architectures:
+        listed = list(specs(sample, operators))
+        compiled = [compile_spec(spec, arch) for _, spec in listed]
+        for (operator, spec), kernel, code in zip(listed, compiled, disassemble(compiled), strict=True):
+            reports.append(_report(operator, spec, arch, kernel, code))
+    return reports
 
 
-def read(operator: str, spec: KernelSpec, arch: int, compiled: Any) -> Report:
-    """Read the costs of the kernel that `compile_spec` returned."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = _run("cuobjdump", "-res-usage", cubin)
-        code = _run("nvdisasm", "--print-code", "--no-dataflow", cubin)
+def _report(operator: str, spec: KernelSpec, arch: int, compiled: Any, code: str) -> Report:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(compiled.asm["cubin"])
+        usage = _run("cuobjdump", "-res-usage", file.name)
     used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     return Report(
         operator=operator,
@@ -128,6 +127,39 @@ def read(operator: str, spec: KernelSpec, arch: int, compiled: Any) -> Report:
         shared=compiled.metadata.shared,
         loads=access_widths(code, "LDG"),
         stores=access_widths(code, "STG"),
+    )
+
+
+def disassemble(compiled: Sequence[Any]) -> list[str]:
+    """Return the instructions of each of the kernels that `compile_spec` returned, all for one architecture.
+
+    The disassembler takes longer to start than to read a kernel, so it reads all their instructions as one.
+    """
+    if not compiled:
+        return []
+    codes = [_instructions(kernel.asm["cubin"]) for kernel in compiled]
+    # The full name, such as 90a: ask the kernel, for which names Triton chooses depends on its version.
+    (name,) = {name for kernel in compiled for name in _TARGET.findall(kernel.asm["ptx"])}
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        Path(file.name).write_bytes(b"".join(codes))
+        text = _run("nvdisasm", "--binary", f"SM{name}", file.name)
+    lines: list[list[str]] = [[] for _ in codes]
+    ends = list(itertools.accumulate(map(len, codes)))
+    for address, line in re.findall(r"^\s*/\*([0-9a-f]+)\*/(.*)$", text, re.MULTILINE):
+        lines[bisect.bisect_right(ends, int(address, 16))].append(line)
+    return ["\n".join(part) for part in lines]
+
+
+def _instructions(cubin: bytes) -> bytes:
+    """Return what the `.text` sections of a cubin hold, which is an ELF file of 64 bits."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<3H", cubin, 0x3A)
+    # Of each section: where in the section of names its own is, and where it is in the file, from and how long.
+    sections = [struct.unpack_from("<I20xQQ", cubin, table + k * size) for k in range(count)]
+    start_of_names = sections[names][1]
+    is_code = [cubin.startswith(b".text.", start_of_names + name) for name, _, _ in sections]
+    return b"".join(
+        cubin[start : start + length] for (_, start, length), code in zip(sections, is_code, strict=True) if code
     )
 
 
@@ -163,13 +195,11 @@ def table(reports: list[Report]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m rlforget_kernels.aot", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES), help="10 x capability")
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="10 x capability")
     parser.add_argument("--sample", action="store_true", help="one compilation of each kernel")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--operator", nargs="+", default=OPERATORS, choices=OPERATORS, metavar="NAME")
     options = parser.parse_args(arguments)
-    reports = measure(options.arch, options.sample)
-    text = json.dumps([dataclasses.asdict(report) for report in reports]) if options.json else table(reports)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(table(measure(options.arch, options.sample, options.operator)) + "\n")
 
 
 if __name__ == "__main__":

@@ -154,28 +154,28 @@ def _between(
     return new.to(now.dtype)
 
 
-def _specs() -> list[KernelSpec]:
-    specs = []
-    cases = [(dtype, False) for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn)]
-    cases += [(dtype, True) for dtype in (torch.int8, torch.int16, torch.int32, torch.int64)]
-    for dtype, whole in cases:
-        bits = f"*i{8 * dtype.itemsize}"
-        for gathered, scored in ((False, True), (True, False)):
-            signature = {
-                "bits_ptr": bits,
-                "before_ptr": bits,
-                "indices_ptr": "*i64" if gathered else bits,
-                "score_ptr": "*fp32" if scored else bits,
-                "numel": "i64",
-                "threshold": "fp32",
-                "strength_bits": "i64",
-            }
-            label = [str(dtype).removeprefix("torch."), "whole" if whole else "part"]
-            label += ["gathered" if gathered else "dense"] + ["scored"] * scored
-            constexprs = _constexprs(dtype, whole, gathered, scored)
-            specs.append(KernelSpec(rollback_kernel, " ".join(label), signature, constexprs, streams=not gathered))
-    return specs
+def _spec(dtype: torch.dtype, whole: bool, gathered: bool) -> KernelSpec:
+    """A dense compilation takes a score, one that gathers takes none."""
+    bits = f"*i{8 * dtype.itemsize}"
+    signature = {
+        "bits_ptr": bits,
+        "before_ptr": bits,
+        "indices_ptr": "*i64" if gathered else bits,
+        "score_ptr": bits if gathered else "*fp32",
+        "numel": "i64",
+        "threshold": "fp32",
+        "strength_bits": "i64",
+    }
+    label = f"{str(dtype).removeprefix('torch.')} {'whole' if whole else 'part'} "
+    label += "gathered" if gathered else "dense scored"
+    constexprs = _constexprs(dtype, whole, gathered, not gathered)
+    return KernelSpec(rollback_kernel, label, signature, constexprs, streams=not gathered)
 
 
-KERNELS = _specs()
+_PART = (torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn)
+_WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64)
+
+KERNELS = [_spec(dtype, whole, False) for whole, dtypes in ((False, _PART), (True, _WHOLE)) for dtype in dtypes]
+# Gathering costs alike, whole or in part: the widest, the usual and the narrowest elements stand for the others.
+KERNELS += [_spec(torch.float64, False, True), _spec(torch.bfloat16, False, True), _spec(torch.int8, True, True)]
 """What is compiled ahead of time."""
