@@ -12,7 +12,7 @@ from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.common.hashing import GOLDEN, mix64_int
 from rlforget_kernels.fingerprint import cpu, fingerprint, fingerprint_after_patch, gpu, reference
 from rlforget_kernels.sparse_delta import reference as sparse_delta
-from tests.kernels.strategies import OPCHECK_DTYPES, pairs, random_tensor, seeds, tensors
+from tests.kernels.strategies import OPCHECK_DTYPES, generator, pairs, random_tensor, seeds, tensors
 
 KNOWN = [-4971745476255935064, 6363636222033055943]
 """The fingerprint of arange(3000) in int32."""
@@ -80,6 +80,29 @@ def test_update_after_a_patch_equals_a_fresh_fingerprint(pair: tuple[Tensor, Ten
     assert torch.equal(fingerprint_after_patch(fingerprint(after), indices, new, old), fingerprint(before))
 
 
+@pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
+@given(pair=pairs(), offset=st.sampled_from([0, 2**31, 2**62, -5000]), order=seeds)
+def test_update_of_a_backend_equals_reference(
+    backend: ModuleType, pair: tuple[Tensor, Tensor], offset: int, order: int
+):
+    """In any order of the indices, and for such as no tensor has: a file may be forged."""
+    indices, old, new = sparse_delta.sparse_delta(*pair)
+    shuffled = torch.randperm(indices.numel(), generator=generator(order)) if order % 2 else slice(None)
+    patch = ((indices.long() + offset)[shuffled], old[shuffled], new[shuffled])
+    lanes = torch.tensor(KNOWN)
+    assert torch.equal(backend.fingerprint_after_patch(lanes, *patch), reference.fingerprint_after_patch(lanes, *patch))
+    assert lanes.tolist() == KNOWN
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_threads_do_not_change_an_update(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype):
+    monkeypatch.setattr("rlforget_kernels.common.threads.GRAIN", 1000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    old, new = (random_tensor(dtype, (40_001,), seed) for seed in (1, 2))
+    update = (torch.tensor(KNOWN), torch.arange(0, 120_003, 3), old, new)
+    assert torch.equal(fingerprint_after_patch(*update), reference.fingerprint_after_patch(*update))
+
+
 @given(pairs())
 def test_either_lane_tells_different_bits_apart(pair: tuple[Tensor, Tensor]):
     before, after = pair
@@ -122,3 +145,18 @@ def test_bad_input():
         fingerprint(torch.zeros(3), -1)
     with pytest.raises(TypeError, match="complex64"):
         fingerprint(torch.zeros(3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize(
+    ("indices", "before", "after", "error", "message"),
+    [
+        (torch.arange(3.0), torch.arange(3), torch.arange(3), TypeError, "float32"),
+        (torch.arange(3), torch.arange(3), torch.arange(3).short(), TypeError, "int64 and torch.int16"),
+        (torch.arange(3), torch.arange(4), torch.arange(4), ValueError, "before_bits of equal length"),
+        (torch.arange(3), torch.arange(3), torch.arange(4), ValueError, "after_bits of equal length"),
+        (torch.ones(1, 1).long(), torch.ones(1, 1).long(), torch.ones(1, 1).long(), ValueError, "1-D"),
+    ],
+)
+def test_bad_update(indices: Tensor, before: Tensor, after: Tensor, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        fingerprint_after_patch(torch.tensor(KNOWN), indices, before, after)

@@ -128,12 +128,31 @@ def test_histogram_of_conflict_score_is_the_one_needed():
     assert torch.equal(found, torch.topk(scores, 100).indices.sort().values)
 
 
-def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
-    scores = [scores_of(kind, (20_000,), 0) for kind in ("ties", "ordinary")]
+@pytest.mark.parametrize("wave", [1 << 24, 7_001])
+def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, wave: int):
+    scores = [scores_of(kind, (20_000,), 0) for kind in ("ties", "ordinary", "zeros")]
     monkeypatch.setattr("rlforget_kernels.common.threads.GRAIN", 1000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for count in (0, 1, 7_000, 13_331, 40_000):
+    monkeypatch.setattr(cpu, "_WAVE", wave)
+    for count in (0, 1, 7_000, 13_331, 40_000, 60_000):
         assert all(map(same_bits, select_top(scores, count), reference.select_top(scores, count)))
+
+
+@pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("kind", ["ties", "zeros", "special"])
+def test_indices_from_lists_the_first_ties(monkeypatch: pytest.MonkeyPatch, backend: ModuleType, kind: str):
+    monkeypatch.setattr("rlforget_kernels.common.threads.GRAIN", 1000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(cpu, "_WAVE", 5_000)
+    score = scores_of(kind, (12_345,), 0)
+    bits = score.abs().view(torch.int32)
+    for least in bits.unique().tolist():
+        equal = int((bits == least).sum())
+        for ties in {0, 1, equal // 2, equal - 1, equal, equal + 1}:
+            listed = (bits > least) | ((bits == least) & ((bits == least).cumsum(0) <= ties))
+            indices, taken = backend.indices_from(score, least, ties)
+            assert same_bits(indices, listed.nonzero().flatten())
+            assert taken == min(ties, equal)
 
 
 @pytest.mark.parametrize(("first", "second", "count"), itertools.product((0, 3), (0, 70), (0, 2)))

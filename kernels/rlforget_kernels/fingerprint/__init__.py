@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlforget_kernels.common.bits import as_bits
+from rlforget_kernels.common.checks import require_indices
 from rlforget_kernels.common.dispatch import backend, operator
-from rlforget_kernels.fingerprint.reference import weighted_sum
 
 
 def _fake(weight: Tensor, offset: int = 0) -> Tensor:
@@ -57,12 +56,25 @@ def fingerprint_after_patch(fingerprint: Tensor, indices: Tensor, before_bits: T
 
     Args:
         fingerprint: int64 [2], of the tensor before.
-        indices: int32 or int64 [k], flat indices, each once.
+        indices: int32 or int64 [k], flat indices, each once. Fastest where they ascend.
         before_bits: [k], the integer dtype of the element's width: what stood there.
         after_bits: Like `before_bits`: what stands there now.
 
     Returns:
         int64 [2]. Swap the two bits to go back.
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if sizes or devices do not fit together.
+
+    Bytes moved: k times (an index, two elements); on a GPU, where it is plain torch, its temporaries too.
     """
-    before, after = (weighted_sum(as_bits(bits), indices.long()) for bits in (before_bits, after_bits))
-    return fingerprint + after - before
+    require_indices("fingerprint_after_patch", indices, before_bits, "before_bits")
+    require_indices("fingerprint_after_patch", indices, after_bits, "after_bits")
+    if before_bits.dtype != after_bits.dtype:
+        raise TypeError(
+            f"fingerprint_after_patch: expected bits of one dtype; found {before_bits.dtype} and {after_bits.dtype}"
+        )
+    kernels = backend(__name__, fingerprint, indices, before_bits, after_bits)
+    lanes: Tensor = kernels.fingerprint_after_patch(fingerprint, indices, before_bits, after_bits)
+    return lanes

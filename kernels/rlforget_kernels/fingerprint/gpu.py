@@ -13,6 +13,7 @@ from torch import Tensor
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.common.gpu_math import random_word
 from rlforget_kernels.common.launch import KernelSpec, launch
+from rlforget_kernels.fingerprint import reference
 from rlforget_kernels.fingerprint.reference import TILE, element_words, tile_seed
 
 _TILES = 16  # a program; enough to make its end, where it multiplies by the element words and reduces, cheap
@@ -33,6 +34,11 @@ def fingerprint(weight: Tensor, offset: int = 0) -> Tensor:
     place, warps = offset % TILE, _WARPS[bits.element_size()]
     launch(sum_kernel, programs, bits, bits.numel(), first, place, *words, sums[0], sums[1], **constants, warps=warps)
     return sums.sum(dim=1)
+
+
+def fingerprint_after_patch(fingerprint: Tensor, indices: Tensor, before_bits: Tensor, after_bits: Tensor) -> Tensor:
+    """See `rlforget_kernels.fingerprint`. In plain torch: a patch is small beside its tensor."""
+    return reference.fingerprint_after_patch(fingerprint, indices, before_bits, after_bits)
 
 
 @triton.jit

@@ -22,6 +22,12 @@ def fingerprint(weight: Tensor, offset: int = 0) -> Tensor:
     return weighted_sum(bits, torch.arange(offset, offset + bits.numel(), device=bits.device))
 
 
+def fingerprint_after_patch(fingerprint: Tensor, indices: Tensor, before_bits: Tensor, after_bits: Tensor) -> Tensor:
+    """See `rlforget_kernels.fingerprint`."""
+    before, after = (weighted_sum(as_bits(bits), indices.long()) for bits in (before_bits, after_bits))
+    return fingerprint + after - before
+
+
 def weighted_sum(bits: Tensor, indices: Tensor) -> Tensor:
     """Sum the integer `bits` [k], each times the words of its flat index (int64 [k]): int64 [2], one a lane."""
     bits, indices = halves(bits, indices)

@@ -96,8 +96,8 @@ def select_top(scores: list[Tensor], count: int, histogram: Tensor | None = None
             `histogram` is not that of `scores`.
         TypeError: for dtypes other than float32 and int64.
 
-    Bytes moved, N scores: 4N a read. One read for each of the two histograms (the first only without `histogram`), two
-    to count and to emit; 8 · count written.
+    Bytes moved, N scores: 4N a read. One read for each of the two histograms (the first only without `histogram`), one
+    to emit; on a GPU one more, to count what each of its programs will emit. 8 · count written.
     """
     for position, score in enumerate(scores):
         _check(score, f"scores[{position}]")
