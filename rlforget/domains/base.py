@@ -7,6 +7,7 @@ import random
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 from rlforget.errors import EmptyDomainError, RewardError
@@ -73,7 +74,7 @@ class Domain(ABC):
             raise RewardError(where, expected="a number in [0, 1]", found=found, fix=fix) from fault
         if isinstance(value, bool):
             value = float(value)
-        if not isinstance(value, int | float) or not math.isfinite(value) or not 0.0 <= value <= 1.0:
+        if not isinstance(value, Real) or not math.isfinite(value) or not 0.0 <= value <= 1.0:
             found = f"{value!r} (completion {completion!r})"
             raise RewardError(where, expected="a number in [0, 1]", found=found, fix=fix)
         return float(value)

@@ -7,7 +7,8 @@ from typing import Any
 
 from rlforget.domains.base import Domain, Split
 from rlforget.domains.batches import encode_prompts
-from rlforget.domains.sampling import completion_texts, sample
+from rlforget.domains.sampling import completion_texts, sample, special_tokens
+from rlforget.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,14 @@ def evaluate(
     """Sample one completion for each of `count` prompts and average their rewards.
 
     Raises:
+        ConfigError: `count` is below 1.
         EmptyDomainError: The domain has no example in `split`.
         RewardError: A reward is no number in [0, 1].
     """
+    if count < 1:
+        raise ConfigError("count", expected="at least 1 prompt", found=str(count), fix="Ask for one prompt or more.")
     rewards: list[float] = []
+    pad, ends = special_tokens(model, tokenizer)
     examples = domain.examples(count, seed=seed, split=split)
     for start in range(0, len(examples), batch_size):
         chunk = examples[start : start + batch_size]
@@ -51,10 +56,10 @@ def evaluate(
             encode_prompts(domain, tokenizer, chunk),
             seed=seed + start,
             greedy=greedy,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=pad,
+            eos_token_id=ends,
         )
-        texts = completion_texts(tokenizer, completed)
+        texts = completion_texts(tokenizer, completed, ends)
         rewards += [domain.checked_reward(e, text) for e, text in zip(chunk, texts, strict=True)]
     mean = sum(rewards) / len(rewards)
     variance = sum((r - mean) ** 2 for r in rewards) / max(1, len(rewards) - 1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
-from rlforget.domains.base import Domain, Example, Split, is_eval
+from rlforget.domains.base import Domain, Example, Split, empty, is_eval
 from rlforget.errors import UnknownNameError, missing_extra
 
 _TRIES = 64  # draws an example may take before the split counts as empty
@@ -41,15 +42,20 @@ class ReasoningGymDomain(Domain):
             ) from fault
 
     def examples(self, count: int, *, seed: int = 0, split: Split = "train") -> list[Example]:
-        """Draw `count` examples of `split`; a question's hash says which split it belongs to."""
+        """Draw `count` examples of `split`; a question's hash says which split it belongs to.
+
+        Where a dataset has few different questions, they are repeated.
+        """
         found: list[Example] = []
         for row in self._create(size=(count + 1) * _TRIES, seed=seed):
             if is_eval(row["question"]) == (split == "eval"):
                 self._entries[row["question"]] = row
                 found.append(Example(row["question"], str(row["answer"])))
-                if len(found) == count:
+                if len(found) >= count:
                     break
-        return found
+        if not found:
+            raise empty(self.name, split)
+        return list(itertools.islice(itertools.cycle(found), count))
 
     def reward(self, example: Example, completion: str) -> float:
         """The dataset's own verdict on the completion."""

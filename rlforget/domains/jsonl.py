@@ -14,6 +14,7 @@ from rlforget.errors import DomainFileError
 
 RewardFunction = Callable[[Example, str], float]
 _FIELDS = ("prompt", "answer", "counterfactual", "counterfactual_answer")
+_HEADER = ("domain", "reward", "max_new_tokens")
 
 
 def exact_match(example: Example, completion: str) -> float:
@@ -25,8 +26,8 @@ class JsonlDomain(Domain):
     """Examples read from a file, one JSON object a line.
 
     Each object has `prompt` and `answer`, and may have `counterfactual` and `counterfactual_answer`. A first line
-    `{"domain": NAME, "reward": "package.module:function", "max_new_tokens": N, "splits": …}` sets what its keys
-    name; each may be left out. A line may say `"split": "train"` or `"split": "eval"`; one that does not is put in
+    `{"domain": NAME, "reward": "package.module:function", "max_new_tokens": N}` sets what its keys name; each may be
+    left out. A line may say `"split": "train"` or `"split": "eval"`; one that does not is put in
     a split by the hash of its prompt.
     """
 
@@ -56,12 +57,12 @@ class JsonlDomain(Domain):
         """
         path = Path(path)
         rows = _read(path)
-        header = rows.pop(0)[1] if rows and "prompt" not in rows[0][1] else {}
+        header = _header(path, *rows.pop(0)) if rows and "prompt" not in rows[0][1] else {}
         splits: dict[Split, list[Example]] = {"train": [], "eval": []}
         for number, row in rows:
             example = _example(path, number, row)
             chosen = row.get("split", "eval" if is_eval(example.prompt) else "train")
-            if chosen not in splits:
+            if chosen not in ("train", "eval"):
                 raise _fault(path, number, 'split "train" or "eval"', repr(chosen))
             splits[chosen].append(example)
         shared = {e.prompt for e in splits["train"]} & {e.prompt for e in splits["eval"]}
@@ -70,9 +71,7 @@ class JsonlDomain(Domain):
         chosen_reward = reward if reward is not None else header.get("reward", exact_match)
         function = import_reward(chosen_reward) if isinstance(chosen_reward, str) else chosen_reward
         tokens = header.get("max_new_tokens", 64)
-        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-            raise _fault(path, 1, "max_new_tokens, a positive integer", repr(tokens))
-        return cls(str(header.get("domain", path.stem)), splits["train"], splits["eval"], function, tokens)
+        return cls(header.get("domain", path.stem), splits["train"], splits["eval"], function, tokens)
 
     def examples(self, count: int, *, seed: int = 0, split: Split = "train") -> list[Example]:
         """Draw `count` examples in a seeded order; all are drawn before one is repeated."""
@@ -124,6 +123,20 @@ def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
             raise _fault(path, number, "a JSON object", type(row).__name__)
         rows.append((number, row))
     return rows
+
+
+def _header(path: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
+    """Hold the first line, which has no prompt, to be a header."""
+    for key in row:
+        if key not in _HEADER:
+            raise _fault(path, number, f"an example with a prompt, or a header of {', '.join(_HEADER)}", repr(key))
+    for key in ("domain", "reward"):
+        if not isinstance(row.get(key, ""), str):
+            raise _fault(path, number, f"a string under {key!r}", type(row[key]).__name__)
+    tokens = row.get("max_new_tokens", 1)
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise _fault(path, number, "max_new_tokens, a positive integer", repr(tokens))
+    return row
 
 
 def _example(path: Path, number: int, row: dict[str, Any]) -> Example:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from rlforget import domains
 from rlforget.domains.batches import IGNORED
+from rlforget.domains.sampling import special_tokens
 from rlforget.errors import ConfigError, EmptyDomainError
 
 Batch = Mapping[str, Any]
 Batches = domains.Domain | str | Iterable[Batch]
-
-_NO_TOKEN = -1  # the id of an end token that no model can emit
 
 
 def collect(model: Any, batches: Batches, *, samples: int, seed: int = 0, tokenizer: Any = None) -> list[Batch]:
@@ -59,7 +58,7 @@ def completed(model: Any, batches: list[Batch], *, seed: int, tokenizer: Any = N
     device = next(model.parameters()).device
     for position, batch in enumerate(batches):
         if "labels" not in batch:
-            pad, end = _special_tokens(model, tokenizer)
+            pad, end = special_tokens(model, tokenizer)
             draw = seed * 1_000_003 + position
             batch = domains.sample(model, batch, seed=draw, pad_token_id=pad, eos_token_id=end)
         yield {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
@@ -75,14 +74,28 @@ def completion_log_probs(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         [B] float32 (float64 for a float64 model), differentiable.
     """
+    labels = batch["labels"][:, 1:]
+    log_probs = next_token_log_probs(model, batch)
+    tokens = log_probs.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)  # [B, T-1]
+    return torch.where(labels != IGNORED, tokens, 0.0).sum(1)
+
+
+def next_token_log_probs(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return log π(token | what stands before it) of every token at each position but the last.
+
+    Args:
+        model: A causal language model whose output has `.logits` [B, T, vocabulary].
+        batch: `input_ids`, `attention_mask` [B, T], padded on either side.
+
+    Returns:
+        [B, T - 1, vocabulary] float32 (float64 for a float64 model), differentiable.
+    """
     mask = batch["attention_mask"]
     positions = (mask.cumsum(1) - 1).clamp_min(0)  # padding counts for nothing, as in generation
     extra = _accepted(model.forward, {"position_ids": positions, "use_cache": False})
     logits = model(input_ids=batch["input_ids"], attention_mask=mask, **extra).logits[:, :-1]
-    labels = batch["labels"][:, 1:]
-    precise = logits if logits.dtype == torch.float64 else logits.float()
-    tokens = precise.log_softmax(-1).gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)  # [B, T-1]
-    return torch.where(labels != IGNORED, tokens, 0.0).sum(1)
+    precise: Tensor = logits if logits.dtype == torch.float64 else logits.float()
+    return precise.log_softmax(-1)
 
 
 def _take(source: Iterable[Batch], samples: int) -> Iterator[Batch]:
@@ -110,24 +123,6 @@ def _tokenizer_of(model: Any, tokenizer: Any) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
-
-
-def _special_tokens(model: Any, tokenizer: Any) -> tuple[int, int]:
-    """Return the padding and the end token: the tokenizer's, else the model's."""
-    sources = (tokenizer, getattr(model, "generation_config", None), getattr(model, "config", None))
-
-    def first(name: str) -> int | None:
-        for source in sources:
-            token = getattr(source, name, None)
-            if token is not None:
-                return int(token[0] if isinstance(token, list | tuple) else token)
-        return None
-
-    end = first("eos_token_id")
-    pad = first("pad_token_id")
-    if end is None:
-        end = _NO_TOKEN
-    return (max(end, 0) if pad is None else pad), end
 
 
 def _accepted(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:

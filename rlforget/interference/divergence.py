@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlforget.domains.batches import IGNORED
-from rlforget.interference.completions import Batches, collect, completed
+from rlforget.interference.completions import Batches, collect, completed, next_token_log_probs
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ def _log_probs(model: Any, batch: dict[str, Tensor]) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        return next_token_log_probs(model, batch)
     finally:
         model.train(was_training)
-    return torch.as_tensor(logits).float().log_softmax(-1)

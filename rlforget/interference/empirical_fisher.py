@@ -32,7 +32,7 @@ class Fisher:
         values: For each changed tensor, the mean over samples of the squared gradient of log π(completion | prompt),
             float32 [changed], in the order of the delta's indices. Zero where a tensor takes no gradient.
         gradient: Likewise the mean gradient of the loss −log π.
-        samples: How many completions went in.
+        samples: How many completions went in; none where no changed tensor takes a gradient.
         where: The point of the weights at which it was taken.
     """
 
@@ -94,6 +94,8 @@ def fisher(
     if where != "now":
         check_at_after(open_weights(model), at)
         point = moved(parameters, toward_before(at, _SHARE_BACK[where]))
+    if not columns:
+        return Fisher(_by_name(torch.empty(0), columns, at), _by_name(torch.empty(0), columns, at), 0, where)
     prompts = collect(model, batches, samples=samples, seed=seed, tokenizer=tokenizer)
     device = next(model.parameters()).device
     squares = torch.zeros(width(columns), device=device)

@@ -65,7 +65,8 @@ class Conflict:
     def top(self, fraction: float | None = None, *, count: int | None = None) -> Coordinates:
         """Return the coordinates that score highest, by one threshold over all tensors.
 
-        Exactly as many as asked for; ties go to the earlier tensor, then to the lower index.
+        Ties go to the earlier tensor, then to the lower index. A coordinate that scores 0 is never picked, so fewer
+        than asked for come back where fewer score above it.
 
         Args:
             fraction: How many, as a share in (0, 1] of all the model's coordinates, changed or not. More than the
@@ -75,7 +76,9 @@ class Conflict:
         Raises:
             CoordinateError: A fraction or count out of range, or not exactly one of the two.
         """
-        picked = select_top(list(self.scores.values()), self._count(fraction, count), self.histogram)
+        positive = sum(int(torch.count_nonzero(score)) for score in self.scores.values())
+        wanted = min(self._count(fraction, count), positive)
+        picked = select_top(list(self.scores.values()), wanted, self.histogram)
         return Coordinates(
             {
                 name: self.delta[name].indices[positions].to(torch.int64)
@@ -155,6 +158,14 @@ def conflict(
     scores: dict[str, Tensor] = {}
     histogram = torch.zeros(1 << 15, dtype=torch.int64)
     offset = 0
+    damping = 0.0 if fisher_b is None else epsilon * fisher_b.mean
+    if fisher_b is not None and not damping > 0.0:
+        raise NonFiniteError(
+            "the Fisher of the later domains",
+            expected="a positive mean, to divide by",
+            found=f"a mean of {fisher_b.mean} and epsilon={epsilon}",
+            fix="Take it on samples that have gradients at these coordinates, with epsilon above 0.",
+        )
     for name, tensor in changed.items():
         direction = None
         if score == "taylor" and fisher_a is not None:
@@ -169,7 +180,7 @@ def conflict(
             earlier=None if fisher_a is None else fisher_a.values[name],
             later=None if fisher_b is None else fisher_b.values[name],
             direction=direction,
-            damping=0.0 if fisher_b is None else epsilon * fisher_b.mean,
+            damping=damping,
             seed=seed,
             offset=offset,
         )

@@ -9,6 +9,7 @@ The rule is this project's own; that the damage concentrates in such a subspace 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ class ConflictSubspace:
     Attributes:
         correction: For each tensor that the delta changed and that takes gradients, u in float32, of the tensor's
             shape: dense, also where the delta changed nothing.
-        passes: What each pass did.
+        passes: What each pass did; none where there is nothing to correct.
         probes: For each tensor of `correction`, float32 [16, numel]: signed random sums of the rows of the last G_A, so
             that ‖P v‖ estimates ‖G_A v‖ for any v.
     """
@@ -73,7 +74,7 @@ class ConflictSubspace:
     @property
     def norm(self) -> float:
         """‖u‖."""
-        return float(torch.stack([value.double().norm() for value in self.correction.values()]).norm())
+        return math.sqrt(sum(float(value.double().square().sum()) for value in self.correction.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the diagnostics, for programs."""
@@ -125,6 +126,8 @@ def conflict_subspace(
     parameters = changed_parameters(model, delta)
     check_at_after(open_weights(model), delta)
     columns = columns_for(parameters)
+    if not columns:
+        return ConflictSubspace({}, (), {})
     change = _flat(delta, columns).to(next(model.parameters()).device)
     correction = torch.zeros_like(change)
     reports: list[Pass] = []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,6 +114,16 @@ def test_reward_that_is_no_number_in_the_unit_interval_is_named(value: object) -
 
     with pytest.raises(RewardError, match=r"'bad' on prompt 'p'.*number in \[0, 1\]"):
         Bad().checked_reward(domains.Example("p", "a"), "c")
+
+
+@pytest.mark.parametrize("value", [True, 1, np.float32(0.5), np.float64(0.5), np.int64(0)])
+def test_a_reward_may_be_any_number(value: Any) -> None:
+    class Fair(type(domains.get("math"))):  # type: ignore[misc]
+        def reward(self, example: domains.Example, completion: str) -> float:
+            return value  # type: ignore[no-any-return]
+
+    found = Fair().checked_reward(domains.Example("p", "a"), "c")
+    assert (type(found), found) == (float, float(value))
 
 
 def test_unknown_domain_lists_the_known_ones() -> None:

@@ -68,7 +68,12 @@ def test_every_example_is_drawn_before_one_is_repeated(tmp_path: Path) -> None:
         ([{"prompt": "p", "answer": 3}], "line 1: expected a string under 'answer'; found int"),
         ([{"prompt": "p", "answer": "a", "split": "test"}], "split"),
         ([{"reward": "nowhere:f"}, {"prompt": "p", "answer": "a"}], "reward 'nowhere:f'"),
-        ([{"max_new_tokens": 0}, {"prompt": "p", "answer": "a"}], "max_new_tokens"),
+        ([{"max_new_tokens": 0}, {"prompt": "p", "answer": "a"}], "line 1: expected max_new_tokens"),
+        ([{"rewrad": "m:f"}, {"prompt": "p", "answer": "a"}], "line 1: .* a header of domain, reward.*'rewrad'"),
+        ([{"promt": "p", "answer": "a"}, {"prompt": "q", "answer": "a"}], "line 1: expected an example with a prompt"),
+        ([{"reward": 5}, {"prompt": "p", "answer": "a"}], "line 1: expected a string under 'reward'; found int"),
+        ([{"domain": None}, {"prompt": "p", "answer": "a"}], "line 1: expected a string under 'domain'"),
+        ([{"prompt": "p", "answer": "a", "split": ["train"]}], "split"),
         ([{"prompt": "p", "answer": "a", "split": s} for s in ("train", "eval")], "no prompt in both splits"),
     ],
 )

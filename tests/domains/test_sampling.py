@@ -11,7 +11,8 @@ from rlforget import domains
 from rlforget.domains.batches import IGNORED
 from rlforget.domains.miniature.pretrain import build_model
 from rlforget.domains.miniature.tokenizer import build_tokenizer
-from rlforget.domains.sampling import completion_texts
+from rlforget.domains.sampling import completion_texts, special_tokens
+from rlforget.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,10 @@ def test_padding_changes_no_greedy_completion(model: Any, tokenizer: Any) -> Non
     together = domains.sample(model, {**mixed, "max_new_tokens": 5}, seed=0, greedy=True, **ends)
     alone = tokenizer(["M1+2+3+4="], return_tensors="pt")
     single = domains.sample(model, {**alone, "max_new_tokens": 5}, seed=0, greedy=True, **ends)
-    assert completion_texts(tokenizer, together)[0] == completion_texts(tokenizer, single)[0]
+    assert (
+        completion_texts(tokenizer, together, [ends["eos_token_id"]])[0]
+        == completion_texts(tokenizer, single, [ends["eos_token_id"]])[0]
+    )
 
 
 def test_evaluation_is_the_mean_reward_with_its_standard_error(model: Any, tokenizer: Any) -> None:
@@ -99,3 +103,30 @@ def test_evaluation_is_the_mean_reward_with_its_standard_error(model: Any, token
     assert score.mean == 0.5
     assert score.count == 100
     assert score.stderr == pytest.approx((0.25 * 100 / 99 / 100) ** 0.5)
+
+
+def test_every_end_token_of_the_model_ends_a_completion(model: Any, tokenizer: Any) -> None:
+    batch = one_batch(tokenizer, 256)
+    several = [tokenizer.eos_token_id, 5, 6]
+    sampled = domains.sample(model, batch, seed=0, pad_token_id=0, eos_token_id=several)
+    start = batch["input_ids"].shape[1]
+    for ids, labels in zip(sampled["input_ids"], sampled["labels"], strict=True):
+        completion = ids[start:].tolist()
+        length = next((i + 1 for i, token in enumerate(completion) if token in several), len(completion))
+        assert labels[start:].tolist() == completion[:length] + [IGNORED] * (len(completion) - length)
+
+
+def test_end_tokens_are_the_tokenizers_and_the_generation_configs(model: Any, tokenizer: Any) -> None:
+    from types import SimpleNamespace
+
+    chat = SimpleNamespace(
+        generation_config=SimpleNamespace(eos_token_id=[7, 1]), config=SimpleNamespace(eos_token_id=7)
+    )
+    assert special_tokens(chat, tokenizer) == (tokenizer.pad_token_id, [1, 7])
+    assert special_tokens(model) == (0, [1])
+    assert special_tokens(SimpleNamespace()) == (0, [])
+
+
+def test_no_prompt_at_all_is_a_named_fault(model: Any, tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match="at least 1 prompt"):
+        domains.evaluate(model, tokenizer, domains.get("math"), count=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -201,3 +202,14 @@ def test_nan_names_the_tensor(after: nn.Module, delta: Delta, completions: Calla
         dict(after.named_parameters())[name].flatten()[0] = torch.nan
     with pytest.raises(NonFiniteError, match=r"model\."):
         fisher(after, completions(2), at=delta)
+
+
+def test_what_takes_no_gradient_has_no_fisher(after: nn.Module, completions: Callable[..., list[Batch]]) -> None:
+    assert fisher(after, completions(2), diff(after, after)).values == {}
+    after.register_buffer("count", torch.zeros(3))
+    later = copy.deepcopy(after)
+    later.get_buffer("count").add_(1)
+    found = fisher(later, completions(2), diff(after, later), where="midpoint")
+    assert found.samples == 0
+    assert [(name, value.tolist()) for name, value in found.values.items()] == [("count", [0.0] * 3)]
+    assert found.mean == 0.0

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from rlforget.delta import Delta, diff
 from rlforget.errors import ConfigError, EmptyDomainError, LayoutError, NonFiniteError, WrongBaseError
-from rlforget.interference import ConflictSubspace, conflict_subspace
+from rlforget.interference import ConflictSubspace, conflict, conflict_subspace
 from rlforget.interference.completions import completion_log_probs
+from rlforget.recovery import rollback
 
 from .conftest import tiny_model
 
@@ -236,3 +237,12 @@ def test_nan_names_the_tensor(
     with pytest.raises(NonFiniteError, match=r"gradient of 'model\."):
         conflict_subspace(after, diff(before, after), [completions(2)])
     check()
+
+
+def test_nothing_changed_leaves_nothing_to_correct(after: nn.Module, completions: Callable[..., list[Batch]]) -> None:
+    empty = diff(after, after)
+    found = conflict_subspace(after, empty, [completions(2)], [completions(2)])
+    assert (found.correction, found.passes, found.norm) == ({}, (), 0.0)
+    assert conflict(empty, subspace=found).top(fraction=0.5).count == 0
+    with rollback(after, empty, found) as undo:
+        assert undo.written == 0
