@@ -44,10 +44,9 @@ def page(seeds: Sequence[int], progress: Progress) -> str:
             after.append(f"{statistics.fmean(rewards):.3f} ± {spread:.3f}")
         rows.append((name, f"{before.mean:.3f} (standard error {before.stderr:.3f})", *after))
     intro = (
-        f"Sampled reward on {EVALUATION_PROMPTS} evaluation prompts before and after {STEPS} steps of {SEQUENCES}\n"
-        f"sequences at learning rate {RATE:g}, mean ± standard\n"
-        f"deviation over seeds {', '.join(map(str, seeds))}. Made by\n"
-        "`python -m rlforget.experiments.learning docs/learning.md`."
+        f"Sampled reward on {EVALUATION_PROMPTS} evaluation prompts before and after {STEPS} steps of {SEQUENCES} "
+        f"sequences at\nlearning rate {RATE:g}, mean ± standard deviation over seeds "
+        f"{', '.join(map(str, seeds))}. Made by\n`python -m rlforget.experiments.learning docs/learning.md`."
     )
     lines = table(("domain", "before", "after GRPO", "after SFT"), rows)
     return "\n".join(["# Both trainers learn", "", intro, "", *lines, ""])

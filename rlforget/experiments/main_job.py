@@ -15,7 +15,7 @@ from rlforget.domains import miniature
 from rlforget.experiments.measure import Rewards
 from rlforget.experiments.repairs import Repair, Scene, norm, training_free
 from rlforget.experiments.settings import EARLIER, SEQUENCE, TARGET, Settings
-from rlforget.experiments.sft_and_rl import sft_and_rl
+from rlforget.experiments.sft_and_rl import of_one_length, to_one_reward
 from rlforget.training import EvaluationConfig, Progress, SequenceConfig, StageConfig, run_sequence, train_stage
 
 Echo = Callable[[str], None]
@@ -27,7 +27,7 @@ def main_job(seed: int, out: Path, settings: Settings, *, echo: Echo, progress: 
     Returns:
         JSON: `seed`, `stages` (rewards of every domain and the statistics of the delta), `overlaps` of the stages'
         deltas, `lost` (reward of each earlier domain after the last earlier stage, less at the end), `repairs`,
-        `sft_and_rl` and `seconds`.
+        `sft_and_rl`, `sft_and_rl_of_one_length` and `seconds`.
     """
     started = time.perf_counter()
     echo(f"seed {seed}: GRPO on {' → '.join(SEQUENCE)}")
@@ -58,8 +58,9 @@ def main_job(seed: int, out: Path, settings: Settings, *, echo: Echo, progress: 
         echo(f"  {repair.label}: regained {repair.regained:.2f}, kept {repair.kept:.2f}")
         repairs.append(repair)
     echo(f"refresh: {settings.refresh_steps} GRPO steps on each of {', '.join(EARLIER)}")
+    by_grpo = copy.deepcopy(model)
     repairs.append(_refreshed(scene, progress))
-    echo(f"SFT and RL on {TARGET}, to the same reward")
+    echo(f"SFT and RL on {TARGET}: to one reward, and of one length")
     return {
         "seed": seed,
         "stages": [{"name": "base", "rewards": rewards[0]}]
@@ -70,7 +71,8 @@ def main_job(seed: int, out: Path, settings: Settings, *, echo: Echo, progress: 
         "overlaps": _overlaps(stages),
         "lost": {name: scene.then[name] - scene.now[name] for name in EARLIER},
         "repairs": [repair.to_dict() for repair in repairs],
-        "sft_and_rl": sft_and_rl(before_target, tokenizer, settings, seed, progress),
+        "sft_and_rl": to_one_reward(before_target, tokenizer, settings, seed, progress),
+        "sft_and_rl_of_one_length": of_one_length(before_target, by_grpo, tokenizer, settings, seed, progress),
         "seconds": time.perf_counter() - started,
     }
 

@@ -31,13 +31,12 @@ def page(results: dict[str, Any], command: str) -> str:
     """Write the page: what was held against which bar, then every table, means and values by seed."""
     summary = results["summary"]
     repairs = table(("repair", "coordinates", "regained", "kept", "norm of δ moved"), _repairs(summary))
-    compared = ("seed", "by", "steps", *SEQUENCE, "forgotten", "bf16 unchanged", "KL to start")
     sections = [
         ["# Results", "", *_intro(results, command), "", _READING],
         ["## Against the bars", "", *table(("what", "at least", "measured"), _against_bars(summary))],
         ["## Every repair", "", *repairs, "", _CONTROL_NOTE],
         ["## Rewards by stage", *(line for run in results["runs"] for line in ["", *_stages(run)])],
-        ["## SFT and RL", "", *_comparison(results["settings"]), "", *table(compared, _sft_and_rl(results))],
+        ["## SFT and RL", "", *_comparison(results)],
     ]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
 
@@ -58,10 +57,21 @@ def _intro(results: dict[str, Any], command: str) -> list[str]:
     ]
 
 
-def _comparison(settings: dict[str, Any]) -> list[str]:
+def _comparison(results: dict[str, Any]) -> list[str]:
+    settings = results["settings"]
+    head = ("seed", "by", "steps", *SEQUENCE, "forgotten", "same in bf16", "KL, others", "KL, target")
     return [
-        "From the stage before the last, both on the last one's domain until the same sampled training reward",
-        f"({settings['target_reward']}), 128 sequences a step, learning rate {settings['target_rate']:g}.",
+        "From the stage before the last, on the last one's domain, 128 sequences a step, at the last stage's",
+        f"learning rate ({settings['learning_rates'][-1]:g}). **forgotten**: mean reward lost on the other domains.",
+        "**KL**: from the start to the fine-tune, nats a completion.",
+        "",
+        f"Both until the same sampled training reward, {settings['target_reward']}:",
+        "",
+        *table(head, _sft_and_rl(results, "sft_and_rl")),
+        "",
+        f"Both for the last stage's {settings['steps'][-1]} steps (GRPO is that stage itself):",
+        "",
+        *table(head, _sft_and_rl(results, "sft_and_rl_of_one_length")),
     ]
 
 
@@ -101,24 +111,22 @@ def _stages(run: dict[str, Any]) -> list[str]:
     ]
 
 
-def _sft_and_rl(results: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+def _sft_and_rl(results: dict[str, Any], key: str) -> Iterable[tuple[str, ...]]:
     for run in results["runs"]:
-        compared, seed = run["sft_and_rl"], str(run["seed"])
-        yield seed, "start", "", *(f"{compared['base']['rewards'][name]:.3f}" for name in SEQUENCE), "", "", ""
+        compared, seed = run[key], str(run["seed"])
+        yield seed, "start", "", *(f"{compared['start']['rewards'][name]:.3f}" for name in SEQUENCE), *[""] * 4
         for method in ("grpo", "sft"):
             tuned = compared[method]
-            rewards = (f"{tuned['rewards'][name]:.3f}" for name in SEQUENCE)
-            kl = sum(tuned["kl_to_base"].values()) / len(tuned["kl_to_base"])
+            kl = tuned["kl_to_start"]
             yield (
                 seed,
                 method,
                 str(tuned["steps"]),
-                *rewards,
-                *(
-                    f"{tuned['forgotten']:.3f}",
-                    f"{tuned['sparsity']['bfloat16']:.1%}",
-                    f"{kl:.2f}",
-                ),
+                *(f"{tuned['rewards'][name]:.3f}" for name in SEQUENCE),
+                f"{tuned['forgotten']:.3f}",
+                f"{tuned['sparsity']['bfloat16']:.1%}",
+                f"{sum(kl.values()) / len(kl):.2f}",
+                f"{tuned['kl_on_target']:.2f}",
             )
 
 

@@ -21,7 +21,6 @@ class Settings:
         refresh_steps: GRPO steps of the refresh of each earlier domain.
         refresh_rate: Its learning rate.
         target_reward: Sampled training reward on the target domain at which SFT and RL both stop.
-        target_rate: Learning rate of both.
     """
 
     steps: tuple[int, ...] = (60, 60, 60, 120)
@@ -31,7 +30,6 @@ class Settings:
     refresh_steps: int = 10
     refresh_rate: float = 1e-3
     target_reward: float = 0.98
-    target_rate: float = 2e-3
 
 
 FULL = Settings()

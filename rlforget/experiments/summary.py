@@ -23,11 +23,6 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seeds": [run["seed"] for run in runs],
         "lost": {name: _spread(run["lost"][name] for run in runs) for name in runs[0]["lost"]},
-        "gained": {
-            stage["name"]: _spread(_gain(run, position) for run in runs)
-            for position, stage in enumerate(runs[0]["stages"])
-            if position
-        },
         "repairs": repairs,
         "sft_and_rl": {
             method: {
@@ -38,12 +33,6 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
             for method in ("grpo", "sft")
         },
     }
-
-
-def _gain(run: dict[str, Any], position: int) -> float:
-    """Reward of a stage's own domain after the stage, less before it."""
-    before, after = run["stages"][position - 1], run["stages"][position]
-    return float(after["rewards"][after["name"]] - before["rewards"][after["name"]])
 
 
 def _spread(values: Iterable[float]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def _stages(run: dict[str, Any]) -> list[str]:
         change = [*(f"{total[kind]:.1%}" for kind in kinds), f"{total['l2']:.2f}"] if total else [""] * 4
         rows.append([stage["name"], *(f"{stage['rewards'][name]:.3f}" for name in SEQUENCE), *change])
     lost = ", ".join(f"{name} {-drop:+.3f}" for name, drop in run["lost"].items())
-    title = "Sampled reward of every domain after every stage, and the share of coordinates that the stage left"
+    title = "Sampled reward of every domain after every stage; the share of coordinates that the stage left"
     return ["", title, *_aligned(head, rows), f"Lost since the last earlier stage: {lost}"]
 
 
@@ -75,15 +75,27 @@ def _repairs(run: dict[str, Any]) -> list[str]:
 
 
 def _sft_and_rl(run: dict[str, Any]) -> list[str]:
-    compared = run["sft_and_rl"]
-    head = [f"{compared['target']} by", "steps", *SEQUENCE, "forgot", "bf16 unchanged", "KL to start"]
-    rows = [["start", "", *(f"{compared['base']['rewards'][name]:.3f}" for name in SEQUENCE), "", "", ""]]
+    titles = {
+        "sft_and_rl": "SFT and RL from the last stage but one, to the same sampled training reward",
+        "sft_and_rl_of_one_length": "SFT and RL from the last stage but one, of the same number of steps",
+    }
+    return [line for key, title in titles.items() for line in ["", title, *_compared(run[key])]]
+
+
+def _compared(compared: dict[str, Any]) -> list[str]:
+    head = [f"{compared['target']} by", "steps", *SEQUENCE, "forgot", "same bf16", "KL others", "KL target"]
+    rows = [["start", "", *(f"{compared['start']['rewards'][name]:.3f}" for name in SEQUENCE), *[""] * 4]]
     for method in ("grpo", "sft"):
         tuned = compared[method]
-        kl = sum(tuned["kl_to_base"].values()) / len(tuned["kl_to_base"])
-        figures = [f"{tuned['forgotten']:.3f}", f"{tuned['sparsity']['bfloat16']:.1%}", f"{kl:.2f}"]
+        kl = tuned["kl_to_start"]
+        figures = [
+            f"{tuned['forgotten']:.3f}",
+            f"{tuned['sparsity']['bfloat16']:.1%}",
+            f"{sum(kl.values()) / len(kl):.2f}",
+            f"{tuned['kl_on_target']:.2f}",
+        ]
         rows.append([method, str(tuned["steps"]), *(f"{tuned['rewards'][n]:.3f}" for n in SEQUENCE), *figures])
-    return ["", "SFT and RL from the same start, the last stage but one, to the same reward", *_aligned(head, rows)]
+    return _aligned(head, rows)
 
 
 def _aligned(head: list[str], rows: Iterable[list[str]]) -> list[str]:

@@ -100,21 +100,21 @@ class TunedOverSeeds:
     rewards: Rewards
     forgotten: Spread
     sparsity: dict[str, Spread]
-    kl_to_base: Rewards
+    kl_to_start: Rewards
 
     @property
     def kl(self) -> Spread:
-        """KL(base ‖ fine-tune), the mean over the domains."""
-        columns = zip(*(spread.values for spread in self.kl_to_base.values()), strict=True)
+        """KL(start ‖ fine-tune), the mean over the other domains."""
+        columns = zip(*(spread.values for spread in self.kl_to_start.values()), strict=True)
         return Spread(tuple(Spread(column).mean for column in columns))
 
 
 @dataclass(frozen=True)
 class ComparisonOverSeeds:
-    """SFT and RL on one domain, from one base."""
+    """SFT and RL on one domain, from one start."""
 
     target: str
-    base: Rewards
+    start: Rewards
     grpo: TunedOverSeeds
     sft: TunedOverSeeds
 
@@ -260,7 +260,7 @@ def _comparison(compared: Sequence[Comparison | None]) -> ComparisonOverSeeds:
     target = next(comparison.target for comparison in compared if comparison)
     return ComparisonOverSeeds(
         target=target,
-        base=_by_name([comparison.base if comparison else {} for comparison in compared]),
+        start=_by_name([comparison.start if comparison else {} for comparison in compared]),
         grpo=_tuned([comparison.grpo if comparison else None for comparison in compared]),
         sft=_tuned([comparison.sft if comparison else None for comparison in compared]),
     )
@@ -272,5 +272,5 @@ def _tuned(tuned: Sequence[Tuned | None]) -> TunedOverSeeds:
         rewards=_by_name([one.rewards if one else {} for one in tuned]),
         forgotten=Spread.of(one.forgotten if one else None for one in tuned),
         sparsity=_by_name([one.sparsity if one else {} for one in tuned]),
-        kl_to_base=_by_name([one.kl_to_base if one else {} for one in tuned]),
+        kl_to_start=_by_name([one.kl_to_start if one else {} for one in tuned]),
     )

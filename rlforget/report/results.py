@@ -114,15 +114,15 @@ class Tuned:
     rewards: dict[str, float]
     forgotten: float
     sparsity: dict[str, float]
-    kl_to_base: dict[str, float]
+    kl_to_start: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """SFT and RL on one domain, from one base, to one reward."""
+    """SFT and RL on one domain, from one start, to one reward."""
 
     target: str
-    base: dict[str, float]
+    start: dict[str, float]
     grpo: Tuned
     sft: Tuned
 
@@ -288,8 +288,8 @@ def _number(node: Node, key: str) -> float:
 
 
 def _comparison(node: Node) -> Comparison:
-    base = node["base"]["rewards"].numbers()
-    return Comparison(node["target"].text(), base, _tuned(node["grpo"]), _tuned(node["sft"]))
+    start = node["start"]["rewards"].numbers()
+    return Comparison(node["target"].text(), start, _tuned(node["grpo"]), _tuned(node["sft"]))
 
 
 def _tuned(node: Node) -> Tuned:
@@ -298,5 +298,5 @@ def _tuned(node: Node) -> Tuned:
         rewards=node["rewards"].numbers(),
         forgotten=_number(node, "forgotten"),
         sparsity=node["sparsity"].numbers(),
-        kl_to_base=node["kl_to_base"].numbers(),
+        kl_to_start=node["kl_to_start"].numbers(),
     )

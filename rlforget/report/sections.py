@@ -98,7 +98,7 @@ def _comparison(found: OverSeeds) -> Section:
     if compared is None:
         return Section("comparison", heading, "")
     text = (
-        f"The base was trained on {compared.target} by RL, and again by SFT until it had the same sampled reward. The "
-        "question is what each cost the domains that were not trained."
+        f"The weights before the last stage were trained on {compared.target} by RL, and again by SFT, until both had "
+        "the same sampled reward. The question is what each cost the domains that were not trained."
     )
     return Section("comparison", heading, text, plots.comparison_plots(compared), tables.comparison_table(compared))

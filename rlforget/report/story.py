@@ -87,10 +87,11 @@ def target_finding(compared: ComparisonOverSeeds) -> str:
 
 
 def kl_finding(compared: ComparisonOverSeeds) -> str:
-    """Say how far SFT and RL moved the outputs from the base's."""
+    """Say how far SFT and RL moved the outputs on the other domains from the start's."""
     sft, grpo = compared.sft.kl.mean, compared.grpo.kl.mean
     further, (more, less) = ("SFT", (sft, grpo)) if sft > grpo else ("RL", (grpo, sft))
-    return f"{further} went further from the base: KL {number(more)} against {number(less)}, the mean over the domains"
+    figures = f"KL {number(more)} against {number(less)}, the mean over the other domains"
+    return f"{further} went further from the start: {figures}"
 
 
 def sparsity_finding(compared: ComparisonOverSeeds) -> str:

@@ -88,15 +88,15 @@ def overlaps_table(found: OverSeeds) -> Table:
 
 def comparison_table(compared: ComparisonOverSeeds) -> Table:
     """SFT and RL, a column each."""
-    domains = list(compared.base)
+    domains = list(compared.start)
     tuned = (compared.grpo, compared.sft)
 
-    def row(name: str, base: str, spreads: Iterable[Spread | None], write: Callable[[float], str]) -> list[str]:
-        return [name, base, *(NONE if spread is None else _cell(spread, write) for spread in spreads)]
+    def row(name: str, start: str, spreads: Iterable[Spread | None], write: Callable[[float], str]) -> list[str]:
+        return [name, start, *(NONE if spread is None else _cell(spread, write) for spread in spreads)]
 
     rows = [row("steps", "", (one.steps for one in tuned), lambda steps: number(steps, 0))]
     rows += [
-        row(f"reward on {name}", _cell(compared.base[name]), (one.rewards.get(name) for one in tuned), number)
+        row(f"reward on {name}", _cell(compared.start[name]), (one.rewards.get(name) for one in tuned), number)
         for name in domains
     ]
     rows.append(row("forgotten on the other domains", "", (one.forgotten for one in tuned), number))
@@ -105,10 +105,10 @@ def comparison_table(compared: ComparisonOverSeeds) -> Table:
         for dtype in compared.grpo.sparsity
     ]
     rows += [
-        row(f"KL to the base on {name}", "", (one.kl_to_base.get(name) for one in tuned), _three)
-        for name in compared.grpo.kl_to_base
+        row(f"KL to the start on {name}", "", (one.kl_to_start.get(name) for one in tuned), _three)
+        for name in compared.grpo.kl_to_start
     ]
-    return Table(f"The base, and its fine-tunes on {compared.target}", ["", "base", "RL (GRPO)", "SFT"], rows)
+    return Table(f"The start, and its fine-tunes on {compared.target}", ["", "start", "RL (GRPO)", "SFT"], rows)
 
 
 def _cell(spread: Spread, write: Callable[[float], str] = number) -> str:

@@ -27,9 +27,12 @@ def test_every_part_of_the_main_job_runs(tmp_path: Path, monkeypatch: pytest.Mon
     rules = {repair["rule"] for repair in run["repairs"]}
     assert {"fisher", "two_fisher", "subspace", "magnitude", "random", "dense subspace", "refresh"} <= rules
     assert len(run["overlaps"]) == 6
-    assert {"grpo", "sft"} <= set(run["sft_and_rl"])
+    for compared in (run["sft_and_rl"], run["sft_and_rl_of_one_length"]):
+        assert compared["start"]["rewards"] == run["stages"][-2]["rewards"]
+        assert {"grpo", "sft"} <= set(compared)
+    assert run["sft_and_rl_of_one_length"]["grpo"]["rewards"] == run["stages"][-1]["rewards"]
     assert len(list((tmp_path / "demo").rglob("*.delta.safetensors"))) == len(SEQUENCE)
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 100
     assert "`rlforget demo --seed 5 --fast`" in (tmp_path / "demo" / demo.PAGE_FILE).read_text()
 
 

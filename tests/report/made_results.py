@@ -124,7 +124,7 @@ def _sft_and_rl(draw: torch.Generator) -> dict[str, Any]:
     sft = {"code": 0.12, "math": 0.15, "qa": 0.36, "writing": 0.56}
     return {
         "target": "writing",
-        "base": {"rewards": base},
+        "start": {"rewards": base},
         "grpo": _fine_tune(base, _jittered(rl, draw), 150, (0.02, 0.11), (0.09, 0.03, 0.13, 0.3), draw),
         "sft": _fine_tune(base, _jittered(sft, draw), 96, (0.01, 0.06), (0.94, 0.43, 0.23, 0.5), draw),
     }
@@ -145,5 +145,5 @@ def _fine_tune(
         "rewards": after,
         "forgotten": sum(base[name] - after[name] for name in others) / len(others),
         "sparsity": dict(zip(("float32", "bfloat16"), sparsity, strict=True)),
-        "kl_to_base": {name: abs(mean + _noise(draw, 0.02)) for name, mean in zip(SEQUENCE, kl, strict=True)},
+        "kl_to_start": {name: abs(mean + _noise(draw, 0.02)) for name, mean in zip(SEQUENCE[:-1], kl, strict=False)},
     }

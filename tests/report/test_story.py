@@ -97,13 +97,13 @@ def test_a_stage_that_lost_its_own_domain_is_not_told_as_raised(results: dict[st
 def test_the_further_one_is_named_either_way(results: dict[str, Any]) -> None:
     compared = found_in(results).comparison
     assert compared is not None
-    assert story.kl_finding(compared).startswith("SFT went further from the base: KL 0.5")
+    assert story.kl_finding(compared).startswith("SFT went further from the start: KL 0.5")
     for run in results["runs"]:
         both = run["sft_and_rl"]
         both["grpo"], both["sft"] = both["sft"], both["grpo"]
     swapped = found_in(results).comparison
     assert swapped is not None
-    assert story.kl_finding(swapped).startswith("RL went further from the base: KL 0.5")
+    assert story.kl_finding(swapped).startswith("RL went further from the start: KL 0.5")
 
 
 def test_overlap_is_told_in_times_of_chance(results: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlforget.errors import ConfigError
+from rlforget.experiments.settings import FULL, SEQUENCE
 from rlforget.training import LoraConfig, SequenceConfig, StageConfig, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -31,13 +32,8 @@ def test_shipped_configs_load(path: Path) -> None:
 
 def test_the_shipped_sequence_is_the_one_of_the_demo() -> None:
     stages = load_config(CONFIGS / "sequence-miniature.yaml").stages
-    assert [(s.domain, s.method, s.steps) for s in stages] == [
-        ("code", "grpo", 60),
-        ("math", "grpo", 60),
-        ("qa", "grpo", 60),
-        ("writing", "grpo", 300),
-    ]
-    assert {(s.learning_rate, s.prompts, s.samples, s.beta) for s in stages} == {(1e-3, 16, 8, 0.0)}
+    demo = zip(SEQUENCE, FULL.steps, FULL.learning_rates, strict=True)
+    assert stages == [StageConfig(domain=d, method="grpo", steps=n, learning_rate=rate) for d, n, rate in demo]
 
 
 def test_a_number_may_be_written_as_programmers_write_it(tmp_path: Path) -> None:

@@ -11,16 +11,16 @@ from rlforget.report.spread import Spread
 
 
 def comparison_plots(compared: ComparisonOverSeeds) -> list[Plot]:
-    """SFT and RL: rewards, what they cost the other domains, KL to the base, and the weights they left."""
+    """SFT and RL: rewards, what they cost the other domains, KL to the start, and the weights they left."""
     rl, sft = compared.grpo, compared.sft
     forgotten = ({"": rl.forgotten}, {"": sft.forgotten})
     plots = [
         Plot(story.target_finding(compared), [_dots(compared, "mean sampled reward")]),
         Plot(story.forgotten_finding(compared), [_bars(*forgotten, "reward lost, mean of the other domains", ".2f")]),
     ]
-    if rl.kl_to_base:
+    if rl.kl_to_start:
         plots.append(
-            Plot(story.kl_finding(compared), [_bars(rl.kl_to_base, sft.kl_to_base, "KL(base ‖ fine-tune)", ".2f")])
+            Plot(story.kl_finding(compared), [_bars(rl.kl_to_start, sft.kl_to_start, "KL(start ‖ fine-tune)", ".2f")])
         )
     if rl.sparsity:
         plots.append(
@@ -30,9 +30,9 @@ def comparison_plots(compared: ComparisonOverSeeds) -> list[Plot]:
 
 
 def _dots(compared: ComparisonOverSeeds, axis: str) -> Figure:
-    """Rewards of the base and both fine-tunes, domain by domain."""
-    names = list(compared.base)
-    rows = [("base", MUTED, "line-ew-open", compared.base)]
+    """Rewards of the start and both fine-tunes, domain by domain."""
+    names = list(compared.start)
+    rows = [("start", MUTED, "line-ew-open", compared.start)]
     rows += [
         ("RL (GRPO)", COLOURS[0], "circle", compared.grpo.rewards),
         ("SFT", COLOURS[1], "square", compared.sft.rewards),
@@ -43,7 +43,7 @@ def _dots(compared: ComparisonOverSeeds, axis: str) -> Figure:
             "y": plain(spreads.get(name, Spread(())).mean for name in names),
             "name": method,
             "mode": "markers",
-            "marker": {"color": colour, "symbol": symbol, "size": 14, "line": {"width": 3 if method == "base" else 0}},
+            "marker": {"color": colour, "symbol": symbol, "size": 14, "line": {"width": 3 if method == "start" else 0}},
             "customdata": [spreads.get(name, Spread(())).text() for name in names],
             "text": [label(name) for name in names],
             "hovertemplate": "%{fullData.name} on %{text}: %{customdata}<extra></extra>",
