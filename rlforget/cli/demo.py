@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,8 +51,8 @@ def demo(
 
 
 def miniature(
-    out: OutFolder,
     seed: Seed = 0,
+    out: OutFolder = Path("runs/miniature"),
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -66,18 +67,24 @@ def miniature(
     if dry_run:
         output.json_object({"seed": seed, "out": None}) if as_json else output.written(out, dry_run=True)
         return
-    from rlforget.domains.miniature.build import build
+    from rlforget.domains.miniature import path
+    from rlforget.domains.miniature.build import SCORES_FILE, build
 
     with new_folder(out, force=force) as draft, _phases() as tell:
         record = build(seed, draft, tell)
     if as_json:
         output.json_object({**record, "out": out})
         return
+    shipped = json.loads((path() / SCORES_FILE).read_text(encoding="utf-8"))["scores"]
     rows = [
-        (name, f"{score['sampled']:.3f} ± {score['sampled_stderr']:.3f}", f"{score['greedy']:.3f}")
+        (
+            name,
+            *(f"{one['sampled']:.3f} ± {one['sampled_stderr']:.3f}" for one in (score, shipped[name])),
+            *(f"{one['greedy']:.3f}" for one in (score, shipped[name])),
+        )
         for name, score in record["scores"].items()
     ]
-    output.table(("domain", "sampled reward", "greedy"), rows)
+    output.table(("domain", "sampled reward", "as shipped", "greedy", "as shipped"), rows)
     output.written(out, dry_run=False)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlforget.domains import miniature
+from rlforget.domains.miniature.build import SCORES_FILE
 from tests.cli.conftest import run, unchanged
 
 
@@ -25,6 +28,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr("rlforget.experiments.demo.run_demo", run_demo)
     monkeypatch.setattr("rlforget.report.write_report", write_page)
+    monkeypatch.setattr("rlforget.report.save_picture", save_picture)
     return calls
 
 
@@ -33,14 +37,22 @@ def write_page(run: Path, out: Path, *, force: bool) -> Path:
     return out
 
 
+def save_picture(results: dict[str, Any], out: Path, *, force: bool) -> Path:
+    out.write_text(json.dumps(results))
+    return out
+
+
 def test_demo_runs_and_reports(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     out = tmp_path / "runs" / "demo"
     shown = run("demo", "--seed", 1, "--seed", 2, "--fast", "-o", out)
     assert shown.code == 0
-    assert shown.out.splitlines() == ["a table", f"wrote {out}", f"wrote {out / 'report.html'}"]
+    files = ("results.md", "demo.png", "report.html")
+    assert shown.out.splitlines() == ["a table", f"wrote {out}", *(f"wrote {out / name}" for name in files)]
+    assert json.loads((out / "demo.png").read_text()) == {"runs": 2}
     assert (asked[0]["seeds"], asked[0]["fast"], asked[0]["out"], asked[0]["force"]) == ([1, 2], True, out, False)
     again = run("demo", "-o", out, "--force", "--json")
-    assert again.json == {"runs": 1, "out": str(out), "report": str(out / "report.html")}
+    written = {"out": str(out), "report": str(out / "report.html"), "picture": str(out / "demo.png")}
+    assert again.json == {"runs": 1, **written}
     assert again.err == "a table\n"
     assert (asked[1]["seeds"], asked[1]["fast"], asked[1]["force"]) == ([0], False, True)
 
@@ -80,7 +92,10 @@ def test_miniature_is_written_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     building(monkeypatch, None)
     out = tmp_path / "runs" / "miniature"
     shown = run("miniature", "--seed", 5, "-o", out)
-    assert shown.out.splitlines()[1].split() == ["math", "0.500", "±", "0.010", "0.750"]
+    shipped = json.loads((miniature.path() / SCORES_FILE).read_text())["scores"]["math"]
+    sampled, error, greedy = (f"{shipped[key]:.3f}" for key in ("sampled", "sampled_stderr", "greedy"))
+    row = ["math", "0.500", "±", "0.010", sampled, "±", error, "0.750", greedy]
+    assert shown.out.splitlines()[1].split() == row
     assert shown.out.splitlines()[2] == f"wrote {out}"
     assert "one: 10/10, loss 1.500" in shown.err
     assert "two: 10/10, loss 1.500" in shown.err
@@ -89,6 +104,15 @@ def test_miniature_is_written_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert run("miniature", "-o", tmp_path / "else", "--dry-run").code == 0
         assert run("miniature", "-o", tmp_path / "no" / "parent", "--dry-run", "--json").json["out"] is None
     assert run("miniature", "-o", out, "--force", "--json").json["seed"] == 0
+
+
+def test_the_command_beside_the_miniature_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    building(monkeypatch, None)
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = json.loads((miniature.path() / SCORES_FILE).read_text())["command"].split()
+    assert program == "rlforget"
+    assert run(*arguments).code == 0
+    assert (tmp_path / "runs" / "miniature" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(("end", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left"), 1)])
