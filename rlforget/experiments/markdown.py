@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -69,10 +70,26 @@ def _comparison(results: dict[str, Any]) -> list[str]:
         "",
         *table(head, _sft_and_rl(results, "sft_and_rl")),
         "",
+        _forgotten(results, "sft_and_rl"),
+        "",
         f"Both for the last stage's {settings['steps'][-1]} steps (GRPO is that stage itself):",
         "",
         *table(head, _sft_and_rl(results, "sft_and_rl_of_one_length")),
+        "",
+        _forgotten(results, "sft_and_rl_of_one_length"),
     ]
+
+
+def _forgotten(results: dict[str, Any], key: str) -> str:
+    """Say whether one of the two forgot more, by more than their spread over seeds."""
+    rl, sft = ([run[key][method]["forgotten"] for run in results["runs"]] for method in ("grpo", "sft"))
+    means = f"Forgotten on average: GRPO {statistics.fmean(rl):.3f}, SFT {statistics.fmean(sft):.3f}"
+    gap = abs(statistics.fmean(rl) - statistics.fmean(sft))
+    if len(rl) < 2:
+        return f"{means}; one seed, so no spread to hold the difference against."
+    spread = max(statistics.stdev(rl), statistics.stdev(sft))
+    verdict = "more than" if gap > spread else "within"
+    return f"{means}; the difference is {verdict} their spread over seeds (standard deviation {spread:.3f})."
 
 
 def _against_bars(summary: dict[str, Any]) -> Iterable[tuple[str, ...]]:
