@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import rlforget
+from rlforget.domains.miniature.threads import one_thread
 from rlforget.errors import OutputError
 from rlforget.experiments.main_job import Echo, main_job
 from rlforget.experiments.markdown import page
@@ -50,7 +51,8 @@ def run_demo(
     settings = FAST if fast else FULL
     runs: list[dict[str, Any]] = []
     for seed in seeds:
-        runs.append(main_job(seed, out / f"seed-{seed}", settings, echo=echo, progress=progress))
+        with one_thread():
+            runs.append(main_job(seed, out / f"seed-{seed}", settings, echo=echo, progress=progress))
         for line in main_tables(runs[-1]):
             echo(line)
     results: dict[str, Any] = {

@@ -11,6 +11,7 @@ from rlforget.domains.base import Domain
 from rlforget.domains.evaluation import evaluate
 from rlforget.domains.miniature.lines import DOMAINS
 from rlforget.domains.miniature.pretrain import Progress, Recipe, pretrain
+from rlforget.domains.miniature.threads import one_thread
 from rlforget.domains.miniature.tokenizer import build_tokenizer
 
 SCORES_FILE = "miniature.json"
@@ -24,13 +25,16 @@ def build(seed: int, out: Path, progress: Progress | None = None) -> dict[str, A
         What `miniature.json` holds: seed, command, recipe, and the sampled and greedy reward of each domain.
     """
     recipe = Recipe(seed=seed)
-    model, tokenizer = pretrain(recipe, progress), build_tokenizer()
+    tokenizer = build_tokenizer()
+    with one_thread():
+        model = pretrain(recipe, progress)
+        scores = measure(model, tokenizer)
     record = {
         "seed": seed,
         "command": f"rlforget miniature --seed {seed}",
         "parameters": sum(p.numel() for p in model.parameters()),
         "recipe": asdict(recipe),
-        "scores": measure(model, tokenizer),
+        "scores": scores,
     }
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
