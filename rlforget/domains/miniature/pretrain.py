@@ -66,7 +66,7 @@ class Recipe:
 
 
 def pretrain(recipe: Recipe, progress: Progress | None = None) -> Qwen2ForCausalLM:
-    """Train a miniature by `recipe`. The same recipe gives the same weights on the same machine and number of threads."""
+    """Train a miniature by `recipe`: the same weights each time, on the same machine and number of threads."""
     model = build_model(recipe.seed)
     rng = random.Random(f"miniature/{recipe.seed}")
     report = progress or (lambda *_: None)
