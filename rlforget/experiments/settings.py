@@ -33,4 +33,4 @@ class Settings:
 
 
 FULL = Settings()
-FAST = Settings(steps=(20, 20, 20, 60), evaluation_prompts=256, samples=96)
+FAST = Settings(steps=(20, 20, 20, 60), evaluation_prompts=256, samples=96, target_reward=0.9)
