@@ -93,7 +93,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"rlforget.{name}")
+        try:
+            return importlib.import_module(f"rlforget.{name}")
+        except ModuleNotFoundError as fault:
+            if fault.name not in ("pydantic", "yaml"):
+                raise
+            from rlforget.errors import missing_extra
+
+            raise missing_extra(fault.name, "train") from fault
     if name in _HOME:
         value = getattr(importlib.import_module(f"rlforget.{_HOME[name]}"), name)
         globals()[name] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 
 from rlforget.errors import missing_extra
@@ -14,6 +15,8 @@ def main() -> None:
     0: done; 1: the input is at fault (one line on stderr); 2: wrong usage; 3: nothing to do, or differences found where
     `--exit-code` asks; 130: interrupted.
     """
+    # Read when torch is loaded. On a machine that is busy, threads that spin while they wait are many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for package in ("typer", "rich"):
         if importlib.util.find_spec(package) is None:
             sys.exit(f"rlforget: {missing_extra(package, 'cli')}")

@@ -82,3 +82,10 @@ def test_names_are_listed_and_others_refused() -> None:
 def test_no_importable_package_named_kernels_in_the_repository() -> None:
     found = importlib.util.find_spec("kernels")
     assert found is None or found.origin is None or ROOT.parent not in Path(found.origin).parents
+
+
+def test_training_without_its_extra_names_the_extra() -> None:
+    code = "import sys; sys.modules['pydantic'] = None\nimport rlforget as rf\nrf.training"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "pip install 'rlforget[train]'" in done.stderr

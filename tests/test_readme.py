@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoint_pair import write_pair
+from rlforget.experiments.settings import SEQUENCE
+from rlforget.training import EvaluationConfig, SequenceConfig, StageConfig, run_sequence
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,8 +24,13 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `runs/demo/seed-0`: the demo's sequence, one step a stage."""
     folder = tmp_path_factory.mktemp("readme")
-    write_pair(folder)
+    stages = [StageConfig(domain=name, steps=1, learning_rate=1e-2) for name in SEQUENCE]
+    evaluation = EvaluationConfig(domains=["math"], count=8)
+    config = SequenceConfig(model="miniature", stages=stages, evaluation=evaluation)
+    (folder / "runs" / "demo").mkdir(parents=True)
+    run_sequence(config, folder / "runs" / "demo" / "seed-0", progress=False)
     return folder
 
 
@@ -40,7 +46,8 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_library_and_command_line_examples() -> None:
-    first, second = blocks("python")
+    checkpoints, first, second = blocks("python")
+    exec(compile(checkpoints, "README, checkpoints", "exec"), {})
     exec(compile(first, "README, example 1", "exec"), {})
     (commands,) = [block for block in blocks("sh") if block.startswith("rlforget diff")]
     Path("writing.delta.safetensors").unlink()  # the command line writes it too, and never overwrites

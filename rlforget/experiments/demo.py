@@ -17,7 +17,7 @@ from rlforget.domains.miniature.threads import one_thread
 from rlforget.errors import OutputError
 from rlforget.experiments.main_job import Echo, main_job
 from rlforget.experiments.markdown import page
-from rlforget.experiments.settings import FAST, FULL
+from rlforget.experiments.settings import FAST, FULL, Settings
 from rlforget.experiments.summary import summarise
 from rlforget.experiments.tables import main_tables, summary_table
 from rlforget.training import Progress
@@ -34,7 +34,8 @@ def run_demo(
 
     Args:
         seeds: Seeds of the fine-tunes; the base is the shipped miniature.
-        out: The run's folder. It is begun anew under `force`.
+        out: The run's folder, which appears when the run is done; until then it is `OUT.unfinished`, and a run that was
+            interrupted goes on there at the first stage that is not finished. Under `force` a former run is replaced.
         fast: The short form: fewer steps, prompts and samples. Its effects are smaller.
         echo: Called with each line to show.
         progress: Told of each stage's steps.
@@ -46,13 +47,12 @@ def run_demo(
         OutputError: `out` exists and `force` is not given, or it is not the folder of a former demo.
     """
     check_room(out, force=force)
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
     settings = FAST if fast else FULL
+    draft = _draft(out, settings)
     runs: list[dict[str, Any]] = []
     for seed in seeds:
         with one_thread():
-            runs.append(main_job(seed, out / f"seed-{seed}", settings, echo=echo, progress=progress))
+            runs.append(main_job(seed, draft / f"seed-{seed}", settings, echo=echo, progress=progress))
         for line in main_tables(runs[-1]):
             echo(line)
     results: dict[str, Any] = {
@@ -65,12 +65,26 @@ def run_demo(
         "runs": runs,
         "summary": summarise(runs),
     }
-    (out / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")
-    (out / PAGE_FILE).write_text(page(results, _command(seeds, fast)))
+    (draft / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")
+    (draft / PAGE_FILE).write_text(page(results, _command(seeds, fast)))
+    shutil.rmtree(out, ignore_errors=True)
+    draft.rename(out)
     if len(runs) > 1:
         for line in summary_table(results["summary"]):
             echo(line)
     return results
+
+
+def _draft(out: Path, settings: Settings) -> Path:
+    """Return the folder that a run is made in; one that was interrupted, of the same settings, is gone on with."""
+    draft = out.with_name(f"{out.name}.unfinished")
+    made_by = draft / "settings.json"
+    wanted = json.dumps(asdict(settings))
+    if not made_by.is_file() or made_by.read_text() != wanted:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        made_by.write_text(wanted)
+    return draft
 
 
 def _command(seeds: list[int], fast: bool) -> str:

@@ -75,9 +75,9 @@ def place_name(place: Place) -> str:
 
 
 def forgotten_finding(compared: ComparisonOverSeeds) -> str:
-    """Say what SFT and RL cost the other domains."""
+    """Say what SFT and RL did to the other domains."""
     sft, grpo = compared.sft.forgotten.mean, compared.grpo.forgotten.mean
-    return f"SFT cost the other domains {number(sft)} of reward each and RL {number(grpo)}"
+    return f"The other domains' mean reward changed by {signed(-sft)} under SFT and by {signed(-grpo)} under RL"
 
 
 def target_finding(compared: ComparisonOverSeeds) -> str:

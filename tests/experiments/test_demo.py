@@ -44,6 +44,35 @@ def test_what_is_not_a_former_run_is_never_deleted(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+class StopAt(Silent):
+    """Interrupts when a task begins, as Ctrl-C would."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def start(self, title: str, total: int) -> None:
+        if title.startswith(self._title):
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_leaves_the_former_one_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "FAST", TINY)
+    out = tmp_path / "demo"
+    out.mkdir()
+    (out / demo.RESULTS_FILE).write_text("former")
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_demo([0], out, fast=True, echo=lambda _: None, progress=StopAt("math (grpo)"), force=True)
+    assert (out / demo.RESULTS_FILE).read_text() == "former"
+    finished = tmp_path / "demo.unfinished" / "seed-0" / "stages" / "01-code" / "stage.json"
+    written = finished.stat().st_mtime_ns
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_demo([0], out, fast=True, echo=lambda _: None, progress=StopAt("qa (grpo)"), force=True)
+    assert finished.stat().st_mtime_ns == written
+    assert len(list(finished.parents[1].iterdir())) == 3  # base, code, math
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_effect_is_there(tmp_path: Path) -> None:
