@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -14,9 +13,10 @@ from rlforget.errors import ConfigError, LayoutError, OutputError
 from rlforget.interference.coordinates import Coordinates
 from rlforget.interference.point import check_at_after, names_in
 from rlforget.interference.subspace import PROBES, ConflictSubspace
-from rlforget.recovery.undo import Rollback, RollbackReport, SavedBits, restore
+from rlforget.recovery.undo import Rollback, RollbackReport
 from rlforget.weights import Weights, WeightsLike, open_weights
 from rlforget.weights.live import LiveWeights
+from rlforget.weights.undo import SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.rollback import rollback_
 from rlforget_kernels.subtract import subtract_
@@ -112,7 +112,7 @@ def _put_back(
     source: WeightsLike, weights: Weights, delta: Delta, chosen: Mapping[str, _Chosen], strength: float
 ) -> Rollback:
     entries, written, taken = 0, 0, 0.0
-    with _all_or_nothing(source) as saved:
+    with all_or_nothing(source) as saved:
         for target, one in chosen.items():
             weight = weights.tensor(target)
             at = one.tensor.indices[one.positions].to(weight.device)
@@ -133,13 +133,13 @@ def _subtract_correction(
     written, entries, taken, error, wanted = 0, 0, 0.0, 0.0, 0.0
     names = names_in(weights, delta)
     harm, repair = torch.zeros(PROBES, dtype=torch.float64), torch.zeros(PROBES, dtype=torch.float64)
-    with _all_or_nothing(source) as saved:
+    with all_or_nothing(source) as saved:
         for name, correction in subspace.correction.items():
             target = names[name]
             weight = weights.tensor(target)
             step = strength * correction.to(weight.device)
             before = weight.clone()
-            saved[target] = SavedBits(as_bits(before))
+            saved[target] = SavedBits.whole(before)
             subtract_(weight, step, seed=seed, offset=entries)
             saved[target], changed = SavedBits.changed(before, weight)
             moved = _difference(before, weight)
@@ -159,17 +159,6 @@ def _subtract_correction(
         rounding_damage=_norm_share(_square(harm), _square(repair)),
     )
     return Rollback(source, saved, report)
-
-
-@contextmanager
-def _all_or_nothing(source: WeightsLike) -> Iterator[dict[str, SavedBits]]:
-    """Collect the bits saved before each write, and put them all back if the block raises."""
-    saved: dict[str, SavedBits] = {}
-    try:
-        yield saved
-    except BaseException:
-        restore(source, saved)
-        raise
 
 
 def _union(first: Tensor, second: Tensor) -> Tensor:
