@@ -7,7 +7,7 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nul
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format types pytest test-slow test-gpu bench aot miniature results clean
+.PHONY: demo test lint format types pytest test-slow test-gpu bench aot miniature induction results clean
 
 demo: .venv/.ready
 	$(BIN)/rlforget demo --force
@@ -44,6 +44,10 @@ aot: .venv/.ready
 # Trains the shipped miniature again, from nothing, and compares its scores with the shipped ones.
 miniature: .venv/.ready
 	$(BIN)/rlforget miniature --seed 0 --out runs/miniature --force
+
+# Trains the induction model of tests/circuits again, from nothing, and prints what its heads are worth.
+induction: .venv/.ready
+	$(BIN)/python -m tests.circuits.planted.induction
 
 # The figures of docs/results.md: the demo on three seeds.
 results: .venv/.ready

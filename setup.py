@@ -25,6 +25,8 @@ TEST = [
     "types-PyYAML",
 ]
 BENCH = ["pytest>=8.3", "pytest-benchmark>=5.0"]
+# A peer to measure against; in no other extra.
+BENCH_CIRCUITS = ["pytest>=8.3", "pytest-benchmark>=5.0", "transformer-lens>=4.3"]
 GYM = ["reasoning-gym>=0.1.23"]
 
 setup(
@@ -53,6 +55,7 @@ setup(
         "numpy>=1.26",
         "safetensors>=0.5",
         "numba>=0.61",
+        "scipy>=1.13",
     ],
     extras_require={
         "train": TRAIN,
@@ -60,6 +63,7 @@ setup(
         "cli": CLI,
         "test": TEST,
         "bench": BENCH,
+        "bench-circuits": BENCH_CIRCUITS,
         "reasoning-gym": GYM,
         "all": [*TRAIN, *REPORT, *CLI, *TEST, *BENCH, *GYM],
     },

@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlforget import delta, domains, errors, interference, recovery, training, weights
+    from rlforget import circuits, delta, domains, errors, interference, recovery, training, weights
     from rlforget.delta import Delta, DeltaStats, Overlap, TensorDelta, apply, diff, overlap, revert
     from rlforget.errors import RlforgetError
     from rlforget.interference import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("delta", "domains", "errors", "interference", "recovery", "training", "weights")
+_MODULES = ("circuits", "delta", "domains", "errors", "interference", "recovery", "training", "weights")
 
 _HOME = {
     "Conflict": "interference",
@@ -72,6 +72,7 @@ __all__ = [
     "Weights",
     "__version__",
     "apply",
+    "circuits",
     "conflict",
     "conflict_subspace",
     "delta",

@@ -52,6 +52,14 @@ class DomainFileError(RlforgetError):
     """A domain file with a line that cannot be used."""
 
 
+class TaskError(RlforgetError):
+    """A pair of prompts that cannot be compared."""
+
+
+class UndefinedCircuitError(RlforgetError):
+    """A metric that no head can change: every set of heads explains it, so no circuit is defined."""
+
+
 class RewardError(RlforgetError):
     """A reward that raised, or returned something that is no number in [0, 1]."""
 

@@ -18,6 +18,7 @@ REQUIRED = (
     "numpy>=1.26",
     "safetensors>=0.5",
     "numba>=0.61",
+    "scipy>=1.13",
 )
 
 

@@ -36,7 +36,7 @@ def collect(model: Any, batches: Batches, *, samples: int, seed: int = 0, tokeni
         raise ConfigError("samples", expected="at least 1", found=str(samples), fix="Ask for one sample or more.")
     source: Iterable[Batch]
     if isinstance(batches, str | domains.Domain):
-        source = domains.prompt_batches(domains.get(batches), _tokenizer_of(model, tokenizer), count=samples, seed=seed)
+        source = domains.prompt_batches(domains.get(batches), tokenizer_of(model, tokenizer), count=samples, seed=seed)
     else:
         source = batches
     taken = list(_take(source, samples))
@@ -92,7 +92,7 @@ def next_token_log_probs(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """
     mask = batch["attention_mask"]
     positions = (mask.cumsum(1) - 1).clamp_min(0)  # padding counts for nothing, as in generation
-    extra = _accepted(model.forward, {"position_ids": positions, "use_cache": False})
+    extra = accepted(model.forward, {"position_ids": positions, "use_cache": False})
     logits = model(input_ids=batch["input_ids"], attention_mask=mask, **extra).logits[:, :-1]
     precise: Tensor = logits if logits.dtype == torch.float64 else logits.float()
     return precise.log_softmax(-1)
@@ -109,7 +109,12 @@ def _take(source: Iterable[Batch], samples: int) -> Iterator[Batch]:
             return
 
 
-def _tokenizer_of(model: Any, tokenizer: Any) -> Any:
+def tokenizer_of(model: Any, tokenizer: Any) -> Any:
+    """Return `tokenizer`, or the one in the folder that the model was loaded from.
+
+    Raises:
+        ConfigError: There is neither.
+    """
     if tokenizer is not None:
         return tokenizer
     folder = getattr(model.config, "_name_or_path", "")
@@ -125,7 +130,8 @@ def _tokenizer_of(model: Any, tokenizer: Any) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _accepted(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+def accepted(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return those of `arguments` that `function` has a parameter for."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return arguments

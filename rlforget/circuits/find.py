@@ -1,0 +1,188 @@
+"""Find the circuit of a task in a model."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlforget.circuits.ablation import Positions, Sources
+from rlforget.circuits.circuit import Circuit, head_count
+from rlforget.circuits.forward import answer_logits, device_of, measuring
+from rlforget.circuits.heads import HeadSites
+from rlforget.circuits.methods import METHODS, Method
+from rlforget.circuits.metrics import Metric, get, name_of
+from rlforget.circuits.task import Task, TaskBatch
+from rlforget.errors import ConfigError, EmptyDomainError, NonFiniteError, UndefinedCircuitError
+from rlforget.interference.completions import tokenizer_of
+
+
+def find(
+    model: Any,
+    task: Task | str,
+    method: str = "eap-ig",
+    *,
+    tokenizer: Any = None,
+    metric: str | Metric = "log_prob_difference",
+    ablation: str = "resample",
+    positions: Positions = "all",
+    size: int | float | None = None,
+    batch_size: int = 32,
+    samples: int | None = None,
+    seed: int = 0,
+    **method_options: Any,
+) -> Circuit:
+    """Score every attention head by what replacing its output costs the task, and pick the circuit.
+
+    The model is left as it was found, on its device and in its dtype; no random state is touched.
+
+    Args:
+        model: A decoder-only causal language model of transformers.
+        task: Pairs of prompts, or the name of a domain (see `Task.from_domain`).
+        method: `patching` (exact), `attribution` (one gradient), `eap-ig` (integrated gradients), `masking` (learned
+            masks) or `random`; see their modules for the papers.
+        tokenizer: Encodes the prompts; by default the one in the model's folder.
+        metric: `log_prob_difference`, `log_prob`, `probability`, or a function (see `metrics.Metric`).
+        ablation: What a head's output is replaced by: `resample` (its output on the counterfactual prompt), `mean`
+            (its mean over counterfactual prompts and positions) or `zero`.
+        positions: Where it is replaced: `all`, `last`, or spans of the prompt's tokens (see `ablation.Positions`).
+        size: Heads in the circuit: how many, or which share of all (a float). By default the method's own choice, or
+            all heads with a positive score.
+        batch_size: Pairs a forward.
+        samples: How many pairs are used, the first ones; by default all.
+        seed: Seed of what the method draws.
+        method_options: Options of the method, e.g. `steps` of `eap-ig`.
+
+    Raises:
+        LayoutError: A model whose heads cannot be read (see `HeadSites`).
+        TaskError: A pair that cannot be compared.
+        UndefinedCircuitError: The metric is the same with every head replaced.
+        NonFiniteError: The metric is NaN or Inf.
+        UnknownNameError: There is no such method, metric or ablation.
+        ConfigError: An option that the method does not have, or a value out of range.
+    """
+    started = time.perf_counter()
+    scorer, measure = _checked(method, method_options), get(metric)
+    sites = HeadSites(model)
+    if size is not None:
+        head_count(size, sites.shape[0] * sites.shape[1])
+    batches = task_batches(model, task, tokenizer, batch_size=batch_size, samples=samples)
+    with measuring(model), sites.observable(lambda: answer_logits(model, batches[0].rows(slice(1)))):
+        values = reference_values(model, sites, batches, measure, ablation, positions)
+        _check_defined(values, ablation)
+        result = scorer(model, sites, batches, measure, ablation, positions, seed, **method_options)
+    scores = result.scores.detach().float().cpu()
+    mask = result.mask.cpu() if result.mask is not None else scores > 0
+    settings = {
+        "ablation": ablation,
+        "positions": positions if isinstance(positions, str) else [list(span) for span in positions],
+        "samples": sum(map(len, batches)),
+        "batch_size": batch_size,
+        "size": size,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        **result.settings,
+    }
+    summary: dict[str, Any] = {"name": name_of(metric)}
+    summary |= {name: float(value.mean()) for name, value in values.items()}
+    summary["per_prompt"] = {name: value.tolist() for name, value in values.items()}
+    prompts = None if result.per_prompt is None else result.per_prompt.detach().float().cpu()
+    circuit = Circuit(scores, mask, method, summary, settings, seed, time.perf_counter() - started, prompts)
+    return circuit if size is None else _of_size(circuit, size)
+
+
+def task_batches(
+    model: Any, task: Task | str, tokenizer: Any = None, *, batch_size: int = 32, samples: int | None = None
+) -> list[TaskBatch]:
+    """Encode a task for a model, on the model's device.
+
+    Raises:
+        EmptyDomainError: The task has no pair.
+        TaskError: A pair that cannot be compared.
+        ConfigError: No tokenizer, or a number out of range.
+    """
+    chosen = Task.from_domain(task) if isinstance(task, str) else task
+    if samples is not None:
+        if samples < 1:
+            raise ConfigError("samples", expected="at least 1", found=repr(samples), fix="Use one pair or more.")
+        chosen = Task(chosen.name, chosen.pairs[:samples])
+    if not chosen.pairs:
+        raise EmptyDomainError(
+            f"task {chosen.name!r}", expected="at least one pair", found="none", fix="Give it pairs of prompts."
+        )
+    if any(isinstance(pair.clean, str) for pair in chosen.pairs):
+        tokenizer = tokenizer_of(model, tokenizer)
+    device = device_of(model)
+    return [batch.to(device) for batch in chosen.encode(tokenizer, batch_size)]
+
+
+@torch.no_grad()
+def reference_values(
+    model: Any,
+    sites: HeadSites,
+    batches: Sequence[TaskBatch],
+    metric: Metric,
+    ablation: str = "resample",
+    positions: Positions = "all",
+) -> dict[str, Tensor]:
+    """Measure the metric of every prompt, between which heads move it.
+
+    Returns:
+        `clean`: on the clean prompts; `corrupt`: on the counterfactual ones; `ablated`: on the clean ones with every
+        head replaced; each float32 [prompts] (float64 for a float64 model), on the CPU.
+    """
+    sources = Sources(model, sites, batches, ablation, positions)
+    values: dict[str, list[Tensor]] = {"clean": [], "corrupt": [], "ablated": []}
+    for batch in batches:
+        values["clean"].append(metric(answer_logits(model, batch), batch).cpu())
+        with sites.capture() as found:
+            values["corrupt"].append(metric(answer_logits(model, batch, "counterfactual"), batch).cpu())
+        replacement = found if ablation == "resample" else sources.of(batch)
+        where = sources.replaced(batch)[..., None, None]
+        with sites.edited(lambda layer, z, new=replacement, at=where: torch.where(at, new[layer], z)):  # type: ignore[misc]
+            values["ablated"].append(metric(answer_logits(model, batch), batch).cpu())
+    return {name: torch.cat(parts) for name, parts in values.items()}
+
+
+def _checked(method: str, options: dict[str, Any]) -> Method:
+    scorer = METHODS[method]
+    known = [
+        name
+        for name, parameter in inspect.signature(scorer).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"option {name!r} of method {method!r}",
+                expected=f"one of {', '.join(known)}" if known else "no option",
+                found=repr(name),
+                fix="Check the spelling.",
+            )
+    return scorer
+
+
+def _check_defined(values: dict[str, Tensor], ablation: str) -> None:
+    for name, value in values.items():
+        if not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                f"the metric on {name} prompts",
+                expected="finite numbers",
+                found="NaN or Inf",
+                fix="Run the model in float32 or bfloat16, and check its weights.",
+            )
+    if bool((values["clean"] == values["ablated"]).all()):
+        raise UndefinedCircuitError(
+            "circuit",
+            expected="a metric that changes when the heads are replaced",
+            found=f"the same value on every prompt with all heads replaced ({ablation})",
+            fix="Choose counterfactuals, an ablation or a metric that the heads have a say in.",
+        )
+
+
+def _of_size(circuit: Circuit, size: int | float) -> Circuit:
+    return replace(circuit, mask=circuit.top(size))

@@ -1,0 +1,50 @@
+"""What a method of finding circuits is, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from rlforget.circuits.ablation import Positions
+from rlforget.circuits.heads import HeadSites
+from rlforget.circuits.metrics import Metric
+from rlforget.circuits.task import TaskBatch
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method found.
+
+    Attributes:
+        scores: float32 [layers, heads] on the CPU: how much the metric falls, by the method's estimate, when the
+            head's output is replaced (positive: needed), averaged over prompts.
+        mask: bool [layers, heads] where the method chooses the heads itself, else None.
+        settings: The method's options as they were used, and what it did on the way; JSON values.
+        per_prompt: float32 [prompts, layers, heads] on the CPU, whose mean is `scores`; None where a method has no
+            score of a single prompt.
+    """
+
+    scores: Tensor
+    mask: Tensor | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    per_prompt: Tensor | None = None
+
+
+class Method(Protocol):
+    """A function that scores heads. It gets an evaluating model, none of whose parameters require a gradient."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        sites: HeadSites,
+        batches: Sequence[TaskBatch],
+        metric: Metric,
+        ablation: str,
+        positions: Positions,
+        seed: int,
+        **options: Any,
+    ) -> MethodResult:
+        """Score every head of `sites` on `batches`, which are on the model's device."""
