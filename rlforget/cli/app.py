@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 from typer.core import TyperGroup
 
-from rlforget.cli import demo, doctor, output, recovery, training, weights
+from rlforget.cli import circuits, demo, doctor, output, recovery, training, weights
 from rlforget.errors import RlforgetError, missing_extra
 
 INPUT_AT_FAULT = 1
@@ -31,6 +31,11 @@ TASKS: dict[str, Examples] = {
         recovery.rollback: "rlforget rollback now/ new.delta.safetensors --restore math -o fixed/",
         training.refresh: "rlforget refresh now/ --domain math --steps 10 -o fixed/",
     },
+    "See which heads it broke": {
+        circuits.find: "rlforget circuits find base/ --domain science --size 0.25 -o circuit.json",
+        circuits.compare: "rlforget circuits compare base/ sft=sft/ grpo=grpo/ --domain science",
+        circuits.restore: "rlforget circuits restore now/ --base base/ --circuit circuit.json -o fixed/",
+    },
     "Train": {
         training.train: "rlforget train stage.yaml -o tuned/",
         training.sequence: "rlforget sequence sequence.yaml -o runs/sequence",
@@ -41,6 +46,20 @@ TASKS: dict[str, Examples] = {
     },
 }
 """The commands by task, each with an example."""
+
+GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
+    "circuits": (
+        "The attention heads that a task needs, which of them a fine-tune broke, and their repair.",
+        (circuits.find, circuits.compare, circuits.restore),
+    ),
+}
+"""The commands that stand under another: what that is about, and which they are."""
+
+
+def name_of(command: Callable[..., None]) -> str:
+    """Return what a command is called: the name of its function, after that of its group."""
+    group = next((f"{name} " for name, (_, members) in GROUPS.items() if command in members), "")
+    return f"{group}{command.__name__}"
 
 
 class _Program(TyperGroup):
@@ -97,10 +116,16 @@ def _show_map() -> None:
     for task, commands in TASKS.items():
         output.line(f"\n{task}")
         for command in commands:
-            output.line(f"  {command.__name__:<10} {(command.__doc__ or '').splitlines()[0]}")
+            output.line(f"  {name_of(command):<16} {(command.__doc__ or '').splitlines()[0]}")
     output.line("\n`rlforget COMMAND --help` shows a command's options and an example.")
 
 
+_groups: dict[str, typer.Typer] = {}
 for _task, _commands in TASKS.items():
     for _command, _example in _commands.items():
-        app.command(rich_help_panel=_task, epilog=f"Example: {_example}")(_command)
+        _group, _, _ = name_of(_command).rpartition(" ")
+        if _group and _group not in _groups:
+            _groups[_group] = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+            app.add_typer(_groups[_group], name=_group, help=GROUPS[_group][0], rich_help_panel=_task)
+        _home, _panel = (_groups[_group], None) if _group else (app, _task)
+        _home.command(rich_help_panel=_panel, epilog=f"Example: {_example}")(_command)

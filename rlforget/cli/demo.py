@@ -99,10 +99,12 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a run."""
     from rlforget.report import write_report
+    from rlforget.report.circuits_file import read_circuits
     from rlforget.report.results import read_results
     from rlforget.weights.atomic import check_free
 
     read_results(run)
+    read_circuits(run)
     page = out or run / REPORT
     check_free(page, force=force)
     if not dry_run:

@@ -15,8 +15,12 @@ Figure = dict[str, Any]
 """`data` and `layout`, as plotly.js takes them."""
 
 COLOURS = tuple(f"var(--c{position})" for position in range(1, 7))
-MUTED, INK, PAPER, GRID = "var(--muted)", "var(--ink)", "var(--paper)", "var(--grid)"
+MUTED, INK, PAPER, GRID, BAND = "var(--muted)", "var(--ink)", "var(--paper)", "var(--grid)", "var(--band)"
 HEAT = [[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]]
+DIVERGING = [
+    *([0, "var(--warm-2)"], [0.25, "var(--warm-1)"]),
+    *([0.5, "var(--heat-0)"], [0.75, "var(--heat-1)"], [1, "var(--heat-2)"]),
+]
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "star", "hexagon", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot")
 

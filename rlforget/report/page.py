@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from rlforget.errors import missing_extra
+from rlforget.report.circuits_file import Circuits, read_circuits
 from rlforget.report.markup import Html, tag
 from rlforget.report.over_seeds import OverSeeds, over_seeds
 from rlforget.report.results import Results, read_results
@@ -32,27 +33,29 @@ def write_report(run: Path, out: Path, force: bool = False) -> Path:
         `out`.
 
     Raises:
-        ReportError: The run's results are missing, damaged, or of another format or version.
+        ReportError: The run's results are missing, or they or its circuits are damaged, or of another format or
+            version.
         OutputError: `out` exists and `force` is not given, or it cannot be written.
         MissingExtraError: plotly is not installed.
     """
     check_free(out, force=force)
-    page = compose(read_results(run), run, library=_plotly())
+    page = compose(read_results(run), run, library=_plotly(), circuits=read_circuits(run))
     with new_file(out, force=force) as file:
         file.write(page.encode("utf-8", errors="replace"))  # JSON may hold halves of a character
     return out
 
 
-def compose(results: Results, run: Path, *, library: str) -> str:
+def compose(results: Results, run: Path, *, library: str, circuits: Circuits | None = None) -> str:
     """Build the page.
 
     Args:
         results: The run's results.
         run: The run's folder, for the commands at the end.
         library: The source of plotly.js.
+        circuits: The run's circuits, where it has some.
     """
     found = over_seeds(results)
-    parts = list(sections(found))
+    parts = list(sections(found, circuits))
     figures = {f"{part.key}-{i}": plot.views for part in parts for i, plot in enumerate(part.plots)}
     scripts = [_lines(library), _lines(_asset("page.js"))]
     head = [
@@ -65,7 +68,8 @@ def compose(results: Results, run: Path, *, library: str) -> str:
     body = [
         _opening(results, found),
         *(_section(part) for part in parts if part.plots),
-        _missing([part.heading for part in parts if not part.plots]),
+        _missing([part.heading for part in parts if not part.plots and not part.remedy]),
+        *(tag("p", part.remedy, class_="muted") for part in parts if not part.plots and part.remedy),
         _origin(results, run),
     ]
     code = [

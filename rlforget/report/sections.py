@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rlforget.report import plots, tables
+from rlforget.report.circuits_file import CIRCUITS_FILE, COMMAND, Circuits
 from rlforget.report.figure import Plot
 from rlforget.report.over_seeds import OverSeeds
 from rlforget.report.tables import Table
@@ -23,6 +24,7 @@ class Section:
         plots: Its plots; none where the run lacks this part.
         table: The numbers behind them.
         choices: What a reader may switch the plots between.
+        remedy: Where there are no plots, what would bring them, if that is not the run itself.
     """
 
     key: str
@@ -31,15 +33,17 @@ class Section:
     plots: list[Plot] = field(default_factory=list)
     table: Table | None = None
     choices: tuple[str, ...] = ()
+    remedy: str = ""
 
 
-def sections(found: OverSeeds) -> Iterator[Section]:
+def sections(found: OverSeeds, circuits: Circuits | None = None) -> Iterator[Section]:
     """Build the sections in their order; those without plots say what the run lacks."""
     yield _rewards(found)
     yield _repairs(found)
     yield _places(found)
     yield _overlaps(found)
     yield _comparison(found)
+    yield _circuits(circuits)
 
 
 def _rewards(found: OverSeeds) -> Section:
@@ -102,3 +106,20 @@ def _comparison(found: OverSeeds) -> Section:
         "the same sampled reward. The question is what each cost the domains that were not trained."
     )
     return Section("comparison", heading, text, plots.comparison_plots(compared), tables.comparison_table(compared))
+
+
+def _circuits(found: Circuits | None) -> Section:
+    heading = "Circuits: the heads that a task needs"
+    if found is None:
+        remedy = f"No circuits in this run; `{COMMAND} -o {CIRCUITS_FILE}`, written into its folder, adds them."
+        return Section("circuits", heading, "", remedy=remedy)
+    text = (
+        f"How much {found.metric} on {found.task} falls when a head's output is replaced, by {found.method}: blue "
+        "heads are needed, brown ones work against the task. A dot marks the heads of the circuit; in a difference, "
+        "the base's heads that were lost. Retention is the share of the base's circuit that is kept; chance is what a "
+        "random circuit of that size would keep. The ceiling is what the base keeps of its own from one half of the "
+        "prompts to the other; beside it stands the fine-tune's on the other half, the dashed line."
+    )
+    return Section(
+        "circuits", heading, text, plots.circuit_plots(found), tables.circuits_table(found), plots.CIRCUIT_CHOICES
+    )

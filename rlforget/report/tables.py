@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from rlforget.report import circuits_story
+from rlforget.report.circuits_file import Circuits
 from rlforget.report.over_seeds import ComparisonOverSeeds, OverSeeds
 from rlforget.report.spread import Spread
 from rlforget.report.story import place_name
@@ -109,6 +111,26 @@ def comparison_table(compared: ComparisonOverSeeds) -> Table:
         for name in compared.grpo.kl_to_start
     ]
     return Table(f"The start, and its fine-tunes on {compared.target}", ["", "start", "RL (GRPO)", "SFT"], rows)
+
+
+def circuits_table(found: Circuits) -> Table:
+    """Every fine-tune's circuit beside its controls, and every checkpoint of its way."""
+    kept = ["kept of the base's", "over prompts", "by chance", "on halves", "base on halves"]
+    head = ["model", "heads", *kept, "p of chance", "p of other prompts", "correlation", "reward"]
+    sizes = {one.name: str(len(one.heads)) for one in found.maps}
+    rows = [[found.base.name, sizes[found.base.name], *[""] * (len(head) - 2)]]
+    for one in found.kept:
+        cells = [percent(one.retention), circuits_story.interval_text(one), circuits_story.chance_text(one)]
+        cells += [percent(one.at_halves), percent(one.ceiling)]
+        cells += [circuits_story.p_text(p) for p in (one.p_chance, one.p_prompts)]
+        rows.append([one.name, sizes.get(one.name, NONE), *cells, number(one.correlation), ""])
+    blank = [""] * (len(head) - 4)
+    rows += [
+        [f"{way.name}, {step.name}", "", percent(step.retention), *blank, number(step.reward)]
+        for way in found.ways
+        for step in way.steps
+    ]
+    return Table(f"Circuits for {found.task}: what is kept, beside chance and the ceiling", head, rows)
 
 
 def _cell(spread: Spread, write: Callable[[float], str] = number) -> str:

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from rlforget.cli import doctor
-from rlforget.cli.app import TASKS
+from rlforget.cli.app import GROUPS, TASKS, name_of
 from rlforget.errors import ConfigError
 from tests.cli.conftest import run
 
-EXAMPLES = {command.__name__: example for commands in TASKS.values() for command, example in commands.items()}
-WRITERS = ("diff", "apply", "revert", "rollback", "refresh", "train", "miniature", "demo", "report")
+EXAMPLES = {name_of(command): example for commands in TASKS.values() for command, example in commands.items()}
+WRITERS = (
+    *("diff", "apply", "revert", "rollback", "refresh", "train", "miniature", "demo", "report"),
+    *("circuits find", "circuits compare", "circuits restore"),
+)
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,12 +36,12 @@ def test_alone_it_prints_the_commands_by_task() -> None:
     assert shown.code == 0
     for task, commands in TASKS.items():
         assert task in shown.out
-        assert all(re.search(rf"^  {command.__name__} ", shown.out, re.MULTILINE) for command in commands)
+        assert all(re.search(rf"^  {name_of(command)} ", shown.out, re.MULTILINE) for command in commands)
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
 def test_help_holds_one_example_whose_options_exist(command: str) -> None:
-    shown = plain(run(command, "--help").out)
+    shown = plain(run(*command.split(), "--help").out)
     assert f"Example: {EXAMPLES[command]}" in shown
     assert shown.count("Example:") == 1
     options = shown.partition("Options")[2].partition("Example:")[0].split()
@@ -46,9 +49,17 @@ def test_help_holds_one_example_whose_options_exist(command: str) -> None:
     assert "--json" in options
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_alone_lists_its_commands(group: str) -> None:
+    shown = run(group)
+    listed = plain(shown.out + shown.err)
+    assert all(f" {command.__name__} " in listed for command in GROUPS[group][1])
+    assert GROUPS[group][0] in plain(run("--help").out)
+
+
 @pytest.mark.parametrize("command", [*WRITERS, "sequence"])
 def test_what_writes_can_be_tried_first(command: str) -> None:
-    options = plain(run(command, "--help").out).split()
+    options = plain(run(*command.split(), "--help").out).split()
     assert "--dry-run" in options
     assert ("--force" in options) == (command != "sequence")  # which goes on with a run, and never replaces one
 

@@ -62,10 +62,17 @@ def writers(checkpoints: Checkpoints, folder: Path) -> dict[str, tuple[object, .
         "refresh": ("refresh", checkpoints.tuned, "--domain", "math", "--method", "sft", "--steps", 1, "--prompts", 2),
         "train": ("train", config),
         "sequence": ("sequence", config),
+        "circuits find": ("circuits", "find", checkpoints.base, *SCIENCE),
+        "circuits compare": ("circuits", "compare", checkpoints.base, f"sft={checkpoints.tuned}", *SCIENCE),
+        "circuits restore": ("circuits", "restore", checkpoints.tuned, "--base", checkpoints.base, "--heads", "0:0"),
     }
 
 
-WRITERS = ("diff", "apply", "revert", "rollback", "refresh", "train", "sequence")
+SCIENCE = ("--domain", "science", "--samples", 24)
+WRITERS = (
+    *("diff", "apply", "revert", "rollback", "refresh", "train", "sequence"),
+    *("circuits find", "circuits compare", "circuits restore"),
+)
 
 
 @pytest.mark.parametrize("kind", ["no_checkpoint", "truncated", "pickled", "missing"])

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from rlforget.report.circuits_file import parse_circuits
 from rlforget.report.page import compose
 from rlforget.report.results import parse_results
 
@@ -42,6 +43,7 @@ class Page(HTMLParser):
         return figures
 
 
-def page_of(results: dict[str, Any], run: Path = Path("runs/demo")) -> Page:
+def page_of(results: dict[str, Any], run: Path = Path("runs/demo"), *, circuits: Any = None) -> Page:
     """The page about some results, without the plots' library."""
-    return Page(compose(parse_results(results), run, library="// plotly.js"))
+    found = None if circuits is None else parse_circuits(circuits)
+    return Page(compose(parse_results(results), run, library="// plotly.js", circuits=found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rlforget.report.plots.circuits import CIRCUIT_CHOICES, circuit_plots
 from rlforget.report.plots.comparison import comparison_plots
 from rlforget.report.plots.overlap import OVERLAP_CHOICES, overlap_plot
 from rlforget.report.plots.places import PLACE_CHOICES, place_plots
@@ -9,8 +10,10 @@ from rlforget.report.plots.repairs import repairs_plot
 from rlforget.report.plots.rewards import rewards_plot
 
 __all__ = [
+    "CIRCUIT_CHOICES",
     "OVERLAP_CHOICES",
     "PLACE_CHOICES",
+    "circuit_plots",
     "comparison_plots",
     "overlap_plot",
     "place_plots",
