@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from rlforget_kernels.common.threads import map_slices
 
 ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+CIRCUIT_ROWS = pytest.StashKey[list[tuple[str, ...]]]()
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,15 @@ class Machine:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --elements."""
+    """Add --elements and --peer-python."""
     parser.addoption("--elements", type=int, help="coordinates a tensor (default: 2**23 on a CPU, 2**28 on a GPU)")
+    parser.addoption("--peer-python", default="", help="the Python that has TransformerLens (default: this one)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make room for the table's rows."""
+    """Make room for the tables' rows."""
     config.stash[ROWS] = []
+    config.stash[CIRCUIT_ROWS] = []
 
 
 def seconds(function: Callable[[], object], device: torch.device, rounds: int = 15) -> float:
@@ -84,11 +88,17 @@ def machine(request: pytest.FixtureRequest) -> Machine:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Show what was measured, beside the machine's own speed."""
-    if not config.stash[ROWS]:
+    operators = ("operator", "case", "device", "GB/s", "of ceiling", "torch GB/s", "times torch")
+    _table(terminalreporter, "operators", operators, config.stash[ROWS])
+    circuits = ("circuits", "beside", "times faster", "share of memory", "correlation")
+    _table(terminalreporter, "circuits", circuits, config.stash[CIRCUIT_ROWS])
+
+
+def _table(terminalreporter: pytest.TerminalReporter, title: str, header: tuple[str, ...], found: list[Any]) -> None:
+    if not found:
         return
-    header = ("operator", "case", "device", "GB/s", "of ceiling", "torch GB/s", "times torch")
-    rows = [header, *config.stash[ROWS]]
+    rows = [header, *found]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    terminalreporter.section("operators")
+    terminalreporter.section(title)
     for row in rows:
         terminalreporter.write_line("  ".join(map(str.ljust, row, widths)).rstrip())
