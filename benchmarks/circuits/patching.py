@@ -11,8 +11,12 @@ from benchmarks.circuits.shapes import Prompts
 
 
 @torch.no_grad()
-def one_forward_a_head(model: Any, drawn: Prompts) -> Tensor:
-    """Score every head of a Qwen2 by replacing its output with that on the counterfactual prompts: [layers, heads]."""
+def one_forward_a_head(model: Any, drawn: Prompts, *, last: bool = False) -> Tensor:
+    """Score every head of a Qwen2 by replacing its output with that on the counterfactual prompts: [layers, heads].
+
+    At all positions, or at the last one alone.
+    """
+    where = slice(-1 if last else 0, None)
     clean, counterfactual = torch.tensor(drawn.clean), torch.tensor(drawn.counterfactual)
     modules = [layer.self_attn.o_proj for layer in model.model.layers]
     width = model.config.hidden_size // model.config.num_attention_heads
@@ -29,7 +33,7 @@ def one_forward_a_head(model: Any, drawn: Prompts) -> Tensor:
 
             def replace(_: Any, args: Any, layer: int = layer, columns: slice = columns) -> Any:
                 changed = args[0].clone()
-                changed[..., columns] = sources[layer][..., columns]
+                changed[:, where, columns] = sources[layer][:, where, columns]
                 return (changed,)
 
             hook = module.register_forward_pre_hook(replace)

@@ -20,12 +20,14 @@ class Shape:
         settings: Of its configuration class.
         pairs: Prompts in the one batch.
         length: Tokens a prompt.
+        late: Whether only the last quarter of a counterfactual may differ, as behind instructions or examples.
     """
 
     kind: str
     settings: dict[str, Any]
     pairs: int = 8
     length: int = 16
+    late: bool = False
 
 
 _QWEN2 = {  # the width of Qwen2 0.5B, 8 of its 24 layers and a fifth of its vocabulary, to fit a small machine
@@ -53,6 +55,7 @@ SHAPES = {
     "gpt2": Shape("gpt2", {}),  # GPT-2 small: 12 layers, 12 heads, hidden 768, vocabulary 50257
     "qwen2": Shape("qwen2", _QWEN2),
     "tall": Shape("qwen2", _TALL),  # as many layers and heads as Qwen2.5 3B, at a width of 128
+    "tall-late": Shape("qwen2", _TALL, late=True),
     "tall-short": Shape("qwen2", _TALL, pairs=2, length=8),
     "tall-tiny": Shape("qwen2", _TALL | {"num_hidden_layers": 3, "num_attention_heads": 4}, pairs=4, length=8),
     "gpt2-tiny": Shape("gpt2", {"n_layer": 3, "n_head": 4, "n_embd": 32, "vocab_size": 99}, pairs=4, length=8),
@@ -106,7 +109,7 @@ class Prompts:
 
     Attributes:
         clean: A list of ids a prompt, all of one length.
-        counterfactual: The same with a quarter of the tokens drawn anew.
+        counterfactual: The same with a quarter of the tokens drawn anew: any of them, or the last ones.
         targets: One token a pair.
         distractors: One token a pair.
     """
@@ -123,7 +126,8 @@ def prompts(name: str, seed: int = 0) -> Prompts:
     clean = [[rng.randrange(1, size(name)) for _ in range(shape.length)] for _ in range(shape.pairs)]
     counterfactual = [list(ids) for ids in clean]
     for ids in counterfactual:
-        for position in rng.sample(range(shape.length), shape.length // 4):
+        changed = shape.length // 4
+        for position in range(shape.length)[-changed:] if shape.late else rng.sample(range(shape.length), changed):
             ids[position] = rng.randrange(1, size(name))
     answers = [rng.sample(range(1, size(name)), 2) for _ in clean]
     return Prompts(clean, counterfactual, [a for a, _ in answers], [b for _, b in answers])

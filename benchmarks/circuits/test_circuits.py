@@ -46,25 +46,35 @@ def test_eap_ig_beside_its_peer(benchmark: BenchmarkFixture, request: pytest.Fix
     request.config.stash[CIRCUIT_ROWS].append((f"eap-ig, {shape}", "training step", *step))
 
 
-@pytest.mark.parametrize("shape", ["tall", "tall-short"])
+@pytest.mark.parametrize(
+    ("shape", "positions"), [("tall", "all"), ("tall-late", "all"), ("tall", "last"), ("tall-short", "all")]
+)
 @pytest.mark.benchmark(min_rounds=1, max_time=0, warmup=False)
-def test_patching_beside_one_forward_a_head(benchmark: BenchmarkFixture, request: pytest.FixtureRequest, shape: str):
+def test_patching_beside_one_forward_a_head(
+    benchmark: BenchmarkFixture, request: pytest.FixtureRequest, shape: str, positions: Any
+):
     shape = "tall-tiny" if benchmark.disabled else shape
     model, drawn = build(shape), prompts(shape)
     task = task_of(drawn)
 
     def ours() -> torch.Tensor:
-        return find(model, task, "patching", batch_size=len(drawn.clean)).scores
+        return find(model, task, "patching", positions=positions, batch_size=len(drawn.clean)).scores
 
-    torch.testing.assert_close(ours(), one_forward_a_head(model, drawn), rtol=1e-3, atol=1e-5)
+    def theirs() -> torch.Tensor:
+        return one_forward_a_head(model, drawn, last=positions == "last")
+
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-3, atol=1e-5)
     benchmark.group = "patching"
     benchmark.pedantic(lambda: None)
     if benchmark.disabled:
         return
-    seconds = best_seconds({"ours": ours, "one forward a head": lambda: one_forward_a_head(model, drawn)}, rounds=2)
+    seconds = best_seconds({"ours": ours, "one forward a head": theirs}, rounds=2)
     times = seconds["one forward a head"] / seconds["ours"]
-    benchmark.extra_info.update(shape=shape, seconds=seconds, times=times, threads=torch.get_num_threads())
-    request.config.stash[CIRCUIT_ROWS].append((f"patching, {shape}", "one forward a head", f"{times:.1f}", "", ""))
+    benchmark.extra_info.update(
+        shape=shape, positions=positions, seconds=seconds, times=times, threads=torch.get_num_threads()
+    )
+    row = (f"patching, {shape}, positions {positions}", "one forward a head", f"{times:.2f}", "", "")
+    request.config.stash[CIRCUIT_ROWS].append(row)
 
 
 def against_peer(shape: str, python: str) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Not lazily: the function must stand over the module of its own name.
 from rlforget.circuits.circuit import Circuit
-from rlforget.circuits.find import find
+from rlforget.circuits.finding import find
 from rlforget.circuits.heads import HeadSites
 from rlforget.circuits.methods import METHODS
 from rlforget.circuits.metrics import METRICS

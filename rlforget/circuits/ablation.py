@@ -25,7 +25,8 @@ negative number counts from the prompt's end."""
 class Sources:
     """The outputs that take a head's place.
 
-    - `resample`: the head's own output on the counterfactual prompt, position by position.
+    - `resample`: the head's own output on the counterfactual prompt, position by position; where the two prompts differ
+      in length, at the position that stands for it (see `alignment.align`).
     - `mean`: the head's mean output over the task's counterfactual prompts and their positions.
     - `zero`: zeros.
 
@@ -66,7 +67,7 @@ class Sources:
             return [torch.zeros(1, 1, 1, width, device=like.device, dtype=like.dtype) for width in self.sites.head_dim]
         with self.sites.capture() as found:
             answer_logits(self.model, batch, "counterfactual")
-        return list(found)
+        return [batch.aligned(z) for z in found]
 
     def replaced(self, batch: TaskBatch) -> Tensor:
         """Return where heads are replaced: bool [B, T]."""
@@ -81,7 +82,7 @@ class Sources:
             with self.sites.capture() as found:
                 answer_logits(self.model, batch, "counterfactual")
             # [heads, head_dim], in float64: the mean must not follow the size of the batches.
-            sums = [z[here].sum(0, dtype=torch.float64) for z in found]
+            sums = [batch.aligned(z)[here].sum(0, dtype=torch.float64) for z in found]
             totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
             count += int(here.sum())
         dtype = next(self.model.parameters()).dtype

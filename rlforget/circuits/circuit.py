@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlforget.errors import ConfigError, NonFiniteError, NotACheckpointError, OutputError
+from rlforget.errors import ConfigError, NonFiniteError, NotACheckpointError
+from rlforget.weights.atomic import new_file
 
 FORMAT = "rlforget.circuit"
 VERSION = 1
@@ -113,17 +114,13 @@ class Circuit:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the circuit as a JSON file, replacing one that is there.
+        """Write the circuit as a JSON file, whole or not at all, replacing one that is there.
 
         Raises:
             OutputError: The file cannot be written.
         """
-        try:
-            Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        except OSError as fault:
-            raise OutputError(
-                str(path), expected="a file that can be written", found=str(fault), fix="Choose another place."
-            ) from fault
+        with new_file(Path(path), force=True) as file:
+            file.write((json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit:

@@ -62,7 +62,7 @@ class Finder:
 
     def __call__(self, model: Any) -> Circuit:
         """Return the circuit of a model."""
-        from rlforget.circuits.find import find
+        from rlforget.circuits.finding import find
 
         return find(model, self.task, self._method, tokenizer=self.tokenizer, **self._options)
 

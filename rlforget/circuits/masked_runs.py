@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlforget.circuits.ablation import Positions, Sources
-from rlforget.circuits.find import task_batches
+from rlforget.circuits.finding import task_batches
 from rlforget.circuits.forward import answer_logits, measuring
 from rlforget.circuits.heads import HeadSites
 from rlforget.circuits.metrics import Metric, get

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlforget.circuits.circuit import Circuit
-from rlforget.circuits.find import find
+from rlforget.circuits.finding import find
 from rlforget.circuits.task import Task
 from rlforget.errors import ConfigError
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlforget.circuits import metrics
-from rlforget.circuits.find import task_batches
+from rlforget.circuits.finding import task_batches
 from rlforget.circuits.forward import answer_logits, measuring
 from rlforget.circuits.slices import Head, Heads, HeadSlice, HeadSlices
 from rlforget.circuits.task import Task

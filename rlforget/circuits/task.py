@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlforget import domains
+from rlforget.circuits.alignment import Spans, align
 from rlforget.domains.base import Split
 from rlforget.domains.sampling import special_tokens
 from rlforget.errors import ConfigError, DomainFileError, EmptyDomainError, TaskError
@@ -22,41 +23,50 @@ Text = str | Sequence[int]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two prompts of one form and equal token length, whose right answers differ.
+    """Two prompts of one form, whose right answers differ.
 
     Attributes:
         clean: The prompt that is to be answered.
         counterfactual: The prompt that the replaced heads' outputs come from.
         target: The right answer to `clean`.
         distractor: The right answer to `counterfactual`, or another wrong answer to `clean`.
+        spans: Where the two prompts differ in token length: which tokens stand for which, see `alignment.align`. By
+            default all that lies between their common beginning and their common end.
     """
 
     clean: Text
     counterfactual: Text
     target: Text
     distractor: Text
+    spans: Spans = ()
 
 
 @dataclass(frozen=True)
 class TaskBatch:
     """Pairs as tokens: B prompts of up to T tokens, padded alike, with answers of up to A tokens.
 
-    Both prompts are followed by the target but for its last token, so that only the prompts differ (teacher forcing).
+    Both prompts are followed by the target but for its last token, so that only the prompts differ (teacher forcing),
+    and both prompts of a pair end at the same place, whatever their lengths.
 
     Attributes:
         clean_ids: int64 [B, T].
         counterfactual_ids: int64 [B, T].
-        attention_mask: int64 [B, T], 0 on padding; one for both, since the two are of equal length.
+        attention_mask: int64 [B, T] of the clean prompts, 0 on padding.
+        counterfactual_mask: int64 [B, T] of the counterfactual ones.
+        sources: int64 [B, T]: the place in the counterfactual prompt that stands for each place of the clean one; its
+            own where the two are of one length, and on padding.
         positions: int64 [B, A]: where each answer token is predicted; 0 where there is none.
         targets: int64 [B, A] token ids.
         distractors: int64 [B, A] token ids; the target's where the distractor is shorter.
         answer_mask: bool [B, A].
-        prompt_starts: int64 [B]: the first token of each prompt.
+        prompt_starts: int64 [B]: the first token of each clean prompt.
     """
 
     clean_ids: Tensor
     counterfactual_ids: Tensor
     attention_mask: Tensor
+    counterfactual_mask: Tensor
+    sources: Tensor
     positions: Tensor
     targets: Tensor
     distractors: Tensor
@@ -65,6 +75,23 @@ class TaskBatch:
 
     def __len__(self) -> int:
         return self.clean_ids.shape[0]
+
+    @property
+    def source_ids(self) -> Tensor:
+        """The counterfactual token that stands for each clean one: int64 [B, T]."""
+        return self.counterfactual_ids.gather(1, self.sources)
+
+    @property
+    def of_one_length(self) -> bool:
+        """Whether the two prompts of every pair are of one length, each token standing for the one at its place."""
+        return bool((self.sources == torch.arange(self.sources.shape[1], device=self.sources.device)).all())
+
+    def aligned(self, outputs: Tensor) -> Tensor:
+        """Put what was read at the counterfactual prompts' places at the clean prompts': [B, T, ...] to the same."""
+        if self.of_one_length:
+            return outputs
+        index = self.sources.view(*self.sources.shape, *[1] * (outputs.dim() - 2))
+        return outputs.gather(1, index.expand_as(outputs))
 
     @property
     def kept(self) -> int:
@@ -134,7 +161,8 @@ class Task:
     def from_jsonl(cls, path: str | Path) -> Task:
         """Read one JSON object a line, with the keys `clean`, `counterfactual`, `target`, `distractor`.
 
-        Each is text, or a list of token ids. Blank lines are skipped.
+        Each is text, or a list of token ids. `spans` may say which tokens stand for which in prompts of different
+        lengths, e.g. [[[4, 5], [4, 7]]] (see `Pair`). Blank lines are skipped.
 
         Raises:
             DomainFileError: A file or line that cannot be used.
@@ -161,8 +189,8 @@ class Task:
             padding_side: Where shorter rows are padded.
 
         Raises:
-            TaskError: A pair whose prompts have different token lengths, or that is empty, or whose target and
-                distractor are the same tokens.
+            TaskError: A pair whose prompts have different token lengths and cannot be aligned, or that is empty, or
+                whose target and distractor are the same tokens.
         """
         pad, _ = special_tokens(None, tokenizer)
         if batch_size < 1:
@@ -179,23 +207,23 @@ class _Row:
     counterfactual: list[int]
     target: list[int]
     distractor: list[int]
+    sources: list[int]
 
 
 def _encode(name: str, tokenizer: Any, number: int, pair: Pair) -> _Row:
-    row = _Row(
-        _tokens(tokenizer, pair.clean, special=True),
-        _tokens(tokenizer, pair.counterfactual, special=True),
-        _tokens(tokenizer, pair.target, special=False),
-        _tokens(tokenizer, pair.distractor, special=False),
-    )
     where = f"task {name!r}, pair {number}"
-    if len(row.clean) != len(row.counterfactual):
+    clean, counterfactual = (_tokens(tokenizer, text, special=True) for text in (pair.clean, pair.counterfactual))
+    target, distractor = (_tokens(tokenizer, text, special=False) for text in (pair.target, pair.distractor))
+    try:
+        sources = align(clean, counterfactual, pair.spans)
+    except ValueError as fault:
         raise TaskError(
             where,
-            expected="a clean and a counterfactual prompt of one token length",
-            found=f"{len(row.clean)} and {len(row.counterfactual)} tokens: {pair.clean!r} and {pair.counterfactual!r}",
-            fix="Word the counterfactual with as many tokens, or leave the pair out.",
-        )
+            expected="a clean and a counterfactual prompt whose tokens can be aligned",
+            found=f"{len(clean)} and {len(counterfactual)} tokens, {fault}: {pair.clean!r} and {pair.counterfactual!r}",
+            fix="Word the counterfactual with as many tokens, name the spans that differ, or leave the pair out.",
+        ) from None
+    row = _Row(clean, counterfactual, target, distractor, sources)
     for field, tokens in (("clean", row.clean), ("target", row.target), ("distractor", row.distractor)):
         if not tokens:
             raise TaskError(where, expected=f"tokens in {field!r}", found="none", fix="Fill it in.")
@@ -219,25 +247,29 @@ def _tokens(tokenizer: Any, text: Text, *, special: bool) -> list[int]:
 
 
 def _batch(rows: list[_Row], pad: int, side: Literal["left", "right"]) -> TaskBatch:
-    lengths = [len(row.clean) + len(row.target) - 1 for row in rows]
+    lengths = [max(len(row.clean), len(row.counterfactual)) + len(row.target) - 1 for row in rows]
     width, answers = max(lengths), max(len(row.target) for row in rows)
     shape, answer_shape = (len(rows), width), (len(rows), answers)
-    clean, counterfactual = torch.full(shape, pad), torch.full(shape, pad)
-    mask = torch.zeros(shape, dtype=torch.int64)
+    ids = [torch.full(shape, pad) for _ in range(2)]
+    masks = [torch.zeros(shape, dtype=torch.int64) for _ in range(2)]
+    sources = torch.arange(width).repeat(len(rows), 1)
     positions, targets, distractors = (torch.zeros(answer_shape, dtype=torch.int64) for _ in range(3))
     starts = torch.zeros(len(rows), dtype=torch.int64)
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        start = width - length if side == "left" else 0
-        here, count = slice(start, start + length), len(row.target)
-        clean[i, here] = torch.tensor(row.clean + row.target[:-1])
-        counterfactual[i, here] = torch.tensor(row.counterfactual + row.target[:-1])
-        mask[i, here], starts[i] = 1, start
-        positions[i, :count] = torch.arange(count) + start + len(row.clean) - 1
+        count, forced = len(row.target), row.target[:-1]
+        end = (width if side == "left" else length) - len(forced)  # of both prompts
+        for prompt, found, mask in zip((row.clean, row.counterfactual), ids, masks, strict=True):
+            here = slice(end - len(prompt), end + len(forced))
+            found[i, here] = torch.tensor(prompt + forced)
+            mask[i, here] = 1
+        starts[i] = end - len(row.clean)
+        sources[i, starts[i] : end] = torch.tensor(row.sources) + end - len(row.counterfactual)
+        positions[i, :count] = torch.arange(count) + end - 1
         targets[i, :count] = torch.tensor(row.target)
         shared = row.distractor[:count]
         distractors[i, :count] = torch.tensor(shared + row.target[len(shared) :])
     answer_mask = torch.arange(answers) < torch.tensor([[len(row.target)] for row in rows])
-    return TaskBatch(clean, counterfactual, mask, positions, targets, distractors, answer_mask, starts)
+    return TaskBatch(ids[0], ids[1], masks[0], masks[1], sources, positions, targets, distractors, answer_mask, starts)
 
 
 def _pair(path: Path, number: int, line: str) -> Pair:
@@ -248,13 +280,30 @@ def _pair(path: Path, number: int, line: str) -> Pair:
     if not isinstance(row, dict):
         raise _file_fault(path, number, "a JSON object", type(row).__name__)
     values: list[Text] = []
-    for field in fields(Pair):
-        value = row.get(field.name)
-        ids = isinstance(value, list) and all(isinstance(t, int) and not isinstance(t, bool) for t in value)
-        if not (isinstance(value, str) or ids):
-            raise _file_fault(path, number, f"text or token ids under {field.name!r}", repr(value))
+    for key in ("clean", "counterfactual", "target", "distractor"):
+        value = row.get(key)
+        if not (isinstance(value, str) or (isinstance(value, list) and all(map(_is_whole, value)))):
+            raise _file_fault(path, number, f"text or token ids under {key!r}", repr(value))
         values.append(cast("Text", value))
-    return Pair(*values)
+    spans = row.get("spans", [])
+    if not isinstance(spans, list) or not all(_is_link(link) for link in spans):
+        raise _file_fault(path, number, "pairs of [start, stop] under 'spans', such as [[[4, 5], [4, 7]]]", repr(spans))
+    links = tuple(((ours[0], ours[1]), (theirs[0], theirs[1])) for ours, theirs in spans)
+    clean, counterfactual, target, distractor = values
+    return Pair(clean, counterfactual, target, distractor, links)
+
+
+def _is_link(value: Any) -> bool:
+    """Whether a JSON value is [[start, stop], [start, stop]]."""
+    return _is_pair(value) and all(_is_pair(span) and all(map(_is_whole, span)) for span in value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _file_fault(path: Path, number: int, expected: str, found: str) -> DomainFileError:

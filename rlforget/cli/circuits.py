@@ -25,7 +25,7 @@ Domain = Annotated[
 ]
 TaskFile = Annotated[
     Path | None,
-    typer.Option("--task", help="A .jsonl file of pairs instead: clean, counterfactual, target, distractor."),
+    typer.Option("--task", help="A .jsonl file of pairs instead: clean, counterfactual, target, distractor, spans."),
 ]
 Method = Annotated[str, typer.Option(help="eap-ig, patching, attribution, masking, or the control random.")]
 Metric = Annotated[str, typer.Option(help="log_prob_difference, log_prob, or probability.")]
@@ -35,7 +35,7 @@ Size = Annotated[
     str | None,
     typer.Option(
         help="Heads in the circuit: a share such as 0.25, or a count such as 12.",
-        show_default="the method's choice, else all that help",
+        show_default="the method's choice, else all that matter",
     ),
 ]
 Options = Annotated[
@@ -135,7 +135,7 @@ def compare(
     seed: Seed = 0,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Save it; RUN/circuits.json shows it in RUN's report.", metavar="FILE"),
+        typer.Option("--out", "-o", help="Save it, by custom as circuits.json, for `rlforget report`.", metavar="FILE"),
     ] = None,
     device: Device = "auto",
     force: Force = False,

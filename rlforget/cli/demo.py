@@ -89,23 +89,21 @@ def miniature(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a run, e.g. runs/demo.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a run, e.g. runs/demo, or what `circuits compare` saved.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The page to write; RUN/report.html where none is given.")
+        Path | None, typer.Option("--out", "-o", help="The page to write; report.html in that folder by default.")
     ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page about a run."""
+    """Write one self-contained HTML page about a run, or about circuits alone."""
     from rlforget.report import write_report
-    from rlforget.report.circuits_file import read_circuits
-    from rlforget.report.results import read_results
+    from rlforget.report.page import read_run
     from rlforget.weights.atomic import check_free
 
-    read_results(run)
-    read_circuits(run)
-    page = out or run / REPORT
+    read_run(run)
+    page = out or (run.parent if run.is_file() else run) / REPORT
     check_free(page, force=force)
     if not dry_run:
         with output.step(f"drawing {run}"):

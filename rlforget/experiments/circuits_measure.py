@@ -12,7 +12,7 @@ from rlforget.experiments.measure import Rewards, rewards
 from rlforget.interference.divergence import kl_divergence
 
 NAMES = tuple(domains.BUILT_IN)
-MEASURES = ("retention", "correlation", "mask_shift")
+MEASURES = ("retention", "iou", "correlation", "mask_shift")
 _SIZE = 0.5  # of all heads, as in 2605.28860, whose base circuit has 297 of 576
 _BATCH = 128
 
@@ -55,10 +55,10 @@ def summary(comparisons: list[dict[str, Comparison]], first: str, second: str) -
     """Summarise one learning rate over bases.
 
     Returns:
-        For each domain and method: every measure's values (a list of runs, base by base) with chance, null band,
-        ceiling and value on halves, means over runs; `p`: against the first method keeping no less, whole runs
-        exchanged within each base; and `vulnerable`: for each δ, how many heads the first broke and the second kept,
-        and the reverse, a base.
+        For each domain and method: every measure's values (a list of runs, base by base) with bootstrap interval over
+        prompts, chance, null band, ceiling and value on halves, means over runs; `p`: against the first method keeping
+        no less, whole runs exchanged within each base; and `vulnerable`: for each δ, how many heads the first broke and
+        the second kept, and the reverse, a base.
     """
     found: dict[str, Any] = {}
     for name in NAMES:
@@ -78,8 +78,10 @@ def _measures(of_bases: list[Comparison], method: str) -> dict[str, Any]:
         runs = [run[measure] for one in of_bases for run in one.runs(method)]
         ceilings = [run.ceiling.mean for run in runs if run.ceiling is not None]
         halves = [run.at_halves.mean for run in runs if run.at_halves is not None]
+        intervals = [run.interval for run in runs if run.interval is not None]
         found[measure] = {
             "values": [run.value for run in runs],
+            "interval": [_mean([one.low for one in intervals]), _mean([one.high for one in intervals])],
             "chance": _mean([run.chance for run in runs]),
             "null": [_mean([run.null.low for run in runs]), _mean([run.null.high for run in runs])],
             "ceiling": _mean(ceilings),

@@ -10,21 +10,23 @@ from typing import Any
 from rlforget.errors import ConfigError
 from rlforget.experiments.markdown import table
 
-BEGIN, END = "<!-- study: written by rlforget.experiments.circuits_study -->", "<!-- end of the study -->"
+BEGIN = "<!-- study of {target}: written by rlforget.experiments.circuits_study -->"
+END = "<!-- end of the study of {target} -->"
 _METHODS = {"sft": "SFT", "grpo": "GRPO"}
 
 
 def write_section(page: Path, results: dict[str, Any]) -> None:
-    """Write the section anew, between its two marks.
+    """Write the section of the study's target anew, between its two marks.
 
     Raises:
         ConfigError: The page has not both marks.
     """
     text = page.read_text(encoding="utf-8")
-    if not 0 <= text.find(BEGIN) < text.find(END):
-        raise ConfigError(str(page), expected=f"{BEGIN!r} before {END!r}", found="not both", fix="Put the marks back.")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n\n{section(results)}\n\n{END}{after}", encoding="utf-8")
+    begin, end = (mark.format(target=results["study"]["target"]) for mark in (BEGIN, END))
+    if not 0 <= text.find(begin) < text.find(end):
+        raise ConfigError(str(page), expected=f"{begin!r} before {end!r}", found="not both", fix="Put the marks back.")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    page.write_text(f"{before}{begin}\n\n{section(results)}\n\n{end}{after}", encoding="utf-8")
 
 
 def section(results: dict[str, Any]) -> str:
@@ -56,7 +58,7 @@ def _intro(results: dict[str, Any]) -> str:
         f"{study['window']} steps, or after {study['limit']}. Rewards are means over {study['evaluation_prompts']} "
         f"sampled completions of evaluation prompts, divergences over {study['completions']} completions, circuits "
         f"(exact patching, resample ablation, half of the heads) from {study['pairs']} pairs of evaluation prompts a "
-        "domain.\n\n"
+        f"domain. Everything but the comparison took {results['seconds'] / 60:.0f} minutes.\n\n"
         f"Rewards of the starts: {at_start}."
     )
 
@@ -121,11 +123,28 @@ def _circuits(results: dict[str, Any]) -> Iterator[str]:
         "p, correlation",
     )
     yield "\n".join(table(head, _circuit_rows(results)))
+    yield "The other measures of the same circuits:"
+    columns = (
+        "learning rate",
+        "circuit of",
+        "retention, 95% SFT",
+        "GRPO",
+        "IoU SFT",
+        "GRPO",
+        "chance",
+        "mask shift SFT",
+        "GRPO",
+        "chance (95% null)",
+        "p, IoU",
+        "p, mask shift",
+    )
+    yield "\n".join(table(columns, _other_rows(results)))
     yield (
         "**retention**: |C_base ∩ C| / |C_base|; **chance**: with the fine-tune's heads drawn at random; **ceiling**: "
         "the start against itself on halves of the prompts, beside which **on halves** is to be read; **correlation**: "
-        "of the heads' effects with the start's; **p**: against SFT keeping as much as GRPO, whole runs exchanged "
-        "within each base."
+        "of the heads' effects with the start's; **95%**: bootstrap over prompts, the mean over runs of each end; "
+        "**IoU**: |C_base ∩ C| / |C_base ∪ C|; **mask shift**: mean of |m_h − m_h^base|, 0 where nothing moved; **p**: "
+        "against SFT keeping as much as GRPO, whole runs exchanged within each base."
     )
 
 
@@ -145,6 +164,27 @@ def _circuit_rows(results: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 *(_number(one["at_halves"]) for one in retention),
                 *(_spread(one["values"], ".3f") for one in correlation),
                 f"{by_domain[name]['p']['correlation']:.3f}",
+            )
+
+
+def _other_rows(results: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for rate, by_domain in results["circuits"].items():
+        for name in _ordered(results, by_domain):
+            methods, p = by_domain[name]["methods"], by_domain[name]["p"]
+            retention, iou, shift = (
+                [methods[method][measure] for method in _METHODS] for measure in ("retention", "iou", "mask_shift")
+            )
+            low, high = shift[0]["null"]
+            yield (
+                rate,
+                name,
+                *("–".join(map(_number, one["interval"])) for one in retention),
+                *(f"{statistics.fmean(one['values']):.2f}" for one in iou),
+                f"{iou[0]['chance']:.2f}",
+                *(_spread(one["values"], ".3f") for one in shift),
+                f"{shift[0]['chance']:.2f} ({low:.2f}–{high:.2f})",
+                f"{p['iou']:.3f}",
+                f"{p['mask_shift']:.3f}",
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rlforget.experiments.circuits_page import write_section
 from rlforget.experiments.circuits_start import sharpen
 from rlforget.training import Progress, StageConfig, train_stage
 from rlforget.training.progress import choose
+from rlforget.weights.atomic import new_file
 
 METHODS = ("sft", "grpo")
 
@@ -61,13 +63,13 @@ def run_study(study: Study, bases: list[str], out: Path, progress: Progress) -> 
     Returns:
         JSON: `study`; `starts`, the rewards of each base's start; `runs`, for each base, learning rate, seed and
         method: steps, rewards in every domain, divergences from the start; `circuits`, for each learning rate, the
-        summary of `circuits_measure.summary`.
+        summary of `circuits_measure.summary`; `seconds`, the wall time of all of it but the comparison.
     """
     folders = [out / f"base-{number}" for number in range(len(bases))]
     starts, runs = [], []
     for number, (base, folder) in enumerate(zip(bases, folders, strict=True)):
-        start, tokenizer = _start(study, base, folder / "start", progress)
-        starts.append(_measured(study, start, start, tokenizer, 0, folder / "start")["rewards"])
+        start, tokenizer, course = _start(study, base, folder / "start", progress)
+        starts.append({**course, **_measured(study, start, start, tokenizer, 0, folder / "start")})
         for rate in study.rates:
             for seed in study.seeds:
                 for method in METHODS:
@@ -76,7 +78,13 @@ def run_study(study: Study, bases: list[str], out: Path, progress: Progress) -> 
                     found = _measured(study, start, _load_model(place), tokenizer, seed, place)
                     runs.append({"base": number, "rate": rate, "seed": seed, "method": method, **course, **found})
     circuits = {f"{rate:g}": summary([_comparison(study, f, rate) for f in folders], *METHODS) for rate in study.rates}
-    return {"study": asdict(study), "starts": starts, "runs": runs, "circuits": circuits}
+    return {
+        "study": asdict(study),
+        "starts": [one["rewards"] for one in starts],
+        "runs": runs,
+        "circuits": circuits,
+        "seconds": sum(one[taken] for one in (*starts, *runs) for taken in ("training_seconds", "measuring_seconds")),
+    }
 
 
 def _comparison(study: Study, folder: Path, rate: float) -> dict[str, Any]:
@@ -87,14 +95,17 @@ def _comparison(study: Study, folder: Path, rate: float) -> dict[str, Any]:
     return compared(folder / "start" / "circuits", places)
 
 
-def _start(study: Study, base: str, folder: Path, progress: Progress) -> tuple[Any, Any]:
-    """The base made sure of every domain but the target."""
-    if not folder.exists():
+def _start(study: Study, base: str, folder: Path, progress: Progress) -> tuple[Any, Any, dict[str, Any]]:
+    """The base made sure of every domain but the target, its tokenizer, and what that took."""
+    record = folder / "training.json"
+    if not record.exists():
+        began = time.perf_counter()
         model, tokenizer = miniature.load() if base == "miniature" else _load(Path(base))
         sharpen(model, tokenizer, study.target, progress)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return _load(folder)
+        _write(record, {"training_seconds": time.perf_counter() - began})
+    return *_load(folder), _read(record)
 
 
 def _tuned(
@@ -103,26 +114,36 @@ def _tuned(
     """Fine-tune a copy of the start into `place`, unless it is there; the course of the training."""
     record = place / "training.json"
     if not record.exists():
-        model = copy.deepcopy(start)
+        began, model = time.perf_counter(), copy.deepcopy(start)
         result = train_stage(model, tokenizer, _stage(study, method, rate), seed=seed, progress=progress)
         model.save_pretrained(place)
         course = {"steps": result.steps, "stopped": result.stopped, "course": result.rewards}
-        record.write_text(json.dumps(course), encoding="utf-8")
-    found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-    return found
+        _write(record, {**course, "training_seconds": time.perf_counter() - began})
+    return _read(record)
 
 
 def _measured(study: Study, start: Any, model: Any, tokenizer: Any, seed: int, place: Path) -> dict[str, Any]:
     """Rewards and divergences of a model, and, in its folder, its circuits."""
-    kept = place / "measured.json"
-    if not kept.exists():
+    record = place / "measured.json"
+    if not record.exists():
+        began = time.perf_counter()
+        find_circuits(model, tokenizer, study.pairs, place / "circuits")
         found = {
             "rewards": evaluated(model, tokenizer, study.evaluation_prompts),
             "kl": divergences(start, model, tokenizer, study.completions, seed),
         }
-        kept.write_text(json.dumps(found), encoding="utf-8")
-    find_circuits(model, tokenizer, study.pairs, place / "circuits")
-    values: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        _write(record, {**found, "measuring_seconds": time.perf_counter() - began})
+    return _read(record)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    """Write a record; that it is there says that its work is done, so it is whole or not at all."""
+    with new_file(path) as file:
+        file.write(json.dumps(values).encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return values
 
 

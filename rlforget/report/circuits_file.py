@@ -126,12 +126,12 @@ def read_circuits(run: Path) -> Circuits | None:
     """Read and check the circuits of a run; None where it has none.
 
     Args:
-        run: The run's folder.
+        run: The run's folder, or the file itself.
 
     Raises:
         ReportError: They are damaged, of another format or of another version.
     """
-    path = run / CIRCUITS_FILE
+    path = run if run.is_file() else run / CIRCUITS_FILE
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -10,10 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from rlforget.errors import missing_extra
-from rlforget.report.circuits_file import Circuits, read_circuits
+from rlforget.report.circuits_file import CIRCUITS_FILE, COMMAND, Circuits, read_circuits
 from rlforget.report.markup import Html, tag
 from rlforget.report.over_seeds import OverSeeds, over_seeds
-from rlforget.report.results import Results, read_results
+from rlforget.report.results import RESULTS_FILE, Results, read_results
 from rlforget.report.sections import Section, sections
 from rlforget.report.story import seeds_note, story
 from rlforget.report.tables import Table
@@ -22,10 +22,11 @@ from rlforget.weights.atomic import check_free, new_file
 
 
 def write_report(run: Path, out: Path, force: bool = False) -> Path:
-    """Write a page about a run.
+    """Write a page about a run, or about circuits alone.
 
     Args:
-        run: The run's folder, as `rlforget demo` wrote it.
+        run: The run's folder, as `rlforget demo` wrote it, with circuits in it or not; or circuits that
+            `rlforget circuits compare` saved, the file or a folder that holds it.
         out: The page to write, about 5 MB: the plots' library is in it.
         force: Replace what is there.
 
@@ -39,22 +40,37 @@ def write_report(run: Path, out: Path, force: bool = False) -> Path:
         MissingExtraError: plotly is not installed.
     """
     check_free(out, force=force)
-    page = compose(read_results(run), run, library=_plotly(), circuits=read_circuits(run))
+    results, circuits = read_run(run)
+    page = compose(results, run, library=_plotly(), circuits=circuits)
     with new_file(out, force=force) as file:
         file.write(page.encode("utf-8", errors="replace"))  # JSON may hold halves of a character
     return out
 
 
-def compose(results: Results, run: Path, *, library: str, circuits: Circuits | None = None) -> str:
+def read_run(run: Path) -> tuple[Results | None, Circuits | None]:
+    """Read what a page is about; not both are None.
+
+    Args:
+        run: See `write_report`.
+
+    Raises:
+        ReportError: Neither is there, or one is damaged, or of another format or version.
+    """
+    circuits = read_circuits(run)
+    alone = circuits is not None and not (run / RESULTS_FILE).exists()
+    return None if alone else read_results(run), circuits
+
+
+def compose(results: Results | None, run: Path, *, library: str, circuits: Circuits | None = None) -> str:
     """Build the page.
 
     Args:
-        results: The run's results.
-        run: The run's folder, for the commands at the end.
+        results: The run's results; without any the page is about circuits alone.
+        run: The run's folder, or the circuits' file, for the commands at the end.
         library: The source of plotly.js.
         circuits: The run's circuits, where it has some.
     """
-    found = over_seeds(results)
+    found = None if results is None else over_seeds(results)
     parts = list(sections(found, circuits))
     figures = {f"{part.key}-{i}": plot.views for part in parts for i, plot in enumerate(part.plots)}
     scripts = [_lines(library), _lines(_asset("page.js"))]
@@ -62,15 +78,15 @@ def compose(results: Results, run: Path, *, library: str, circuits: Circuits | N
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=_policy(scripts)),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"rlforget: {_path(found)}"),
+        tag("title", f"rlforget: {'circuits' if found is None else _path(found)}"),
         tag("style", Html(_asset("page.css"))),
     ]
     body = [
-        _opening(results, found),
+        _opening_of_circuits() if results is None or found is None else _opening(results, found),
         *(_section(part) for part in parts if part.plots),
         _missing([part.heading for part in parts if not part.plots and not part.remedy]),
         *(tag("p", part.remedy, class_="muted") for part in parts if not part.plots and part.remedy),
-        _origin(results, run),
+        _origin_of_circuits(run) if results is None else _origin(results, run),
     ]
     code = [
         tag("script", _json(figures), type="application/json", id="figures"),
@@ -124,6 +140,14 @@ def _opening(results: Results, found: OverSeeds) -> Html:
         tag("h1", "What fine-tuning changed, what it cost, and what undoing gave back"),
         tag("p", f"{seeds_note(found.seeds)}{short}", class_="muted"),
         tag("ol", *(tag("li", sentence) for sentence in sentences)) if sentences else Html(),
+        tag("noscript", tag("p", "The plots need JavaScript; the tables hold the same numbers.")),
+    )
+
+
+def _opening_of_circuits() -> Html:
+    return tag(
+        "header",
+        tag("h1", "Which attention heads a task needs, and what fine-tuning kept of them"),
         tag("noscript", tag("p", "The plots need JavaScript; the tables hold the same numbers.")),
     )
 
@@ -192,5 +216,16 @@ def _origin(results: Results, run: Path) -> Html:
         tag("p", "The run and this page are made again by:"),
         tag("pre", "\n".join(commands)),
         _table(Table("Seeds, machine, versions and settings", ["what", "value"], facts)),
+        id="origin",
+    )
+
+
+def _origin_of_circuits(run: Path) -> Html:
+    place = shlex.quote(str(run))
+    return tag(
+        "section",
+        tag("h2", "How this came about"),
+        tag("p", "The circuits and this page are made again by:"),
+        tag("pre", f"{COMMAND} -o {CIRCUITS_FILE}\nrlforget report {place}"),
         id="origin",
     )

@@ -164,7 +164,7 @@ def read_results(run: Path) -> Results:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        fix = "Give the folder that `rlforget demo` wrote."
+        fix = "Give the folder that `rlforget demo` wrote, or what `rlforget circuits compare` saved."
         raise ReportError(str(run), expected=f"a run's folder, with {RESULTS_FILE}", found="none", fix=fix) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ReportError(

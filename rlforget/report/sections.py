@@ -36,13 +36,14 @@ class Section:
     remedy: str = ""
 
 
-def sections(found: OverSeeds, circuits: Circuits | None = None) -> Iterator[Section]:
-    """Build the sections in their order; those without plots say what the run lacks."""
-    yield _rewards(found)
-    yield _repairs(found)
-    yield _places(found)
-    yield _overlaps(found)
-    yield _comparison(found)
+def sections(found: OverSeeds | None, circuits: Circuits | None = None) -> Iterator[Section]:
+    """Build the sections in their order; those without plots say what the run lacks. Circuits may stand alone."""
+    if found is not None:
+        yield _rewards(found)
+        yield _repairs(found)
+        yield _places(found)
+        yield _overlaps(found)
+        yield _comparison(found)
     yield _circuits(circuits)
 
 

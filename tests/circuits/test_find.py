@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import rlforget as rf
 from rlforget.circuits import METRICS, Circuit, HeadSites, Pair, Task, find
-from rlforget.circuits.find import reference_values, task_batches
+from rlforget.circuits.finding import task_batches
+from rlforget.circuits.trial import Trial
 from rlforget.domains import miniature
 from rlforget.errors import (
     ConfigError,
@@ -44,7 +45,6 @@ def test_a_circuit_tells_what_was_asked_and_measured() -> None:
     found = find(model, task, "eap-ig", metric="log_prob", ablation="mean", positions=[(0, 2)], steps=3, seed=4)
     assert found.scores.shape == (2, 4)
     assert found.scores.dtype == torch.float32
-    assert torch.equal(found.mask, found.scores > 0)
     expected = {
         "ablation": "mean",
         "positions": [[0, 2]],
@@ -65,7 +65,7 @@ def test_a_circuit_tells_what_was_asked_and_measured() -> None:
 def test_reference_values_are_the_metric_of_plain_forwards() -> None:
     model, task = tiny("gpt2"), task_of_ids(4, lengths=(5,))
     batches = task_batches(model, task, batch_size=1)
-    found = reference_values(model, HeadSites(model), batches, METRICS["probability"], "zero")
+    found = Trial(model, HeadSites(model), batches, METRICS["probability"], "zero").values()
     silent = tiny("gpt2")
     for layer in range(2):
         for head in range(4):
@@ -89,6 +89,17 @@ def test_the_model_and_the_random_state_are_left_as_found(
     check()
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+
+
+def test_the_vocabulary_is_read_once_a_forward() -> None:
+    """Of a strided view torch multiplies row by row, see `forward.measuring`."""
+    model, seen = tiny("qwen2"), []
+    model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(args[0].is_contiguous()))
+    find(model, task_of_ids(6), "eap-ig")
+    lengths, contiguous = seen[::2], seen[1::2]
+    assert max(lengths) < max(len(pair.clean) for pair in task_of_ids(6).pairs)
+    assert all(contiguous)
 
 
 def test_dropout_is_off() -> None:
@@ -131,6 +142,36 @@ def test_a_size_picks_the_highest_scores(size: float, heads: int) -> None:
         assert float(found.scores[found.mask].min()) >= float(found.scores[~found.mask].max())
 
 
+def test_without_a_size_heads_must_stand_out_of_the_noise_and_matter() -> None:
+    model, task = tiny("qwen2", layers=4), task_of_ids(60)
+
+    def less_is_better(logits: Tensor, batch: Any) -> Tensor:  # most heads of this model do harm
+        return -METRICS["log_prob_difference"](logits, batch)
+
+    free = find(model, task, "patching", metric=less_is_better, floor=0.0)
+    assert free.per_prompt is not None
+    clear = free.scores > 2 * free.per_prompt.std(0) / 60**0.5
+    assert torch.equal(free.mask, clear)
+    assert 1 < free.size < int((free.scores > 0).sum())
+    middle, gap = float(free.scores[clear].mean()), abs(free.metric["clean"] - free.metric["ablated"])
+    found = find(model, task, "patching", metric=less_is_better, floor=middle / gap)
+    assert torch.equal(found.mask, clear & (free.scores >= middle))
+    with pytest.raises(ConfigError, match="floor"):
+        find(model, task, "patching", floor=-0.5)
+
+
+def test_heads_that_only_chance_puts_above_0_are_not_in_the_circuit() -> None:
+    model, task = tiny("qwen2", layers=4), task_of_ids(12)
+    sites = HeadSites(model)
+    with torch.no_grad():  # heads that hardly write anything, but for one
+        for layer, head in ((i, j) for i in range(4) for j in range(4) if (i, j) != (2, 1)):
+            width = sites.head_dim[layer]
+            sites.modules[layer].weight[:, head * width : (head + 1) * width] *= 1e-3
+    found = find(model, task, "patching", metric="log_prob", ablation="zero")
+    assert int((found.scores > 0).sum()) > 3
+    assert found.size <= 1
+
+
 @pytest.mark.parametrize("size", [-1, 9, 1.5, -0.1, True])
 def test_sizes_out_of_range_are_refused(size: Any) -> None:
     with pytest.raises(ConfigError, match="size"):
@@ -163,14 +204,14 @@ def test_a_metric_that_no_head_changes_defines_no_circuit() -> None:
     same = Task("same", [Pair(p.clean, p.clean, p.target, p.distractor) for p in task.pairs])
     with pytest.raises(UndefinedCircuitError, match="resample"):
         find(model, same, "random")
-    assert find(model, same, "patching", ablation="zero").size  # zeros do change it
+    assert bool(find(model, same, "patching", ablation="zero").scores.any())  # zeros do change it
 
 
 def test_numbers_that_are_none_are_refused() -> None:
     model = tiny("qwen2")
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match="clean prompts"):
+    with pytest.raises(NonFiniteError, match="the metric on corrupt prompts"):
         find(model, task_of_ids(3), "random", metric="log_prob")
 
 
@@ -209,6 +250,21 @@ def test_circuits_survive_a_file_to_the_bit(tmp_path: Path) -> None:
     assert torch.equal(again.mask, found.mask)
     assert again.to_dict() == found.to_dict()
     assert again.heads() == [tuple(place) for place in found.mask.nonzero().tolist()]
+
+
+def test_a_save_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "circuit.json"
+    circuit().save(path)
+    before = path.read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match="no space"):
+        circuit(seed=7).save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["circuit.json"]
 
 
 def test_files_that_are_no_circuits_are_refused(tmp_path: Path) -> None:

@@ -192,6 +192,10 @@ def test_quantised_and_sharded_models_are_refused() -> None:
     with pytest.raises(LayoutError, match=r"o_proj.weight in torch.int8"):
         HeadSites(model)
     model = tiny("qwen2")
+    model.model.norm.weight.full_tensor = lambda: None  # as a DTensor has
+    with pytest.raises(LayoutError, match=r"model.norm.weight, which is sharded"):
+        HeadSites(model)
+    model = tiny("qwen2")
     model.model.layers[0].to("meta")
     with pytest.raises(LayoutError, match="on one device; found some on cpu, meta"):
         HeadSites(model)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rlforget.circuits.circuit import Circuit
-from rlforget.circuits.find import find
+from rlforget.circuits.finding import find
 from rlforget.circuits.judging import evaluate_circuit
 from rlforget.circuits.roles import necessity
 from rlforget.circuits.task import Task

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rlforget.circuits import METHODS, METRICS, HeadSites, Task, find
+from rlforget.circuits import METHODS, METRICS, HeadSites, Pair, Task, find
 from rlforget.circuits.ablation import ABLATIONS, Sources
-from rlforget.circuits.find import task_batches
+from rlforget.circuits.finding import task_batches
 from rlforget.circuits.forward import answer_logits
+from rlforget.circuits.trial import Trial
 from rlforget.domains import miniature
 from rlforget.errors import ConfigError, UnknownNameError
 from tests.circuits.tiny_models import NAMES, task_of_ids, tiny, with_separate_keys, zero_head
@@ -68,13 +70,125 @@ def test_patching_equals_one_hooked_forward_a_head_and_prompt(name: str, ablatio
     expected = one_by_one(model, task, ablation, positions)
     found = find(model, task, "patching", ablation=ablation, positions=positions)
     assert found.settings["skip_layers"] is True
+    assert found.settings["skip_tokens"] is True
     torch.testing.assert_close(found.scores, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"skip_layers": False}, {"tokens_at_once": 1}, {"tokens_at_once": 70}])
-def test_patching_gives_the_same_however_it_is_run(options: dict[str, Any]) -> None:
-    model = tiny("qwen2", layers=3)
-    torch.testing.assert_close(scores(model, "patching", **options), scores(model, "patching"), rtol=1e-4, atol=1e-5)
+HOWEVER: list[dict[str, Any]] = [
+    {},
+    {"skip_layers": False},
+    {"skip_tokens": False},
+    {"skip_layers": False, "skip_tokens": False},
+    {"tokens_at_once": 1},
+    {"tokens_at_once": 70},
+]
+
+
+@pytest.mark.parametrize("options", HOWEVER)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("positions", ["all", "last", [(-2, -1)]])
+def test_patching_gives_the_same_however_it_is_run(name: str, positions: Any, options: dict[str, Any]) -> None:
+    model, task = tiny(name, layers=3), with_a_common_beginning()
+    plain = {"skip_layers": False, "skip_tokens": False, "tokens_at_once": 1}
+    expected = scores(model, "patching", task, positions=positions, batch_size=1, **plain)
+    found = find(model, task, "patching", positions=positions, batch_size=4, **options)
+    assert found.settings["skip_tokens"] is options.get("skip_tokens", True)
+    torch.testing.assert_close(found.scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def with_a_common_beginning() -> Task:
+    """Pairs of several lengths whose counterfactuals differ in their last three tokens alone."""
+    pairs = task_of_ids(8, lengths=(5, 7, 9)).pairs
+    return Task("late", [replace(p, counterfactual=(*p.clean[:-3], *p.counterfactual[-3:])) for p in pairs])
+
+
+def test_tokens_that_nothing_changes_are_not_run_again() -> None:
+    model, lengths = tiny("qwen2", layers=4), []
+    model.model.layers[3].register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    task = Task("three", [p for p in with_a_common_beginning().pairs if len(p.target) == 1])
+    find(model, task, "patching", batch_size=9)
+    assert lengths.count(3) == 4 + 2  # a run a layer, and two trials
+    lengths.clear()
+    find(model, task, "patching", positions="last", batch_size=9)
+    assert lengths.count(1) == 4 + 2
+
+
+@pytest.mark.parametrize("fault", ["none kept", "other tokens forgotten"])
+def test_models_whose_keys_and_values_say_not_all_are_run_from_the_start(fault: str) -> None:
+    model, task = tiny("qwen2", layers=3), with_a_common_beginning()
+    if fault == "none kept":
+        forward = model.forward
+        model.forward = lambda input_ids, attention_mask: forward(input_ids, attention_mask=attention_mask)
+    else:  # a layer that reads all tokens in another way than by its keys and values
+        model.model.layers[1].mlp.register_forward_hook(
+            lambda module, args, output: output + args[0].cumsum(1) / args[0].shape[1]
+        )
+    found = find(model, task, "patching")
+    assert found.settings["skip_tokens"] is False
+    torch.testing.assert_close(
+        found.scores, scores(model, "patching", task, skip_layers=False, skip_tokens=False), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("method", "forwards"), [("attribution", 3), ("eap-ig", 7), ("patching", 5)])
+def test_no_pass_is_made_twice(method: str, forwards: int) -> None:
+    """One each for the counterfactual prompts, for all heads replaced and for the clean prompts, eap-ig's last point.
+
+    Patching takes one more for a layer's heads, and one to see that layers may be left out.
+    """
+    model, task = tiny("qwen2", layers=1), task_of_ids(4, lengths=(5,))
+    rows = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    find(model, task, method)
+    assert rows[0] == 1
+    assert len(rows) - 1 == forwards
+
+
+TWO_LENGTHS = Task(
+    "two lengths",
+    [
+        Pair((1, 2, 3, 4), (1, 7, 8, 3, 4), (5,), (6,)),
+        Pair((9, 2, 3, 3, 3, 4), (9, 8, 3, 3, 3, 4), (5, 7), (6, 7)),
+        Pair((1, 5, 6, 4), (1, 2, 4), (9,), (6,)),
+    ],
+)
+
+
+@pytest.mark.parametrize("batch_size", [1, 9])
+def test_in_prompts_of_two_lengths_a_head_takes_its_output_where_the_token_stands_that_answers(batch_size: int) -> None:
+    model, places = tiny("qwen2"), [[0, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6], [0, 1, 1, 2]]
+    sites, metric = HeadSites(model), METRICS["log_prob_difference"]
+    expected = torch.zeros(2, 4)
+    for pair, place in zip(TWO_LENGTHS.pairs, places, strict=True):
+        clean, other = (torch.tensor([[*prompt, *pair.target[:-1]]]) for prompt in (pair.clean, pair.counterfactual))
+        (batch,) = Task("one", [pair]).encode(None, 1)
+        with torch.no_grad(), sites.capture() as found:
+            whole = metric(model(input_ids=clean).logits[:, -batch.kept :], batch).sum()
+            model(input_ids=other)
+        source = [z[:, place] for z in found]
+        for layer, head in torch.ones(2, 4).nonzero().tolist():
+
+            def edit(_: int, z: Tensor, new: Tensor = source[layer], head: int = head) -> Tensor:
+                return torch.where(torch.arange(4)[:, None] == head, new, z)
+
+            with torch.no_grad(), sites.edited(edit, layers=[layer]):
+                expected[layer, head] += whole - metric(model(input_ids=clean).logits[:, -batch.kept :], batch).sum()
+    found = scores(model, "patching", TWO_LENGTHS, batch_size=batch_size)
+    torch.testing.assert_close(found, expected / 3, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize("method", ["attribution", "eap-ig"])
+def test_in_prompts_of_two_lengths_gradients_equal_patching_too(method: str, ablation: str) -> None:
+    options: dict[str, Any] = {"ablation": ablation, "batch_size": 1}
+    patched = scores(LinearModel(), "patching", TWO_LENGTHS, **options)
+    estimated = scores(LinearModel(), method, TWO_LENGTHS, position_sum="signed", **options)
+    torch.testing.assert_close(estimated, patched, rtol=1e-4, atol=1e-4)
+    model = tiny("llama")
+    one, all_ = (scores(model, method, TWO_LENGTHS, ablation=ablation, batch_size=size) for size in (1, 9))
+    torch.testing.assert_close(one, all_, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -261,7 +375,7 @@ def test_padding_side_changes_nothing_beyond_rounding(method: str, name: str) ->
     model, task = tiny(name), task_of_ids(7)
     sites, metric = HeadSites(model.requires_grad_(False)), METRICS["log_prob"]
     left, right = (
-        METHODS[method](model, sites, list(task.encode(None, 4, padding_side=side)), metric, "resample", "all", 0)
+        METHODS[method](Trial(model, sites, list(task.encode(None, 4, padding_side=side)), metric), seed=0)
         for side in ("left", "right")
     )
     torch.testing.assert_close(left.scores, right.scores, rtol=1e-4, atol=1e-5)
@@ -305,7 +419,7 @@ def test_random_scores_are_the_seed_s_and_unit_normal() -> None:
         ("eap-ig", {"path": "weights"}, "path"),
         ("eap-ig", {"position_sum": "max"}, "position_sum"),
         ("patching", {"tokens_at_once": 0}, "tokens_at_once"),
-        ("patching", {"steps": 3}, r"one of tokens_at_once, skip_layers; found 'steps'"),
+        ("patching", {"steps": 3}, r"one of tokens_at_once, skip_layers, skip_tokens; found 'steps'"),
         ("random", {"steps": 3}, "no option"),
     ],
 )

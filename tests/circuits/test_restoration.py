@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rlforget.circuits.find import find
+from rlforget.circuits.finding import find
 from rlforget.circuits.heads import HeadSites
 from rlforget.circuits.restoration import restoration_effect, restore
 from rlforget.circuits.slices import HeadSlices

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlforget.circuits.find import find
+from rlforget.circuits.finding import find
 from rlforget.circuits.judging import evaluate_circuit
 from rlforget.circuits.minimality import minimal
 from rlforget.circuits.roles import necessity, sufficiency

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rlforget.circuits import METRICS, Pair, Task, TaskBatch
 from rlforget.circuits.ablation import replaced_positions
+from rlforget.circuits.alignment import align
 from rlforget.domains import JsonlDomain, miniature
 from rlforget.errors import ConfigError, DomainFileError, EmptyDomainError, TaskError, UnknownNameError
 from tests.circuits.tiny_models import task_of_ids
@@ -87,16 +88,72 @@ def _rows(batch: TaskBatch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     ]
 
 
-def test_counterfactuals_of_another_length_are_named() -> None:
+def test_counterfactuals_that_cannot_be_aligned_are_named() -> None:
     pairs = [Pair("ab", "ac", "d", "e"), Pair("ab", "abc", "d", "e")]
-    with pytest.raises(TaskError, match=r"task 't', pair 1: .*found 3 and 4 tokens: 'ab' and 'abc'"):
+    found = r"task 't', pair 1: .*found 3 and 4 tokens, which differ in 3:3 and 3:4, one of them empty: 'ab' and 'abc'"
+    with pytest.raises(TaskError, match=found):
         list(Task("t", pairs).encode(Letters()))
 
 
 def test_pairs_name_their_number_in_later_batches_too() -> None:
-    pairs = [Pair((1,), (2,), (3,), (4,))] * 3 + [Pair((1,), (2, 3), (3,), (4,))]
+    pairs = [Pair((1,), (2,), (3,), (4,))] * 3 + [Pair((1,), (1, 3), (3,), (4,))]
     with pytest.raises(TaskError, match="pair 3"):
         list(Task("t", pairs).encode(None, 2))
+
+
+def test_prompts_of_two_lengths_end_together_on_either_side() -> None:
+    pair = Pair((1, 2, 3), (1, 8, 9, 3), (5, 6), (7, 6))  # 2 stands against 8 9
+    wide = Pair((1, 2, 3, 4, 4, 4), (1, 2, 3, 4, 4, 5), (5,), (6,))
+    for side in ("left", "right"):
+        batch = encode(pair, wide, padding_side=side)
+        first = 0 if side == "right" else 1
+        assert batch.counterfactual_ids[0, first : first + 5].tolist() == [1, 8, 9, 3, 5]
+        assert batch.clean_ids[0, first + 1 : first + 5].tolist() == [1, 2, 3, 5]
+        assert batch.attention_mask.sum(1).tolist() == [4, 6]
+        assert batch.counterfactual_mask.sum(1).tolist() == [5, 6]
+        assert batch.source_ids[0, first + 1 : first + 5].tolist() == [1, 9, 3, 5]
+        assert batch.positions[0].tolist() == [first + 3, first + 4]
+        assert batch.prompt_starts.tolist() == [first + 1, 0]
+        assert not batch.of_one_length
+        assert batch.aligned(batch.counterfactual_ids).tolist() == batch.source_ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("clean", "counterfactual", "spans", "expected"),
+    [
+        ("abc", "axc", (), [0, 1, 2]),
+        ("abc", "xyz", (), [0, 1, 2]),
+        ("abc", "axyc", (), [0, 2, 3]),  # the last tokens of what differs stand for each other
+        ("axyzc", "abc", (), [0, 1, 1, 1, 2]),
+        ("pabq", "pxyzq", [((1, 2), (1, 3))], [0, 2, 3, 4]),
+        ("abcd", "abcd", [((0, 1), (0, 1)), ((2, 4), (2, 4))], [0, 1, 2, 3]),
+        ("aXbYc", "aXXbYYc", [((1, 2), (1, 3)), ((3, 4), (4, 6))], [0, 2, 3, 5, 6]),
+    ],
+)
+def test_tokens_stand_for_each_other_by_spans(clean: str, counterfactual: str, spans: Any, expected: list[int]) -> None:
+    assert align(_codes(clean), _codes(counterfactual), spans) == expected
+
+
+@pytest.mark.parametrize(
+    ("clean", "counterfactual", "spans", "found"),
+    [
+        ("ab", "abc", (), "empty"),
+        ("aab", "aaab", (), "empty"),  # which of them was added, nobody can say
+        ("abc", "axyc", [((1, 1), (1, 2))], "empty"),
+        ("abc", "axyc", [((1, 2), (2, 3))], "do not fit"),
+        ("abc", "axyc", [((1, 2), (1, 9))], "do not fit"),
+        ("abc", "axyc", [((-1, 2), (-1, 3))], "do not fit"),
+        ("aXbYc", "aXXbYYc", [((3, 4), (4, 6)), ((1, 2), (1, 3))], "do not fit"),
+        ("abc", "axyc", [((1, 2), (1, 2))], "after the last span"),
+    ],
+)
+def test_spans_that_do_not_fit_are_refused(clean: str, counterfactual: str, spans: Any, found: str) -> None:
+    with pytest.raises(ValueError, match=found):
+        align(_codes(clean), _codes(counterfactual), spans)
+
+
+def _codes(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +202,8 @@ def test_tasks_are_read_from_lines(tmp_path: Path) -> None:
     row = {"clean": "ab", "counterfactual": "ac", "target": [1, 2], "distractor": "e"}
     file.write_text(json.dumps(row) + "\n\n")
     assert Task.from_jsonl(file) == Task("mine", [Pair("ab", "ac", [1, 2], "e")])
+    file.write_text(json.dumps(row | {"counterfactual": "acd", "spans": [[[1, 2], [1, 3]]]}))
+    assert Task.from_jsonl(file) == Task("mine", [Pair("ab", "acd", [1, 2], "e", (((1, 2), (1, 3)),))])
 
 
 @pytest.mark.parametrize(
@@ -155,6 +214,7 @@ def test_tasks_are_read_from_lines(tmp_path: Path) -> None:
         ("[1]", "found list"),
         ('\n{"clean": "a", "counterfactual": "b", "target": "c"}', "line 2: .*'distractor'"),
         ('{"clean": "a", "counterfactual": "b", "target": [true], "distractor": "d"}', "'target'"),
+        ('{"clean": "a", "counterfactual": "b", "target": "c", "distractor": "d", "spans": [[1, 2]]}', "'spans'"),
     ],
 )
 def test_lines_that_are_no_pairs_are_refused(tmp_path: Path, text: str, found: str) -> None:

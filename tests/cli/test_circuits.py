@@ -67,9 +67,14 @@ def test_find_reads_pairs_from_a_file(checkpoints: Checkpoints, tmp_path: Path) 
     found = run(*asked, "--samples", 2).json
     assert found["task"] == "pairs"
     assert found["settings"]["samples"] == 2
-    row["counterfactual"] = "M1+22="
+    row["counterfactual"] = "M1+22="  # 22 stands for the second 1
+    pairs.write_text(json.dumps(row), encoding="utf-8")
+    assert run(*asked).code == 0
+    row["counterfactual"] = "M1+11="  # which of the two stands for it, nobody can say
     pairs.write_text(json.dumps(row), encoding="utf-8")
     assert "pair 0" in run(*asked).fault
+    pairs.write_text(json.dumps(row | {"spans": [[[3, 4], [3, 5]]]}), encoding="utf-8")
+    assert run(*asked).code == 0
 
 
 def test_restore_puts_exactly_the_chosen_heads_back(checkpoints: Checkpoints, circuit: Path, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_an_ended_miniature_leaves_nothing(
 
 def test_report_draws_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("rlforget.report.write_report", write_page)
-    monkeypatch.setattr("rlforget.report.results.read_results", lambda run: None)
+    monkeypatch.setattr("rlforget.report.page.read_run", lambda run: None)
     with unchanged(tmp_path):
         assert run("report", tmp_path, "--dry-run").out == f"would write {tmp_path / 'report.html'}\n"
     assert run("report", tmp_path).out == f"wrote {tmp_path / 'report.html'}\n"

@@ -39,14 +39,24 @@ def test_a_circuit_of_every_domain_is_compared(results):
     for found in by_domain.values():
         assert all(len(found["methods"][method]["retention"]["values"]) == 2 for method in ("sft", "grpo"))
         assert 0 < found["p"]["correlation"] <= 1
+        low, high = found["methods"]["sft"]["retention"]["interval"]
+        assert 0 <= low <= high <= 1
+
+
+def test_the_time_is_that_of_all_runs(results):
+    taken = [run["training_seconds"] + run["measuring_seconds"] for run in results[1]["runs"]]
+    assert sum(taken) < results[1]["seconds"] < 600
+    assert f"took {results[1]['seconds'] / 60:.0f} minutes" in section(results[1])
 
 
 def test_the_section_replaces_what_stands_between_its_marks(results, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    science, other = ([mark.format(target=name) for mark in (BEGIN, END)] for name in ("science", "writing"))
+    kept = f"{other[0]}\nkept\n{other[1]}"
+    page.write_text(f"before\n{kept}\n{science[0]}\nold\n{science[1]}\nafter\n", encoding="utf-8")
     write_section(page, results[1])
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("before\n")
+    assert text.startswith(f"before\n{kept}\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
     assert section(results[1]) in text

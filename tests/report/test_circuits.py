@@ -58,6 +58,26 @@ def test_the_section_stands_in_the_report_of_a_run(run: Path, circuits: dict[str
     assert "sft" in page.texts("th")
 
 
+def test_circuits_make_a_page_of_their_own(circuits: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / CIRCUITS_FILE
+    file.write_text(json.dumps(circuits))
+    pages = [write_report(place, tmp_path / f"{i}.html").read_text("utf-8") for i, place in enumerate((file, tmp_path))]
+    for text, place in zip(pages, (file, tmp_path), strict=True):
+        page = Page(text)
+        assert sections_of(page) == ["circuits", "origin"]
+        assert len(page.figures) == 3 + 2 + 2
+        assert f"rlforget report {place}" in page.texts("pre")[0]
+        assert not [line for line in page.texts("p") if "left out" in line]
+
+
+def test_neither_run_nor_circuits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="circuits compare"):
+        write_report(tmp_path, tmp_path / "page.html")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ReportError, match="circuits of the format"):
+        write_report(tmp_path / "other.json", tmp_path / "page.html")
+
+
 def test_without_circuits_one_line_says_which_command_adds_them(results: dict[str, Any]) -> None:
     page = page_of(results)
     assert "circuits" not in sections_of(page)

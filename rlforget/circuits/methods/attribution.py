@@ -7,41 +7,27 @@ output, and has the wrong size or even sign where the head's reader is saturated
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import nn
 
-from rlforget.circuits.ablation import Positions, Sources
-from rlforget.circuits.heads import HeadSites
-from rlforget.circuits.methods.linear_estimate import PositionSum, differences, over_positions, products
+from rlforget.circuits.methods.linear_estimate import PositionSum, at_clean_prompts, over_positions
 from rlforget.circuits.methods.result import MethodResult
-from rlforget.circuits.metrics import Metric
-from rlforget.circuits.task import TaskBatch
+from rlforget.circuits.trial import Trial
 
 
-def score(
-    model: nn.Module,
-    sites: HeadSites,
-    batches: Sequence[TaskBatch],
-    metric: Metric,
-    ablation: str,
-    positions: Positions,
-    seed: int,
-    *,
-    position_sum: PositionSum = "dominant",
-) -> MethodResult:
+def score(trial: Trial, seed: int, *, position_sum: PositionSum = "dominant") -> MethodResult:
     """Score each head by its first-order effect at the clean prompts, averaged over prompts.
 
+    Every batch costs three forwards and one backward pass.
+
     Args:
+        trial: The model and its task.
+        seed: Not used: nothing is drawn.
         position_sum: How a prompt's positions become one number (see `PositionSum`).
     """
-    sources = Sources(model, sites, batches, ablation, positions)
     found = []
-    for batch in batches:
-        moved = differences(model, sites, sources, batch)
-        values = torch.stack(products(model, sites, batch, metric, moved))  # [layers, B, T, heads]
-        found.append(over_positions(values, position_sum).transpose(0, 1).cpu())
+    for number in range(len(trial.batches)):
+        _, products = at_clean_prompts(trial, number)  # one [B, T, heads] a layer
+        found.append(over_positions(torch.stack(products), position_sum).transpose(0, 1).cpu())
     per_prompt = torch.cat(found)
     scores = per_prompt.mean(0, dtype=torch.float64).float()
     return MethodResult(scores, settings={"position_sum": position_sum}, per_prompt=per_prompt)

@@ -18,20 +18,24 @@ resample .98 → .98, 1.00 → 1.00, .98 → .98; mean .36 → .82, .61 → .93,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rlforget.circuits.ablation import Positions, Sources
 from rlforget.circuits.forward import embedding_of
-from rlforget.circuits.heads import HeadSites
-from rlforget.circuits.methods.linear_estimate import PositionSum, differences, over_positions, products
+from rlforget.circuits.methods.linear_estimate import (
+    PositionSum,
+    at_clean_prompts,
+    differences,
+    over_positions,
+    products,
+)
 from rlforget.circuits.methods.result import MethodResult
-from rlforget.circuits.metrics import Metric
 from rlforget.circuits.task import TaskBatch
+from rlforget.circuits.trial import Trial
 from rlforget.errors import ConfigError
 
 Rule = Literal["right", "midpoint", "left"]
@@ -40,12 +44,7 @@ _SHIFTS = {"right": 1.0, "midpoint": 0.5, "left": 0.0}
 
 
 def score(
-    model: nn.Module,
-    sites: HeadSites,
-    batches: Sequence[TaskBatch],
-    metric: Metric,
-    ablation: str,
-    positions: Positions,
+    trial: Trial,
     seed: int,
     *,
     steps: int = 5,
@@ -55,23 +54,30 @@ def score(
 ) -> MethodResult:
     """Score each head by its effect with integrated gradients, averaged over prompts.
 
-    Every batch costs two forwards and `steps` forwards with one backward pass each (with `path="activations"` as many
-    for every layer); no graph outlives its step.
+    Every batch costs two forwards and `steps` forwards with one backward pass each, of which the one at the clean end
+    also gives a(clean); rules that leave that end out cost one more forward. With `path="activations"` every point but
+    the clean end costs a pass for each layer. No graph outlives its step.
 
     Args:
+        trial: The model and its task.
+        seed: Not used: nothing is drawn.
         steps: Points on the line, m. The paper uses 5.
         rule: Where they lie (see above).
         path: Along what: the inputs, as in the paper, or each layer's activations (see above).
         position_sum: How a prompt's positions become one number (see `PositionSum`).
     """
     points, gradients = _points(steps, rule), _walk_of(path)
-    sources = Sources(model, sites, batches, ablation, positions)
+    inner = [point for point in points if point != 1.0]
     found = []
-    for batch in batches:
-        moved = differences(model, sites, sources, batch)
-        values = torch.zeros(sites.layers, *batch.clean_ids.shape, sites.shape[1], device=batch.clean_ids.device)
-        for point in points:
-            for layer, product in gradients(model, sites, batch, metric, moved, point):
+    for number in range(len(trial.batches)):
+        if len(inner) < len(points):
+            moved, at_end = at_clean_prompts(trial, number)
+            values = torch.stack(at_end)  # [layers, B, T, heads]
+        else:
+            moved = differences(trial, number)
+            values = torch.stack([torch.zeros_like(z[..., 0], dtype=torch.float32) for z in moved])
+        for point in inner:
+            for layer, product in gradients(trial, number, moved, point):
                 values[layer] += product
         found.append(over_positions(values / steps, position_sum).transpose(0, 1).cpu())
     per_prompt = torch.cat(found)
@@ -88,7 +94,7 @@ def _points(steps: int, rule: str) -> list[float]:
     return [(k + _SHIFTS[rule]) / steps for k in range(steps)]
 
 
-_Walk = Callable[[nn.Module, HeadSites, TaskBatch, Metric, list[Tensor], float], Iterator[tuple[int, Tensor]]]
+_Walk = Callable[[Trial, int, list[Tensor], float], Iterator[tuple[int, Tensor]]]
 
 
 def _walk_of(path: str) -> _Walk:
@@ -99,22 +105,18 @@ def _walk_of(path: str) -> _Walk:
     return walks[path]
 
 
-def _along_inputs(
-    model: nn.Module, sites: HeadSites, batch: TaskBatch, metric: Metric, moved: list[Tensor], share: float
-) -> Iterator[tuple[int, Tensor]]:
-    with _between(model, batch, share):
-        yield from enumerate(products(model, sites, batch, metric, moved))
+def _along_inputs(trial: Trial, number: int, moved: list[Tensor], share: float) -> Iterator[tuple[int, Tensor]]:
+    with _between(trial.model, trial.batches[number], share):
+        yield from enumerate(products(trial, number, moved))
 
 
-def _along_activations(
-    model: nn.Module, sites: HeadSites, batch: TaskBatch, metric: Metric, moved: list[Tensor], share: float
-) -> Iterator[tuple[int, Tensor]]:
+def _along_activations(trial: Trial, number: int, moved: list[Tensor], share: float) -> Iterator[tuple[int, Tensor]]:
     def edit(layer: int, z: Tensor) -> Tensor:
         return z - (1.0 - share) * moved[layer]
 
-    for layer in range(sites.layers):
-        with sites.edited(edit, layers=[layer]):
-            yield layer, products(model, sites, batch, metric, moved, [layer])[0]
+    for layer in range(trial.sites.layers):
+        with trial.sites.edited(edit, layers=[layer]):
+            yield layer, products(trial, number, moved, [layer])[0]
 
 
 @contextmanager
@@ -122,8 +124,8 @@ def _between(model: nn.Module, batch: TaskBatch, share: float) -> Iterator[None]
     """Let the token embeddings be those `share` of the way from the counterfactual prompts' to the clean ones'."""
     embedding = embedding_of(model)
     with torch.no_grad():
-        ends: list[Tensor] = [embedding(ids) for ids in (batch.counterfactual_ids, batch.clean_ids)]
-        point = torch.lerp(ends[0], ends[1], share)
+        start, end = embedding(batch.source_ids), embedding(batch.clean_ids)
+        point = torch.lerp(start, end, share)
 
     def replace(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return point

@@ -33,15 +33,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlforget.circuits.ablation import Positions, Sources, replaced_positions
 from rlforget.circuits.forward import answer_logits
-from rlforget.circuits.heads import HeadSites
 from rlforget.circuits.masked_runs import gated
 from rlforget.circuits.methods.result import MethodResult
 from rlforget.circuits.metrics import Metric, get
 from rlforget.circuits.task import TaskBatch
+from rlforget.circuits.trial import Trial
 from rlforget.errors import ConfigError
 
 CONVENTIONS = ("keep", "interchange")
@@ -51,12 +50,7 @@ saves at least a tenth of the loss."""
 
 
 def score(
-    model: nn.Module,
-    sites: HeadSites,
-    batches: Sequence[TaskBatch],
-    metric: Metric,
-    ablation: str,
-    positions: Positions,
+    trial: Trial,
     seed: int,
     *,
     convention: Literal["keep", "interchange"] = "keep",
@@ -78,12 +72,8 @@ def score(
     What heads are mixed with is computed once a batch and held for the whole task.
 
     Args:
-        model: The model, evaluating.
-        sites: Its heads.
-        batches: The task.
-        metric: Not used by the loss (see `objective`).
-        ablation: What a head is replaced by; `interchange` knows only `resample`.
-        positions: Where.
+        trial: The model and its task. The metric is not used by the loss (see `objective`), and `interchange` knows no
+            ablation but `resample`, and only prompts of one length.
         seed: Seed of the draws and of the order of prompts.
         convention: Which of the two readings above.
         lambdas: λ in units of the objective a head; by default `LAMBDA_SHARES` times the objective's gap between all
@@ -104,10 +94,9 @@ def score(
     Raises:
         ConfigError: An option out of range.
     """
-    _check(convention, ablation, seeds, steps, learning_rate, temperature, noise, prompts, lambdas)
-    scenes = _scenes(model, sites, batches, ablation, positions, convention)
-    trainer = _Trainer(model, sites, scenes, get(objective))
-    every = torch.ones(2, *sites.shape)
+    _check(convention, trial, seeds, steps, learning_rate, temperature, noise, prompts, lambdas)
+    trainer = _Trainer(trial, _scenes(trial, convention), get(objective))
+    every = torch.ones(2, *trial.sites.shape)
     every[1] = 0
     full, empty = trainer.values(every)
     swept = (
@@ -186,22 +175,16 @@ class _Scene:
 
 
 @torch.no_grad()
-def _scenes(
-    model: nn.Module,
-    sites: HeadSites,
-    batches: Sequence[TaskBatch],
-    ablation: str,
-    positions: Positions,
-    convention: str,
-) -> list[_Scene]:
-    if convention == "keep":
-        sources = Sources(model, sites, batches, ablation, positions)
-        return [_Scene(batch, sources.of(batch), sources.replaced(batch), "clean", False) for batch in batches]
+def _scenes(trial: Trial, convention: str) -> list[_Scene]:
     scenes = []
-    for batch in batches:
-        with sites.capture() as found:
-            answer_logits(model, batch, "clean")
-        scenes.append(_Scene(batch, list(found), replaced_positions(batch, positions), "counterfactual", True))
+    for number, batch in enumerate(trial.batches):
+        where = trial.where(number)
+        if convention == "keep":
+            scenes.append(_Scene(batch, trial.replacement(number), where, "clean", False))
+            continue
+        with trial.sites.capture() as found:
+            trial.note_clean(number, trial.metric(answer_logits(trial.model, batch), batch))
+        scenes.append(_Scene(batch, list(found), where, "counterfactual", True))
     return scenes
 
 
@@ -209,14 +192,13 @@ class _Trainer:
     """Trains gates on a task.
 
     Args:
-        model: The model, frozen.
-        sites: Its heads.
+        trial: The model and its heads.
         scenes: The task's batches with their replacements.
         objective: What is to be high.
     """
 
-    def __init__(self, model: nn.Module, sites: HeadSites, scenes: list[_Scene], objective: Metric) -> None:
-        self.model, self.sites, self.scenes, self.objective = model, sites, scenes, objective
+    def __init__(self, trial: Trial, scenes: list[_Scene], objective: Metric) -> None:
+        self.model, self.sites, self.scenes, self.objective = trial.model, trial.sites, scenes, objective
         self._rows = max(len(scene.batch) for scene in scenes)
 
     def train(self, lambdas: list[float], schedule: Schedule, seed: int) -> Tensor:
@@ -291,7 +273,7 @@ def _choose(faithfulness: list[float], lambdas: list[float], least: float) -> in
 
 def _check(
     convention: str,
-    ablation: str,
+    trial: Trial,
     seeds: int,
     steps: int,
     learning_rate: float,
@@ -304,9 +286,15 @@ def _check(
         ("convention", convention in CONVENTIONS, f"one of {', '.join(CONVENTIONS)}", convention),
         (
             "ablation",
-            convention != "interchange" or ablation == "resample",
+            convention != "interchange" or trial.ablation == "resample",
             "resample, the only source an interchange has",
-            ablation,
+            trial.ablation,
+        ),
+        (
+            "convention",
+            convention != "interchange" or all(batch.of_one_length for batch in trial.batches),
+            "keep, where the prompts of a pair differ in length",
+            convention,
         ),
         ("seeds", seeds >= 1, "at least 1", seeds),
         ("steps", steps >= 1, "at least 1", steps),

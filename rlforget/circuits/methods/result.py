@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlforget.circuits.ablation import Positions
-from rlforget.circuits.heads import HeadSites
-from rlforget.circuits.metrics import Metric
-from rlforget.circuits.task import TaskBatch
+from rlforget.circuits.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -34,17 +30,7 @@ class MethodResult:
 
 
 class Method(Protocol):
-    """A function that scores heads. It gets an evaluating model, none of whose parameters require a gradient."""
+    """A function that scores heads."""
 
-    def __call__(
-        self,
-        model: nn.Module,
-        sites: HeadSites,
-        batches: Sequence[TaskBatch],
-        metric: Metric,
-        ablation: str,
-        positions: Positions,
-        seed: int,
-        **options: Any,
-    ) -> MethodResult:
-        """Score every head of `sites` on `batches`, which are on the model's device."""
+    def __call__(self, trial: Trial, seed: int, **options: Any) -> MethodResult:
+        """Score every head of the trial's model on its batches."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlforget.circuits.ablation import Positions, Sources
+from rlforget.circuits.ablation import Positions
 from rlforget.circuits.circuit import Circuit, head_count
 from rlforget.circuits.forward import answer_logits, device_of, measuring
 from rlforget.circuits.heads import HeadSites
 from rlforget.circuits.methods import METHODS, Method
 from rlforget.circuits.metrics import Metric, get, name_of
 from rlforget.circuits.task import Task, TaskBatch
-from rlforget.errors import ConfigError, EmptyDomainError, NonFiniteError, UndefinedCircuitError
+from rlforget.circuits.trial import Trial
+from rlforget.errors import ConfigError, EmptyDomainError
 from rlforget.interference.completions import tokenizer_of
 
 
@@ -32,6 +32,7 @@ def find(
     ablation: str = "resample",
     positions: Positions = "all",
     size: int | float | None = None,
+    floor: float = 0.01,
     batch_size: int = 32,
     samples: int | None = None,
     seed: int = 0,
@@ -51,8 +52,12 @@ def find(
         ablation: What a head's output is replaced by: `resample` (its output on the counterfactual prompt), `mean`
             (its mean over counterfactual prompts and positions) or `zero`.
         positions: Where it is replaced: `all`, `last`, or spans of the prompt's tokens (see `ablation.Positions`).
-        size: Heads in the circuit: how many, or which share of all (a float). By default the method's own choice, or
-            all heads with a positive score.
+        size: Heads in the circuit: how many, or which share of all (a float); to compare circuits, give one. By default
+            the method's own choice (`masking`, `random`), or else the heads that clear the floor.
+        floor: The least score of a head of the circuit where no size is given, as a share of |F(M) − F(∅)|, what all
+            heads together are worth. A score must also lie two standard errors over prompts above 0. Without a floor
+            about half of all heads are in a circuit, whatever the task: where nothing is there, half of the scores are
+            a little above 0.
         batch_size: Pairs a forward.
         samples: How many pairs are used, the first ones; by default all.
         seed: Seed of what the method draws.
@@ -71,19 +76,22 @@ def find(
     sites = HeadSites(model)
     if size is not None:
         head_count(size, sites.shape[0] * sites.shape[1])
+    if not floor >= 0:
+        raise ConfigError("floor", expected="a share, at least 0", found=repr(floor), fix="Write 1% as 0.01.")
     batches = task_batches(model, task, tokenizer, batch_size=batch_size, samples=samples)
     with measuring(model), sites.observable(lambda: answer_logits(model, batches[0].rows(slice(1)))):
-        values = reference_values(model, sites, batches, measure, ablation, positions)
-        _check_defined(values, ablation)
-        result = scorer(model, sites, batches, measure, ablation, positions, seed, **method_options)
+        trial = Trial(model, sites, batches, measure, ablation, positions)
+        result = scorer(trial, seed, **method_options)
+        values = trial.values()
     scores = result.scores.detach().float().cpu()
-    mask = result.mask.cpu() if result.mask is not None else scores > 0
+    mask = result.mask.cpu() if result.mask is not None else _above_floor(scores, result.per_prompt, values, floor)
     settings = {
         "ablation": ablation,
         "positions": positions if isinstance(positions, str) else [list(span) for span in positions],
         "samples": sum(map(len, batches)),
         "batch_size": batch_size,
         "size": size,
+        "floor": floor,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         **result.settings,
     }
@@ -120,34 +128,6 @@ def task_batches(
     return [batch.to(device) for batch in chosen.encode(tokenizer, batch_size)]
 
 
-@torch.no_grad()
-def reference_values(
-    model: Any,
-    sites: HeadSites,
-    batches: Sequence[TaskBatch],
-    metric: Metric,
-    ablation: str = "resample",
-    positions: Positions = "all",
-) -> dict[str, Tensor]:
-    """Measure the metric of every prompt, between which heads move it.
-
-    Returns:
-        `clean`: on the clean prompts; `corrupt`: on the counterfactual ones; `ablated`: on the clean ones with every
-        head replaced; each float32 [prompts] (float64 for a float64 model), on the CPU.
-    """
-    sources = Sources(model, sites, batches, ablation, positions)
-    values: dict[str, list[Tensor]] = {"clean": [], "corrupt": [], "ablated": []}
-    for batch in batches:
-        values["clean"].append(metric(answer_logits(model, batch), batch).cpu())
-        with sites.capture() as found:
-            values["corrupt"].append(metric(answer_logits(model, batch, "counterfactual"), batch).cpu())
-        replacement = found if ablation == "resample" else sources.of(batch)
-        where = sources.replaced(batch)[..., None, None]
-        with sites.edited(lambda layer, z, new=replacement, at=where: torch.where(at, new[layer], z)):  # type: ignore[misc]
-            values["ablated"].append(metric(answer_logits(model, batch), batch).cpu())
-    return {name: torch.cat(parts) for name, parts in values.items()}
-
-
 def _checked(method: str, options: dict[str, Any]) -> Method:
     scorer = METHODS[method]
     known = [
@@ -166,22 +146,12 @@ def _checked(method: str, options: dict[str, Any]) -> Method:
     return scorer
 
 
-def _check_defined(values: dict[str, Tensor], ablation: str) -> None:
-    for name, value in values.items():
-        if not bool(torch.isfinite(value).all()):
-            raise NonFiniteError(
-                f"the metric on {name} prompts",
-                expected="finite numbers",
-                found="NaN or Inf",
-                fix="Run the model in float32 or bfloat16, and check its weights.",
-            )
-    if bool((values["clean"] == values["ablated"]).all()):
-        raise UndefinedCircuitError(
-            "circuit",
-            expected="a metric that changes when the heads are replaced",
-            found=f"the same value on every prompt with all heads replaced ({ablation})",
-            fix="Choose counterfactuals, an ablation or a metric that the heads have a say in.",
-        )
+def _above_floor(scores: Tensor, per_prompt: Tensor | None, values: dict[str, Tensor], floor: float) -> Tensor:
+    gap = abs(float(values["clean"].mean() - values["ablated"].mean()))
+    error = torch.zeros_like(scores)
+    if per_prompt is not None and len(per_prompt) > 1:
+        error = per_prompt.detach().float().cpu().std(0) / len(per_prompt) ** 0.5
+    return (scores > 2 * error) & (scores >= floor * gap)
 
 
 def _of_size(circuit: Circuit, size: int | float) -> Circuit:
