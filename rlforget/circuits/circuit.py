@@ -131,14 +131,15 @@ class Circuit:
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(values, dict) or (values.get("format"), values.get("version")) != (FORMAT, VERSION):
-                raise ValueError(f"no {FORMAT} of version {VERSION}")
+            found = (values.get("format"), values.get("version")) if isinstance(values, dict) else (None, None)
+            if found != (FORMAT, VERSION):
+                raise ValueError(f"format {found[0]!r}, version {found[1]!r}")
             return cls.from_dict(values)
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as fault:
             raise NotACheckpointError(
                 str(path),
                 expected=f"a circuit file ({FORMAT}, version {VERSION})",
-                found=f"{type(fault).__name__}: {fault}",
+                found=str(fault) if isinstance(fault, (OSError, ValueError)) else f"{type(fault).__name__}: {fault}",
                 fix="Write it again with rlforget circuits find.",
             ) from fault
 

@@ -94,6 +94,11 @@ class Difference:
     def __getitem__(self, name: str) -> Gap:
         return self.gaps[name]
 
+    @property
+    def broken(self) -> Vulnerable | None:
+        """The vulnerable heads at the least δ above 0 that has any."""
+        return next((one for one in self.vulnerable if one.delta > 0 and one.count), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return every figure as plain JSON values."""
         return {

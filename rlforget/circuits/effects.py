@@ -133,7 +133,7 @@ def soft_mask(effects: HeadEffects, means: Values, level: Values, prompts: int) 
 
     A reconstruction. The paper's masks are binary after annealing, so that every δ below 1 names the same vulnerable
     heads; this m_h also says by how much a head is in or out. It is a function of the head alone, whatever the others
-    do. A normal approximation: Φ((effect − level) / standard error), with the effects over their root mean square.
+    do. A normal approximation: Φ((effect − level) / standard error), with the effects over their `scale`.
     Without per-prompt scores it is the binary mask.
 
     Args:

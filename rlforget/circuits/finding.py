@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -130,20 +132,38 @@ def task_batches(
 
 def _checked(method: str, options: dict[str, Any]) -> Method:
     scorer = METHODS[method]
-    known = [
-        name
+    known = {
+        name: parameter.default
         for name, parameter in inspect.signature(scorer).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    for name in options:
+    }
+    for name, value in options.items():
+        where = f"option {name!r} of method {method!r}"
         if name not in known:
-            raise ConfigError(
-                f"option {name!r} of method {method!r}",
-                expected=f"one of {', '.join(known)}" if known else "no option",
-                found=repr(name),
-                fix="Check the spelling.",
-            )
+            expected = f"one of {', '.join(known)}" if known else "no option"
+            raise ConfigError(where, expected=expected, found=repr(name), fix="Check the spelling.")
+        expected, fits = _kind(known[name], value)
+        if not fits:
+            raise ConfigError(where, expected=expected, found=repr(value), fix=f"By default it is {known[name]!r}.")
     return scorer
+
+
+def _kind(default: object, value: object) -> tuple[str, bool]:
+    """Say what kind of value an option takes, by its default, and whether this one is of it."""
+    if isinstance(default, bool):
+        return "true or false", isinstance(value, bool)
+    if isinstance(default, str):
+        return "a name", isinstance(value, str) or callable(value)
+    if default is None or isinstance(default, tuple):
+        series = isinstance(value, Iterable) and not isinstance(value, str) and all(map(_is_number, value))
+        return "a list of numbers", series or value is default
+    if isinstance(default, int):
+        return "a whole number", isinstance(value, Integral) and _is_number(value)
+    return "a number", _is_number(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _above_floor(scores: Tensor, per_prompt: Tensor | None, values: dict[str, Tensor], floor: float) -> Tensor:

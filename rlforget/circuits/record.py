@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlforget.circuits.changed_weights import ChangedWeights
     from rlforget.circuits.comparison import Comparison
     from rlforget.circuits.trajectory import Trajectory
 
@@ -17,7 +18,12 @@ FORMAT = "rlforget-circuits"
 VERSION = 1
 
 
-def record(task: str, comparison: Comparison, trajectories: Mapping[str, Trajectory] | None = None) -> dict[str, Any]:
+def record(
+    task: str,
+    comparison: Comparison,
+    trajectories: Mapping[str, Trajectory] | None = None,
+    weights: Mapping[str, ChangedWeights] | None = None,
+) -> dict[str, Any]:
     """Gather a comparison, and the trajectories that belong to it, as plain JSON values.
 
     The circuits' scores of every prompt, which would be most of the file, are left out. Numbers that JSON lacks are
@@ -27,6 +33,7 @@ def record(task: str, comparison: Comparison, trajectories: Mapping[str, Traject
         task: What the task is called.
         comparison: The fine-tunes against their base.
         trajectories: For each fine-tune that has one, its checkpoints.
+        weights: What the deltas did to vulnerable heads, by what these are.
     """
     compared = comparison.to_dict()
     circuits = [compared["base"], *(one for runs in compared["tuned"].values() for one in runs)]
@@ -34,8 +41,9 @@ def record(task: str, comparison: Comparison, trajectories: Mapping[str, Traject
         circuit["per_prompt"] = None
         circuit["metric"] = {name: value for name, value in circuit["metric"].items() if name != "per_prompt"}
     along = {name: one.to_dict() for name, one in (trajectories or {}).items()}
-    whole = {"format": FORMAT, "version": VERSION, "task": task, "comparison": compared, "trajectories": along}
-    plain: dict[str, Any] = _plain(whole)
+    changed = {name: one.to_dict() for name, one in (weights or {}).items()}
+    head = {"format": FORMAT, "version": VERSION, "task": task}
+    plain: dict[str, Any] = _plain({**head, "comparison": compared, "trajectories": along, "weights": changed})
     return plain
 
 

@@ -3,51 +3,42 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rlforget.cli import models, output
+from rlforget.cli.circuits_options import (
+    NOTHING_TO_DO,
+    Ablation,
+    BatchSize,
+    Domain,
+    Method,
+    Metric,
+    Options,
+    Pairs,
+    Positions,
+    Size,
+    TaskFile,
+    check_method,
+    named_models,
+    read_heads,
+    read_options,
+    read_positions,
+    read_size,
+    read_task,
+)
+from rlforget.cli.circuits_output import show_circuit, show_effects, show_judged
 from rlforget.cli.options import Device, DryRun, Force, Json, Model, OutFolder, Samples, Seed
 
 if TYPE_CHECKING:
     from rlforget.circuits import Circuit, Task
+    from rlforget.circuits.changed_weights import ChangedWeights
+    from rlforget.circuits.comparison import Comparison
     from rlforget.circuits.restoration import RestorationEffect
     from rlforget.circuits.trajectory import Trajectory
     from rlforget.domains import Domain as RewardedDomain
-
-Domain = Annotated[
-    str | None,
-    typer.Option(help="The domain whose counterfactuals are the task: a name or a .jsonl domain.", metavar="NAME"),
-]
-TaskFile = Annotated[
-    Path | None,
-    typer.Option("--task", help="A .jsonl file of pairs instead: clean, counterfactual, target, distractor, spans."),
-]
-Method = Annotated[str, typer.Option(help="eap-ig, patching, attribution, masking, or the control random.")]
-Metric = Annotated[str, typer.Option(help="log_prob_difference, log_prob, or probability.")]
-Ablation = Annotated[Literal["resample", "mean", "zero"], typer.Option(help="What takes the place of a head's output.")]
-Positions = Annotated[Literal["all", "last"], typer.Option(help="Where it does.")]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        help="Heads in the circuit: a share such as 0.25, or a count such as 12.",
-        show_default="the method's choice, else all that matter",
-    ),
-]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", help="An option of the method, e.g. steps=10; may be repeated.", metavar="NAME=VALUE"),
-]
-Pairs = Annotated[int, typer.Option(help="Pairs of prompts.", min=1)]
-BatchSize = Annotated[int, typer.Option(help="Pairs a forward.", min=1)]
-
-NOTHING_TO_DO = 3
-_MOST_COLUMNS = 8  # heads of a layer that fit beside each other
-_LISTED = 20
 
 
 def find(
@@ -60,6 +51,9 @@ def find(
     ablation: Ablation = "resample",
     positions: Positions = "all",
     option: Options = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Also measure how faithful the circuit is, alone and over sizes.")
+    ] = False,
     samples: Pairs = 64,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
@@ -75,9 +69,10 @@ def find(
     from rlforget.circuits import find as search
     from rlforget.weights.atomic import check_free
 
-    wanted, options = _size(size), _options(option or [])
-    chosen = _task(domain, task, samples, seed)
-    _check_method(method)
+    wanted, options = read_size(size), read_options(option or [])
+    setting = {"metric": metric, "ablation": ablation, "positions": read_positions(positions), "batch_size": batch_size}
+    chosen = read_task(domain, task, samples, seed)
+    check_method(method)
     if out is not None:
         check_free(out, force=force)
     loaded = models.load(model, device)
@@ -87,20 +82,21 @@ def find(
             chosen,
             method,
             tokenizer=loaded.tokenizer,
-            metric=metric,
-            ablation=ablation,
-            positions=positions,
             size=wanted,
-            batch_size=batch_size,
             seed=seed,
+            **setting,
             **options,
         )
+    judged = _judged(loaded, chosen, circuit, setting) if judge else None
     if out is not None and not dry_run:
         _write_json(out, circuit.to_dict(), force=force)
     if as_json:
-        output.json_object({**circuit.to_dict(), "task": chosen.name, "out": None if dry_run else out})
+        known = {"task": chosen.name, "judged": judged, "out": None if dry_run else out}
+        output.json_object({**circuit.to_dict(), **known})
         return
-    _show(circuit)
+    show_circuit(circuit)
+    if judged is not None:
+        show_judged(judged)
     if out is not None:
         output.written(out, dry_run=dry_run)
 
@@ -120,6 +116,13 @@ def compare(
         list[str] | None,
         typer.Option(help="A checkpoint on the way to NAME, in order; may be repeated.", metavar="NAME=MODEL"),
     ] = None,
+    replicate: Annotated[
+        list[str] | None,
+        typer.Option(help="A model that differs from the base by seed noise alone; may be repeated.", metavar="MODEL"),
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also say which weights of the vulnerable heads changed.")
+    ] = False,
     method: Method = "eap-ig",
     size: Annotated[
         str, typer.Option(help="Heads in each circuit: a share such as 0.25, or a count such as 12.")
@@ -131,7 +134,7 @@ def compare(
     samples: Pairs = 64,
     batch_size: BatchSize = 32,
     draws: Annotated[int, typer.Option(help="Permutations of heads, and resamples of prompts.", min=1)] = 1000,
-    completions: Annotated[int, typer.Option(help="Completions for a checkpoint's reward.", min=1)] = 256,
+    completions: Annotated[int, typer.Option(help="Completions for a reward, or for a Fisher.", min=1)] = 256,
     seed: Seed = 0,
     out: Annotated[
         Path | None,
@@ -149,14 +152,16 @@ def compare(
     from rlforget.circuits.trajectory import trajectory_of_circuits
     from rlforget.weights.atomic import check_free
 
-    runs, ways = _by_name(tuned, "NAME=MODEL"), _by_name(checkpoint or [], "--checkpoint")
+    runs, ways = named_models(tuned, "NAME=MODEL"), named_models(checkpoint or [], "--checkpoint")
     lacking = next((name for name in ways if len(runs.get(name, [])) != 1), None)
     if lacking is not None:
         raise typer.BadParameter(f"{lacking!r} is not the name of one model", param_hint="--checkpoint")
-    options = {"metric": metric, "ablation": ablation, "positions": positions, "batch_size": batch_size}
-    wanted = {"size": _size(size), **options, **_options(option or [])}
-    chosen = _task(domain, task, samples, seed)
-    _check_method(method)
+    if weights and len(runs) < 2:
+        raise typer.BadParameter("a head is vulnerable in one fine-tune and not in another", param_hint="--weights")
+    setting = {"metric": metric, "ablation": ablation, "positions": read_positions(positions), "batch_size": batch_size}
+    wanted = {"size": read_size(size), **setting, **read_options(option or [])}
+    chosen = read_task(domain, task, samples, seed)
+    check_method(method)
     if out is not None:
         check_free(out, force=force)
     search = Search(chosen, method, wanted, seed, device)
@@ -174,9 +179,11 @@ def compare(
         if along:
             along[name], at[name] = found[name][0], search.reward(rewarded, completions)
             trajectories[name] = trajectory_of_circuits(first, along, rewards=at, **drawn)
+    repeated = [search.circuit(model) for model in replicate or []]
     with output.step(f"comparing, {draws} draws of every control"):
-        comparison = compare_circuits(first, found, **drawn)
-    whole = record(chosen.name, comparison, trajectories)
+        comparison = compare_circuits(first, found, replicates=repeated, **drawn)
+    changed = _changed(comparison, runs, base, domain, completions, seed, device) if weights else {}
+    whole = record(chosen.name, comparison, trajectories, changed)
     if out is not None and not dry_run:
         _write_json(out, whole, force=force)
     if as_json:
@@ -185,6 +192,10 @@ def compare(
     output.line(comparison.table())
     for name, trajectory in trajectories.items():
         output.line(f"\n{name}\n{trajectory.table()}")
+    for name, one in changed.items():
+        output.line(f"\n{name}\n{one.table()}")
+    if weights and not changed:
+        output.line("\nno head is vulnerable at a delta above 0: there are no weights to look into")
     if out is not None:
         output.written(out, dry_run=dry_run)
 
@@ -223,7 +234,7 @@ def restore(
     from rlforget.weights.atomic import check_new_folder
 
     measured = [domains.get(name) for name in domain or []]
-    chosen = _chosen(heads, circuit)
+    chosen = read_heads(heads, circuit)
     check_new_folder(out, force=force)
     loaded, source = models.load(model, device), models.folder_of(base)
     effects: dict[str, RestorationEffect] = {}
@@ -251,8 +262,9 @@ def restore(
         output.json_object({**report.to_dict(), "effects": found, "out": None if dry_run else out})
         return
     if effects:
-        _show_effects(effects)
-    output.line(f"{len(chosen)} heads, {report.written:,} of their {report.coordinates:,} coordinates written")
+        show_effects(effects)
+    count = f"{len(chosen)} head{'s' if len(chosen) > 1 else ''}"
+    output.line(f"{count}: {report.written:,} of {report.coordinates:,} coordinates written")
     if report.left:
         kept = ", ".join(f"{layer}:{head}" for layer, head in report.left)
         output.line(f"what they share with heads not chosen stayed: {kept} (see --shared)")
@@ -300,102 +312,6 @@ class Search:
         return models.rewards(self._loaded, [domain], samples=completions, seed=self._seed)[domain.name]
 
 
-def _by_name(pairs: Sequence[str], hint: str) -> dict[str, list[str]]:
-    """Read NAME=MODEL, keeping the order.
-
-    Raises:
-        typer.BadParameter: A pair is none, or takes the base's name.
-    """
-    found: dict[str, list[str]] = {}
-    for pair in pairs:
-        name, _, model = pair.partition("=")
-        if not name or not model:
-            raise typer.BadParameter(f"{pair!r} is not NAME=MODEL", param_hint=hint)
-        if name == "base":
-            raise typer.BadParameter("the name 'base' is the base's", param_hint=hint)
-        found.setdefault(name, []).append(model)
-    return found
-
-
-def _task(domain: str | None, file: Path | None, samples: int, seed: int) -> Task:
-    """Build the task that the options name.
-
-    Raises:
-        typer.BadParameter: Neither or both are given.
-    """
-    from rlforget.circuits import Task as Pairs
-
-    if (domain is None) == (file is None):
-        raise typer.BadParameter("give a domain, or a file with --task", param_hint="--domain")
-    if domain is not None:
-        return Pairs.from_domain(domain, count=samples, seed=seed)
-    whole = Pairs.from_jsonl(file)  # type: ignore[arg-type]
-    return Pairs(whole.name, whole.pairs[:samples])
-
-
-def _check_method(method: str) -> None:
-    """Refuse a method that there is not, before a model is loaded."""
-    from rlforget.circuits import METHODS
-    from rlforget.errors import UnknownNameError
-
-    if method not in list(METHODS):
-        raise UnknownNameError(
-            f"method {method!r}", expected=f"one of {', '.join(METHODS)}", found=repr(method), fix="Check the spelling."
-        )
-
-
-def _size(text: str | None) -> int | float | None:
-    """Read a size: a whole number is a count, one with a point a share.
-
-    Raises:
-        typer.BadParameter: It is neither.
-    """
-    if text is None:
-        return None
-    if re.fullmatch(r"\d+", text):
-        return int(text)
-    if re.fullmatch(r"\d*\.\d+|\d+\.", text) and float(text) <= 1:
-        return float(text)
-    raise typer.BadParameter(f"{text!r} is neither a share such as 0.25 nor a count such as 12", param_hint="--size")
-
-
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read NAME=VALUE, the values as JSON where they are, else as text."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not name.isidentifier():
-            raise typer.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint="--option")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
-
-
-def _chosen(heads: str | None, circuit: Path | None) -> list[tuple[int, int]]:
-    """Return the heads that the options choose.
-
-    Raises:
-        typer.BadParameter: Neither or both are given, or the heads are not written as LAYER:HEAD.
-        typer.Exit: The circuit has no head.
-    """
-    from rlforget.circuits import Circuit as File
-
-    if (heads is None) == (circuit is None):
-        raise typer.BadParameter("give heads, or a file with --circuit", param_hint="--heads")
-    if circuit is not None:
-        chosen = File.load(circuit).heads()
-        if not chosen:
-            output.note(f"nothing to do: {circuit} has no head")
-            raise typer.Exit(NOTHING_TO_DO)
-        return chosen
-    found = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in str(heads).split(",")]
-    if not all(found):
-        raise typer.BadParameter(f"{heads!r} is not LAYER:HEAD,LAYER:HEAD", param_hint="--heads")
-    return sorted({(int(one[1]), int(one[2])) for one in found if one})
-
-
 def _write_json(path: Path, value: Any, *, force: bool) -> None:
     """Write a JSON file, whole or not at all."""
     from rlforget.weights.atomic import new_file
@@ -404,48 +320,49 @@ def _write_json(path: Path, value: Any, *, force: bool) -> None:
         file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
-def _show(circuit: Circuit) -> None:
-    """Write the scores, those of the circuit's heads with a star, and what the metric was."""
-    layers, heads = circuit.scores.shape
-    scores, mask = circuit.scores.tolist(), circuit.mask.tolist()
+def _judged(loaded: models.Loaded, task: Task, circuit: Circuit, setting: dict[str, Any]) -> dict[str, Any]:
+    """Measure the circuit's faithfulness, and that of the best heads over sizes, with intervals over prompts."""
+    from rlforget.circuits import curve, evaluate_circuit
 
-    def cell(layer: int, head: int) -> str:
-        return f"{scores[layer][head]:+.3f}{'*' if mask[layer][head] else ' '}"
-
-    if heads <= _MOST_COLUMNS:
-        rows = [(str(layer), *(cell(layer, head) for head in range(heads))) for layer in range(layers)]
-        output.table(("layer", *(f"head {head} " for head in range(heads))), rows)
-    else:
-        order = sorted((-abs(scores[i][j]), i, j) for i in range(layers) for j in range(heads))[:_LISTED]
-        output.table(("head", "score "), [(f"{i}:{j}", cell(i, j)) for _, i, j in order])
-        output.line(f"the {len(order)} largest of {layers * heads}")
-    means = circuit.metric
-    output.line(
-        f"{means['name']}: {means['clean']:.3f} clean, {means['corrupt']:.3f} counterfactual, "
-        f"{means['ablated']:.3f} with every head replaced"
-    )
-    total = layers * heads
-    share = output.percent(circuit.size / total)
-    output.line(f"* {circuit.size} of {total} heads ({share}) in the circuit, {circuit.seconds:.1f} s")
+    with output.step("judging the circuit, alone and over sizes"):
+        alone = evaluate_circuit(loaded.model, task, circuit.mask, tokenizer=loaded.tokenizer, **setting)
+        sizes = curve(loaded.model, task, circuit, tokenizer=loaded.tokenizer, **setting)
+    return {
+        **alone.to_dict(),
+        "interval": alone.interval().to_dict(),
+        "curve": {**sizes.to_dict(), **{f"{area}_interval": sizes.interval(area).to_dict() for area in ("cpr", "cmd")}},
+    }
 
 
-def _show_effects(effects: dict[str, RestorationEffect]) -> None:
-    rows = [
-        (
-            name,
-            f"{one.before:.3f}",
-            f"{one.after:.3f}",
-            _spread(one.random),
-            f"{one.everything:.3f}",
-            f"{one.p_value:.3f}",
-        )
-        for name, one in effects.items()
-    ]
-    output.table(("domain", "reward before", "after", "random heads", "all heads", "p"), rows)
+def _changed(
+    comparison: Comparison,
+    runs: dict[str, list[str]],
+    base: str,
+    domain: str | None,
+    samples: int,
+    seed: int,
+    device: str,
+) -> dict[str, ChangedWeights]:
+    """Say which weights of the heads that one fine-tune broke and another kept changed; with a domain, the damage too.
 
+    Of a fine-tune of several runs, it is the first one's weights.
+    """
+    import torch
 
-def _spread(values: Sequence[float]) -> str:
-    """Write the mean of some values, and the lowest and the highest."""
-    if not values:
-        return "–"
-    return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    import rlforget as rf
+
+    found = {}
+    for one in comparison.differences:
+        if one.broken is None:
+            continue
+        loaded = models.load(runs[one.first][0], device)
+        name = f"heads that {one.first} broke and {one.second} kept, delta {one.broken.delta:g}"
+        with output.step(f"looking into the weights of {one.broken.count} heads of {one.first}"):
+            delta = rf.diff(models.folder_of(base), loaded.folder)
+            fisher = None
+            if domain is not None:
+                names: dict[str, Any] = {"samples": samples, "seed": seed, "tokenizer": loaded.tokenizer}
+                fisher = rf.fisher(loaded.model, domain, delta, where="earlier", **names)
+            heads = torch.from_numpy(one.broken.heads)
+            found[name] = rf.circuits.head_changes(loaded.model, delta, heads, fisher=fisher)
+    return found

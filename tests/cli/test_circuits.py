@@ -258,6 +258,53 @@ def test_compare_follows_checkpoints_with_their_reward(checkpoints: Checkpoints,
     assert (lost.code, "'grpo'" in lost.err) == (2, True)
 
 
+def test_find_judges_the_circuit(checkpoints: Checkpoints) -> None:
+    asked = ("circuits", "find", checkpoints.base, *SCIENCE, "--size", 8, "--judge")
+    judged = run(*asked, "--json").json["judged"]
+    assert (judged["normalised"], judged["ratio"], judged["size"]) == (1.0, 1.0, 8)  # all heads
+    assert judged["curve"]["faithfulness"][-1] == 1.0
+    assert judged["curve"]["cpr_interval"]["estimate"] == judged["curve"]["cpr"]
+    assert any(line.startswith("faithfulness: 1.000 (1.000 to 1.000)") for line in run(*asked).out.splitlines())
+
+
+def test_positions_may_be_spans(checkpoints: Checkpoints) -> None:
+    asked = ("circuits", "find", checkpoints.base, *SCIENCE, "--json", "--positions")
+    assert run(*asked, "-3:-1,0:2").json["settings"]["positions"] == [[-3, -1], [0, 2]]
+    assert run(*asked, "first").code == 2
+
+
+@pytest.mark.parametrize("value", ["abc", "2.5", "true"])
+def test_an_option_of_another_kind_is_one_line(checkpoints: Checkpoints, value: str) -> None:
+    said = run("circuits", "find", checkpoints.base, *SCIENCE, "--option", f"steps={value}").fault
+    assert "a whole number" in said
+
+
+def test_compare_looks_into_the_weights_of_vulnerable_heads(checkpoints: Checkpoints) -> None:
+    runs = (f"sft={checkpoints.tuned}", f"same={checkpoints.base}")
+    asked = ("circuits", "compare", checkpoints.base, *runs, *SCIENCE, "--draws", 5, "--completions", 4, "--weights")
+    found = run(*asked, "--json").json
+    (difference,) = found["comparison"]["differences"]
+    least = next(one for one in difference["vulnerable"] if one["delta"] > 0)
+    ((name, weights),) = found["weights"].items()
+    assert "sft broke and same kept" in name
+    assert [one["head"] for one in weights["heads"]] == least["heads"]
+    assert all(one["total"]["changed"] > 0 and one["total"]["damage"] >= 0 for one in weights["heads"])
+    shown = run(*asked).out
+    assert f"vulnerable at {least['delta']:g}: {','.join(f'{i}:{j}' for i, j in least['heads'])}\n" in shown
+    assert "damage" in shown
+    assert run("circuits", "compare", checkpoints.base, runs[0], *SCIENCE, "--weights").code == 2
+
+
+def test_replicates_of_the_base_rank_a_model(checkpoints: Checkpoints) -> None:
+    asked = ("circuits", "compare", checkpoints.base, f"sft={checkpoints.tuned}", *SCIENCE, "--draws", 5)
+    assert "p base" in run(*asked).out
+    known = (*asked, "--replicate", checkpoints.base)
+    assert "p seed" in run(*known).out
+    found = run(*known, "--json").json["comparison"]
+    assert found["settings"]["replicates"] == 1
+    assert found["kept"]["sft"]["measures"]["retention"]["p_seeds"]["draws"] == 1
+
+
 def test_a_name_given_twice_has_two_runs(checkpoints: Checkpoints) -> None:
     runs = (f"sft={checkpoints.tuned}", f"sft={checkpoints.base}")
     found = run("circuits", "compare", checkpoints.base, *runs, *SCIENCE, "--draws", 5, "--json").json["comparison"]

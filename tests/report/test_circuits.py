@@ -191,6 +191,16 @@ def test_the_ways_are_reward_against_retention(circuits: dict[str, Any]) -> None
         assert len(kept) == 1 + STEPS
 
 
+def test_a_way_without_rewards_is_no_curve(circuits: dict[str, Any]) -> None:
+    for step in circuits["trajectories"]["sft"]["checkpoints"]:
+        step["reward"] = None
+    plots = circuit_plots(parse_circuits(circuits))
+    assert [trace["name"] for trace in plots[6].views[0]["data"]] == ["grpo"]
+    for step in circuits["trajectories"]["grpo"]["checkpoints"]:
+        step["reward"] = None
+    assert len(circuit_plots(parse_circuits(circuits))) == 6
+
+
 def test_the_table_holds_every_number(results: dict[str, Any], circuits: dict[str, Any]) -> None:
     cells = page_of(results, circuits=circuits).texts("td")
     for name in ("sft", "grpo"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from rlforget.report import circuits_story as story
-from rlforget.report.circuits_file import AtSize, Circuits, HeadMap
+from rlforget.report.circuits_file import AtSize, Circuits, HeadMap, Way
 from rlforget.report.figure import (
     BAND,
     COLOURS,
@@ -37,8 +37,9 @@ def circuit_plots(found: Circuits) -> list[Plot]:
     plots = [*_maps(found), *_difference_maps(found)]
     if any(one.sizes for one in found.kept):
         plots.append(Plot(story.retention_finding(found.kept), [_retention(found)], height=460))
-    if any(way.steps for way in found.ways):
-        plots.append(Plot(story.way_finding(found.ways), [_ways(found)], height=460))
+    rewarded = [way for way in found.ways if any(math.isfinite(step.reward) for step in way.steps)]
+    if rewarded:
+        plots.append(Plot(story.way_finding(rewarded), [_ways(rewarded)], height=460))
     return plots
 
 
@@ -215,10 +216,10 @@ def _controls(sizes: list[AtSize]) -> list[Figure]:
     ]
 
 
-def _ways(found: Circuits) -> Figure:
+def _ways(ways: list[Way]) -> Figure:
     """Retention against reward along each fine-tune, the last checkpoint large."""
     traces = []
-    for position, way in enumerate(found.ways):
+    for position, way in enumerate(ways):
         last = len(way.steps) - 1
         traces.append(
             {
@@ -236,7 +237,7 @@ def _ways(found: Circuits) -> Figure:
                 "hovertemplate": "%{fullData.name}, %{text}: reward %{x:.2f}, %{y:.0%} kept<extra></extra>",
             }
         )
-    rewards = [step.reward for way in found.ways for step in way.steps]
+    rewards = [step.reward for way in ways for step in way.steps]
     share = {"title": title("share of the base's circuit kept"), "tickformat": ".0%", "range": [-0.03, 1.05]}
     reward = {"title": title("reward on the task"), "range": span(rewards, start=0, end=1)}
     return figure(traces, xaxis=reward, yaxis=share)
