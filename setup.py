@@ -25,8 +25,9 @@ TEST = [
     "types-PyYAML",
 ]
 BENCH = ["pytest>=8.3", "pytest-benchmark>=5.0"]
-# A peer to measure against; in no other extra.
+# Peers to measure against; in no other extra.
 BENCH_CIRCUITS = ["pytest>=8.3", "pytest-benchmark>=5.0", "transformer-lens>=4.3"]
+BENCH_MERGEKIT = ["pytest>=8.3", "pytest-benchmark>=5.0", "mergekit>=0.1.5"]
 GYM = ["reasoning-gym>=0.1.23"]
 
 setup(
@@ -48,6 +49,7 @@ setup(
     package_data={
         "rlforget": ["py.typed", "domains/miniature/weights/*", "report/*.css", "report/*.js"],
         "rlforget_kernels": ["py.typed"],
+        "rlforget_kernels.common": ["*.json"],
     },
     install_requires=[
         "torch>=2.8",
@@ -64,6 +66,7 @@ setup(
         "test": TEST,
         "bench": BENCH,
         "bench-circuits": BENCH_CIRCUITS,
+        "bench-mergekit": BENCH_MERGEKIT,
         "reasoning-gym": GYM,
         "all": [*TRAIN, *REPORT, *CLI, *TEST, *BENCH, *GYM],
     },

@@ -10,6 +10,7 @@ import importlib
 
 OPERATORS = (
     "sparse_delta",
+    "delta_stats",
     "patch",
     "fingerprint",
     "fisher_accumulate",
@@ -17,6 +18,11 @@ OPERATORS = (
     "select_top",
     "rollback",
     "subtract",
+    "delta_matmul",
+    "project",
+    "project_sparse",
+    "project_rollback",
+    "gradient_gram",
 )
 """The operators' packages."""
 

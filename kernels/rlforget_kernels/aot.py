@@ -2,34 +2,34 @@
 
     python -m rlforget_kernels.aot --arch 80 90 100
 
-prints a table: registers, stack and local memory (both 0 unless registers spill), shared memory, and how many global
-loads and stores there are of each width. A kernel is compiled as Triton would for tensors that start at 16 bytes.
+compiles each kernel in the launch setting of each architecture, as Triton would for tensors that start at 16 bytes, and
+prints a table: registers, stack and local memory (both 0 unless registers spill), shared memory, how many global loads
+and stores there are of each width, and the bytes that an element of a full tile costs in them, beside the fewest that
+the operator can do with (`KernelSpec.reads` and `writes`).
 """
 
 from __future__ import annotations
 
 import argparse
-import bisect
 import dataclasses
 import importlib
-import itertools
-import re
-import struct
-import subprocess
+import math
 import sys
-import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from rlforget_kernels import OPERATORS
 from rlforget_kernels.common.launch import KernelSpec
+from rlforget_kernels.common.machine_code import (
+    access_widths,
+    bytes_for_elements,
+    disassemble,
+    resource_usage,
+    scalar_widths,
+)
 
 ARCHITECTURES = (80, 90, 100)
 """Compute capabilities (times ten): A100, H100 and H200, B200."""
-
-_TARGET = re.compile(r"^\.target sm_(\w+)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,10 @@ class Report:
         shared: Bytes of shared memory a program.
         loads: Instructions that load from global memory, by bytes a thread.
         stores: Instructions that store to global memory, by bytes a thread.
+        read: Bytes loaded an element of a full tile.
+        written: Bytes stored an element of a full tile.
+        reads: The fewest bytes to load, None where the operator tells none.
+        writes: The fewest bytes to store, likewise.
     """
 
     operator: str
@@ -61,6 +65,10 @@ class Report:
     shared: int
     loads: dict[int, int]
     stores: dict[int, int]
+    read: float
+    written: float
+    reads: float | None
+    writes: float | None
 
 
 def specs(sample: bool = False, operators: Sequence[str] = OPERATORS) -> Iterator[tuple[str, KernelSpec]]:
@@ -89,7 +97,7 @@ def compile_spec(spec: KernelSpec, arch: int) -> Any:
     signature = {name: spec.signature.get(name, "constexpr") for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
     source = ASTSource(spec.kernel, signature=signature, constexprs=dict(spec.constexprs), attrs=aligned)
-    options = {"num_warps": spec.warps, "enable_fp_fusion": False}
+    options = {"num_warps": spec.warps, "num_stages": spec.stages, "enable_fp_fusion": False}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
@@ -103,7 +111,7 @@ def measure(architectures: Sequence[int], sample: bool = False, operators: Seque
     """
     reports = []
     for arch in architectures:
-        listed = list(specs(sample, operators))
+        listed = [(operator, spec.on(arch)) for operator, spec in specs(sample, operators)]
         compiled = [compile_spec(spec, arch) for _, spec in listed]
         for (operator, spec), kernel, code in zip(listed, compiled, disassemble(compiled), strict=True):
             reports.append(_report(operator, spec, arch, kernel, code))
@@ -111,10 +119,12 @@ def measure(architectures: Sequence[int], sample: bool = False, operators: Seque
 
 
 def _report(operator: str, spec: KernelSpec, arch: int, compiled: Any, code: str) -> Report:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(compiled.asm["cubin"])
-        usage = _run("cuobjdump", "-res-usage", file.name)
-    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    used = resource_usage(compiled.asm["cubin"])
+    loads, stores = access_widths(code, "LDG"), access_widths(code, "STG")
+    scalars = {kind: scalar_widths(compiled.asm["ttgir"], kind) for kind in ("load", "store")}
+    reads, writes = spec.fewest()
+    # A tile's elements are spread over the threads of a program.
+    share = 32 * spec.warps / (spec.constexprs.get(spec.tile, math.nan) * spec.unrolled)
     return Report(
         operator=operator,
         kernel=spec.kernel.__name__,
@@ -125,71 +135,30 @@ def _report(operator: str, spec: KernelSpec, arch: int, compiled: Any, code: str
         stack=used["STACK"],
         local=used["LOCAL"],
         shared=compiled.metadata.shared,
-        loads=access_widths(code, "LDG"),
-        stores=access_widths(code, "STG"),
+        loads=loads,
+        stores=stores,
+        read=bytes_for_elements(loads, scalars["load"]) * share,
+        written=bytes_for_elements(stores, scalars["store"]) * share,
+        reads=reads,
+        writes=writes,
     )
-
-
-def disassemble(compiled: Sequence[Any]) -> list[str]:
-    """Return the instructions of each of the kernels that `compile_spec` returned, all for one architecture.
-
-    The disassembler takes longer to start than to read a kernel, so it reads all their instructions as one.
-    """
-    if not compiled:
-        return []
-    codes = [_instructions(kernel.asm["cubin"]) for kernel in compiled]
-    # The full name, such as 90a: ask the kernel, for which names Triton chooses depends on its version.
-    (name,) = {name for kernel in compiled for name in _TARGET.findall(kernel.asm["ptx"])}
-    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
-        Path(file.name).write_bytes(b"".join(codes))
-        text = _run("nvdisasm", "--binary", f"SM{name}", file.name)
-    lines: list[list[str]] = [[] for _ in codes]
-    ends = list(itertools.accumulate(map(len, codes)))
-    for address, line in re.findall(r"^\s*/\*([0-9a-f]+)\*/(.*)$", text, re.MULTILINE):
-        lines[bisect.bisect_right(ends, int(address, 16))].append(line)
-    return ["\n".join(part) for part in lines]
-
-
-def _instructions(cubin: bytes) -> bytes:
-    """Return what the `.text` sections of a cubin hold, which is an ELF file of 64 bits."""
-    (table,) = struct.unpack_from("<Q", cubin, 0x28)
-    size, count, names = struct.unpack_from("<3H", cubin, 0x3A)
-    # Of each section: where in the section of names its own is, and where it is in the file, from and how long.
-    sections = [struct.unpack_from("<I20xQQ", cubin, table + k * size) for k in range(count)]
-    start_of_names = sections[names][1]
-    is_code = [cubin.startswith(b".text.", start_of_names + name) for name, _, _ in sections]
-    return b"".join(
-        cubin[start : start + length] for (_, start, length), code in zip(sections, is_code, strict=True) if code
-    )
-
-
-def access_widths(code: str, instruction: str) -> dict[int, int]:
-    """Count in machine code the occurrences of a memory instruction by bytes a thread, widest first."""
-    named = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
-    found: Counter[int] = Counter()
-    for modifiers in re.findall(rf"\b{instruction}\b((?:\.\w+)*)", code):
-        found[next((named[part] for part in modifiers.split(".") if part in named), 4)] += 1
-    return dict(sorted(found.items(), reverse=True))
-
-
-def _run(tool: str, *arguments: str | Path) -> str:
-    """Return what a tool of the triton wheel prints."""
-    import triton
-
-    path = Path(triton.__file__).with_name("backends") / "nvidia" / "bin" / tool
-    return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def table(reports: list[Report]) -> str:
     """Lay `reports` out for people, one line a compilation."""
-    header = ["operator", "kernel", "for", "arch", "regs", "stack", "local", "shared", "loads", "stores"]
-    rows = [header]
+    numbers = ["arch", "regs", "stack", "local", "shared"]
+    rows = [["operator", "kernel", "for", *numbers, "loads", "stores", "read B/elt (least)", "written (least)"]]
     for report in reports:
-        numbers = (report.arch, report.registers, report.stack, report.local, report.shared)
+        values = (report.arch, report.registers, report.stack, report.local, report.shared)
         widths = [" ".join(f"{n}x{size}B" for size, n in sides.items()) for sides in (report.loads, report.stores)]
-        rows.append([report.operator, report.kernel, report.label, *map(str, numbers), *widths])
+        costs = [_beside(report.read, report.reads), _beside(report.written, report.writes)]
+        rows.append([report.operator, report.kernel, report.label, *map(str, values), *widths, *costs])
     columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, columns)).rstrip() for row in rows)
+
+
+def _beside(found: float, least: float | None) -> str:
+    return "–" if least is None else f"{found:g} ({least:g})"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlforget_kernels.fisher_accumulate import fisher_accumulate_, reference
+from rlforget_kernels.fisher_accumulate import fisher_accumulate_, foreach_fisher_accumulate_, reference
 from tests.gpu.placement import on_device
 from tests.kernels.strategies import FLOATS, LAYOUTS, generator, laid_out, random_tensor, same_bits, seeds, tensors
 
@@ -25,6 +25,15 @@ def test_equals_reference(gradient: Tensor, layout: str, seed: int, gathered: bo
     fisher_accumulate_(found, on_device(gradient), None if indices is None else indices.cuda())
     reference.fisher_accumulate_(fisher, gradient, indices)
     assert same_bits(found.cpu(), fisher)
+
+
+def test_many_fishers_at_once():
+    gradients = [random_tensor(dtype, (17 * k, 33), k) for k, dtype in enumerate(FLOATS * 20)]
+    fishers = [random_tensor(torch.float32, tuple(gradient.shape), k) for k, gradient in enumerate(gradients)]
+    found = [on_device(fisher) for fisher in fishers]
+    foreach_fisher_accumulate_(found, [on_device(gradient) for gradient in gradients], [])
+    foreach_fisher_accumulate_(fishers, gradients, [])
+    assert all(same_bits(ours.cpu(), theirs) for ours, theirs in zip(found, fishers, strict=True))
 
 
 @pytest.mark.parametrize("index", [-1, 5])

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from rlforget_kernels.patch import patch_
+from rlforget_kernels.patch import foreach_patch_, patch_
 from rlforget_kernels.sparse_delta import reference
 from tests.gpu.placement import on_device
 from tests.kernels.strategies import pairs, same_bits
@@ -24,6 +25,23 @@ def test_patch_turns_before_into_after_or_writes_nothing(pair: tuple[Tensor, Ten
     if len(patch[0]):
         assert patch_(weight, *patch) == len(patch[0])
         assert same_bits(weight.cpu(), after)
+
+
+@given(st.lists(pairs(), min_size=1, max_size=6), st.data())
+@settings(max_examples=100)
+def test_one_mismatch_anywhere_and_nothing_is_written(listed: list[tuple[Tensor, Tensor]], data: st.DataObject):
+    befores, afters = zip(*listed, strict=True)
+    patches = [[part.cuda() for part in reference.sparse_delta(*pair)] for pair in listed]
+    weights = list(map(on_device, befores))
+    wrong = data.draw(st.integers(0, len(listed) - 1))
+    if len(patches[wrong][0]):
+        patches[wrong][1][-1] ^= 1
+        mismatches = foreach_patch_(weights, *map(list, zip(*patches, strict=True)))
+        assert mismatches.tolist() == [int(k == wrong) for k in range(len(listed))]
+        assert all(same_bits(weight.cpu(), before) for weight, before in zip(weights, befores, strict=True))
+        patches[wrong][1][-1] ^= 1
+    assert not foreach_patch_(weights, *map(list, zip(*patches, strict=True))).any()
+    assert all(same_bits(weight.cpu(), after) for weight, after in zip(weights, afters, strict=True))
 
 
 def test_more_than_two_to_the_31_coordinates():

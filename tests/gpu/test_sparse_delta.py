@@ -3,20 +3,23 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from rlforget_kernels.sparse_delta import reference, sparse_delta
+from rlforget_kernels.sparse_delta import foreach_sparse_delta, reference, sparse_delta
 from tests.gpu.placement import on_device
 from tests.kernels.strategies import OPCHECK_DTYPES, changed_copy, pairs, random_tensor, same_bits
 
 pytestmark = pytest.mark.gpu
 
 
-@given(pairs())
-@settings(max_examples=300)
-def test_equals_reference(pair: tuple[Tensor, Tensor]):
-    found = sparse_delta(*map(on_device, pair))
-    assert all(same_bits(part.cpu(), truth) for part, truth in zip(found, reference.sparse_delta(*pair), strict=True))
+@given(st.lists(pairs(), min_size=1, max_size=6))
+@settings(max_examples=200)
+def test_equals_reference(listed: list[tuple[Tensor, Tensor]]):
+    found = foreach_sparse_delta(*(list(map(on_device, side)) for side in zip(*listed, strict=True)))
+    for pair, *columns in zip(listed, *found, strict=True):
+        truth = reference.sparse_delta(*pair)
+        assert all(same_bits(part.cpu(), expected) for part, expected in zip(columns, truth, strict=True))
 
 
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.5, 1.0])

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import multiprocessing
 import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 
 from rlforget_kernels import OPERATORS, aot
-from rlforget_kernels.aot import ARCHITECTURES, Report, access_widths, measure
+from rlforget_kernels.aot import ARCHITECTURES, Report, measure, specs
+from rlforget_kernels.common.machine_code import WIDE, access_widths, bytes_for_elements, scalar_widths
 
 HOPPER = 90
+CHEAP = Report(
+    operator="subtract",
+    kernel="subtract_kernel",
+    label="8 bit",
+    arch=HOPPER,
+    streams=True,
+    registers=24,
+    stack=0,
+    local=0,
+    shared=512,
+    loads={16: 5, 4: 16},
+    stores={16: 1, 1: 16},
+    read=5,
+    written=1,
+    reads=5,
+    writes=1,
+)
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -47,93 +67,29 @@ def test_machine_code(compiler: ProcessPoolExecutor, operator: str):
     samples = compiler.submit(measure, others, sample=True, operators=[operator])
     reports = everything.result() + samples.result()
     assert {(report.operator, report.arch) for report in reports} == {(operator, arch) for arch in ARCHITECTURES}
-    assert_no_spills(reports)
-    assert_streaming_kernels_load_16_bytes(reports)
-    assert_full_tiles_read_every_input_once(reports)
-    assert_outputs_are_written_once(reports)
+    assert_costs(reports)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_compilation_for_every_architecture(compiler: ProcessPoolExecutor):
-    reports = compiler.submit(measure, ARCHITECTURES).result()
-    assert_no_spills(reports)
-    assert_streaming_kernels_load_16_bytes(reports)
-    assert_full_tiles_read_every_input_once(reports)
-    assert_outputs_are_written_once(reports)
+    assert_costs(compiler.submit(measure, ARCHITECTURES).result())
 
 
-def assert_no_spills(reports: list[Report]) -> None:
+def assert_costs(reports: list[Report]) -> None:
+    """No spills, wide loads where whole tensors are read in order, and the bytes that the operator says it needs."""
     assert named([report for report in reports if report.stack or report.local]) == []
+    assert named([report for report in reports if report.streams and max(report.loads) < WIDE]) == []
+    assert named([report for report in reports if report.reads is not None and report.read != report.reads]) == []
+    assert named([report for report in reports if report.writes is not None and report.written != report.writes]) == []
 
 
-def assert_streaming_kernels_load_16_bytes(reports: list[Report]) -> None:
-    assert named([report for report in reports if report.streams and max(report.loads) < 16]) == []
-
-
-BYTES_READ = {
-    "fisher_accumulate": {"float64": 12, "float32": 8, "bfloat16": 6, "float16": 6, "float8": 5},
-    "conflict_score": {"taylor": 12, "two_fisher": 12, "magnitude": 4, "": 8},
-    "select_top": {"": 4},
-    "subtract": {"float64": 12, "float32": 8, "bfloat16": 6, "float16": 6, "float8": 5},
-    "rollback": {
-        "float64": 16,
-        "int64": 16,
-        "float32": 8,
-        "int32": 8,
-        "bfloat16": 4,
-        "int16": 4,
-        "float8": 2,
-        "int8": 2,
-    },
-}
-"""Bytes that an element costs at least, by operator and the start of the label."""
-
-
-def assert_full_tiles_read_every_input_once(reports: list[Report]) -> None:
-    """By their 16-byte loads; narrower ones serve the tile at the end, or what is not streamed."""
-    for report in reports:
-        wide = report.loads.get(16)
-        if report.kernel == "compare_kernel":
-            # Four loads of 16 bytes a thread and side are one tile: see STREAM_BLOCK.
-            assert wide == 8, named([report])
-        elif report.operator in BYTES_READ and report.streams:
-            least = next(size for label, size in BYTES_READ[report.operator].items() if report.label.startswith(label))
-            least += 4 * report.label.endswith("scored")
-            # A tile is 2048 elements for 128 threads, so as many loads of 16 bytes as an element has bytes.
-            assert wide == least, named([report])
-
-
-BYTES_WRITTEN = {
-    "fisher_accumulate": {"": 4},
-    "conflict_score": {"": 4},
-    "subtract": {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8": 1},
-}
-"""Bytes that an element's output holds, of the operators that write every element."""
-
-WIDTHS = {"8 bit": 1, "16 bit": 2, "32 bit": 4, "64 bit": 8}
-DTYPES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "int16": 2, "float8": 1, "int8": 1}
-
-
-def assert_outputs_are_written_once(reports: list[Report]) -> None:
-    """Dense outputs by 16-byte stores, a tile 2048 elements for 128 threads; scattered ones an element a store."""
-    for report in reports:
-        if report.operator in BYTES_WRITTEN:
-            sizes = BYTES_WRITTEN[report.operator]
-            size = next(size for label, size in sizes.items() if report.label.startswith(label))
-            # The tile at the end has its own, narrow stores, sixteen elements a thread.
-            assert report.stores == {16: size, min(size, 8): 16}, named([report])
-        elif report.operator == "rollback":
-            size = next(size for dtype, size in DTYPES.items() if report.label.startswith(dtype))
-            assert report.stores == {size: 16}, named([report])
-        elif report.operator == "patch":
-            # The check writes its count alone, never the weight.
-            expected = {4: 1} if report.kernel == "mismatch_kernel" else {WIDTHS[report.label]: 16}
-            assert report.stores == expected, named([report])
-        elif report.operator == "fingerprint":
-            assert report.stores == {8: 2}, named([report])  # two sums a program
-            # A tile is one 16-byte load a thread; the loop over tiles is unrolled this many times.
-            assert report.loads[16] == {"8 bit": 8, "16 bit": 4, "32 bit": 2}[report.label], named([report])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_what_streams_says_the_fewest_bytes(operator: str):
+    silent = [
+        spec.label for _, spec in specs(operators=[operator]) if spec.streams and None in (spec.reads, spec.writes)
+    ]
+    assert silent == []
 
 
 def test_access_widths_reads_machine_code():
@@ -142,13 +98,49 @@ def test_access_widths_reads_machine_code():
     assert access_widths(code, "STG") == {8: 1}
 
 
+def test_scalar_widths_reads_what_a_program_accesses_once():
+    ttgir = """
+    %4 = tt.load %3 : !tt.ptr<i64>
+    %5 = tt.load %2 : !tt.ptr<i64>
+    %9 = tt.load %8, %7 : tensor<4096x!tt.ptr<i16>, #blocked>
+    tt.store %12, %11 : !tt.ptr<i1>
+    """
+    assert scalar_widths(ttgir, "load") == {8: 2}
+    assert scalar_widths(ttgir, "store") == {1: 1}
+
+
+@pytest.mark.parametrize(
+    ("widths", "scalars", "size"),
+    [
+        ({16: 8, 8: 4, 2: 64}, {8: 4}, 128),  # the narrow ones are of the tail, and of the table of tensors
+        ({32: 2, 16: 1}, {}, 80),
+        ({8: 9, 4: 2, 2: 16}, {8: 9, 4: 1}, 36),
+        ({8: 1}, {8: 2}, 0),  # the compiler merged two
+        ({}, {}, 0),
+    ],
+)
+def test_bytes_for_elements(widths: dict[int, int], scalars: dict[int, int], size: int):
+    assert bytes_for_elements(widths, scalars) == size
+
+
+@pytest.mark.parametrize(
+    "fault", [{"stack": 8}, {"local": 4}, {"loads": {4: 16}}, {"read": 8.0}, {"written": 4.0}], ids=str
+)
+def test_a_costly_kernel_is_seen(fault: dict[str, Any]):
+    assert_costs([CHEAP])
+    with pytest.raises(AssertionError, match="subtract_kernel"):
+        assert_costs([dataclasses.replace(CHEAP, **fault)])
+
+
 def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    report = Report("patch", "write_kernel", "8 bit", 80, False, 24, 0, 0, 512, {4: 2, 1: 2}, {1: 1})
+    unknown = dataclasses.replace(CHEAP, reads=None, writes=None)
     asked = []
-    monkeypatch.setattr(aot, "measure", lambda *arguments: asked.append(arguments) or [report])
+    monkeypatch.setattr(aot, "measure", lambda *arguments: asked.append(arguments) or [CHEAP, unknown])
     aot.main([])
     aot.main(["--arch", "80", "90", "--sample", "--operator", "patch"])
     assert asked == [(ARCHITECTURES, False, OPERATORS), ([80, 90], True, ["patch"])]
-    header, line, *_ = capsys.readouterr().out.splitlines()
+    header, line, other, *_ = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ["operator", "kernel", "for", "arch", "regs"]
-    assert re.split("  +", line) == ["patch", "write_kernel", "8 bit", "80", "24", "0", "0", "512", "2x4B 2x1B", "1x1B"]
+    cells = ["subtract", "subtract_kernel", "8 bit", "90", "24", "0", "0", "512", "5x16B 16x4B", "1x16B 16x1B"]
+    assert re.split("  +", line) == [*cells, "5 (5)", "1 (1)"]
+    assert re.split("  +", other) == [*cells, "–", "–"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rlforget_kernels import conflict_score as package
 from rlforget_kernels.common.bits import as_bits
-from rlforget_kernels.conflict_score import SCORES, conflict_score, cpu, gpu, reference
+from rlforget_kernels.conflict_score import SCORES, conflict_score, cpu, foreach_conflict_score, gpu, reference
 from tests.kernels.strategies import LAYOUTS, generator, laid_out, random_tensor, same_bits, seeds, shapes
 
 BACKENDS = pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
@@ -24,6 +26,26 @@ def inputs(shape: tuple[int, ...], seed: int, layouts: tuple[str, ...] = ("conti
         name: laid_out(random_tensor(torch.float32, shape, seed + k), layout)
         for k, (name, layout) in enumerate(zip(names, layouts, strict=True))
     }
+
+
+def use(backend: ModuleType) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The single operator as `backend` does it."""
+
+    def score_one(
+        delta: Tensor,
+        score: str,
+        earlier: Tensor | None = None,
+        later: Tensor | None = None,
+        direction: Tensor | None = None,
+        damping: float = 0.0,
+        seed: int = 0,
+        offset: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        lists = [delta], score, [earlier], [later], [direction]
+        (scores,), histogram = backend.foreach_conflict_score(*lists, damping, seed, [offset])
+        return scores, histogram
+
+    return score_one
 
 
 @BACKENDS
@@ -47,9 +69,45 @@ def test_backend_equals_reference(
 ):
     arguments: dict[str, Any] = {**inputs(shape, seed, layouts), "damping": damping, "seed": seed, "offset": offset}
     expected, expected_histogram = reference.conflict_score(score=score, **arguments)
-    found, histogram = backend.conflict_score(score=score, **arguments)
+    found, histogram = use(backend)(score=score, **arguments)
     assert same_bits(found, expected)
     assert torch.equal(histogram, expected_histogram)
+
+
+@pytest.mark.parametrize("in_shared", [False, True])
+@pytest.mark.parametrize("score", sorted(SCORES))
+def test_a_gpu_counts_in_either_memory(monkeypatch: pytest.MonkeyPatch, score: str, in_shared: bool):
+    monkeypatch.setattr(gpu, "IN_SHARED", in_shared)
+    given = inputs((3 * 4096 + 17,), 0)  # a program takes more than one tile
+    expected = reference.conflict_score(score=score, **given, damping=0.1)
+    assert all(map(same_bits, use(gpu)(score=score, **given, damping=0.1), expected))
+
+
+@BACKENDS
+@given(
+    score=st.sampled_from(sorted(SCORES)),
+    kinds=st.lists(st.tuples(shapes, st.sampled_from(LAYOUTS)), max_size=5),
+    seed=seeds,
+    damping=st.sampled_from([0.0, 0.1]),
+)
+@settings(max_examples=30)
+def test_many_deltas_at_once(
+    backend: ModuleType, score: str, kinds: list[tuple[tuple[int, ...], str]], seed: int, damping: float
+):
+    listed = [inputs(shape, seed + k, (layout,) * 4) for k, (shape, layout) in enumerate(kinds)]
+    columns = {name: [one[name] for one in listed] for name in ("delta", *INPUTS)}
+    offsets = [3 * k for k in range(len(kinds))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "backend", lambda _, *tensors: backend)
+        found, histogram = foreach_conflict_score(
+            columns["delta"], score, columns["earlier"], columns["later"], columns["direction"], damping, seed, offsets
+        )
+    total = torch.zeros_like(histogram)
+    for one, offset, scores in zip(listed, offsets, found, strict=True):
+        expected, counts = reference.conflict_score(score=score, **one, damping=damping, seed=seed, offset=offset)
+        assert same_bits(scores, expected)
+        total += counts
+    assert torch.equal(histogram, total)
 
 
 @given(score=st.sampled_from(sorted(SCORES)), shape=shapes, seed=seeds)
@@ -59,8 +117,8 @@ def test_scores_order_as_their_bits(score: str, shape: tuple[int, ...], seed: in
     assert (bits >= 0).all()
     assert (bits[scores.isnan().reshape(-1)] == 0x7FC00000).all()
     assert histogram.sum() == scores.numel()
-    assert histogram[0x7FC0] == scores.isnan().sum()
-    assert histogram[0x7F80] == scores.isinf().sum()
+    assert histogram[0xFF8] == scores.isnan().sum()
+    assert histogram[0xFF0] == scores.isinf().sum()
 
 
 FORMULAS = {
@@ -103,12 +161,13 @@ def test_two_fisher_where_nobody_feels_the_coordinate_is_zero():
     assert scores.isinf().all()
 
 
-def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("score", ["two_fisher", "random"])
+def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, score: str):
     arguments = inputs((20_000,), 0)
-    expected = reference.conflict_score(score="two_fisher", **arguments)
+    expected = reference.conflict_score(score=score, **arguments)
     monkeypatch.setattr("rlforget_kernels.common.threads.GRAIN", 1000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    found = cpu.conflict_score(score="two_fisher", **arguments)
+    found = use(cpu)(score=score, **arguments)
     assert all(map(same_bits, found, expected))
 
 
@@ -118,6 +177,10 @@ def test_opcheck(score: str):
     torch.library.opcheck(
         torch.ops.rlforget.conflict_score.default,
         (given["delta"], score, *(given[name] if name in SCORES[score] else None for name in INPUTS), 0.1, 3, 7),
+    )
+    lists = [[given[name]] * 2 if name in SCORES[score] else [] for name in INPUTS]
+    torch.library.opcheck(
+        torch.ops.rlforget.foreach_conflict_score.default, ([given["delta"]] * 2, score, *lists, 0.1, 3, [0, 7])
     )
 
 
@@ -136,3 +199,8 @@ def test_opcheck(score: str):
 def test_bad_input(arguments: dict[str, Any], error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         conflict_score(**{"delta": torch.zeros(3), **arguments})
+
+
+def test_lists_of_different_lengths():
+    with pytest.raises(ValueError, match=r"\[2, 1, 2, 2, 2\]"):
+        foreach_conflict_score([torch.zeros(3)] * 2, "fisher", [torch.zeros(3)], [], [])

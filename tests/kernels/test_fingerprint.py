@@ -10,9 +10,16 @@ from torch import Tensor
 
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.common.hashing import GOLDEN, mix64_int
-from rlforget_kernels.fingerprint import cpu, fingerprint, fingerprint_after_patch, gpu, reference
+from rlforget_kernels.fingerprint import (
+    cpu,
+    fingerprint,
+    fingerprint_after_patch,
+    foreach_fingerprint,
+    gpu,
+    reference,
+)
 from rlforget_kernels.sparse_delta import reference as sparse_delta
-from tests.kernels.strategies import OPCHECK_DTYPES, generator, pairs, random_tensor, seeds, tensors
+from tests.kernels.strategies import DTYPES, OPCHECK_DTYPES, generator, pairs, random_tensor, seeds, tensors
 
 KNOWN = [-4971745476255935064, 6363636222033055943]
 """The fingerprint of arange(3000) in int32."""
@@ -20,48 +27,60 @@ KNOWN = [-4971745476255935064, 6363636222033055943]
 offsets = st.one_of(st.just(0), st.integers(0, 5000), st.just(2**33 + 17))
 
 
+def of_one(backend: ModuleType, weight: Tensor, offset: int = 0) -> Tensor:
+    return backend.foreach_fingerprint([weight], [offset])[0]
+
+
 def by_hand(words: list[int], offset: int = 0) -> list[int]:
-    """The formula on unsigned 8, 16 or 32 bit words in Python's own integers."""
+    """The formula on unsigned words of 32 bits in Python's own integers."""
     lanes = []
-    for element_seed, tile_seed in ((1, 3), (2, 4)):
+    for place_seed, tile_seed in ((1, 3), (2, 4)):
         total = 0
         for i, word in enumerate(words, start=offset):
             tile, place = divmod(i, 1024)
-            tile_word = mix64_int((tile * GOLDEN + mix64_int(tile_seed)) % 2**64) | 1
-            element_word = mix64_int((place * GOLDEN + mix64_int(element_seed)) % 2**64) >> 32
-            total += tile_word * element_word * word
+            tile_factor = mix64_int((tile * GOLDEN + mix64_int(tile_seed)) % 2**64) | 1
+            place_factor = mix64_int((place * GOLDEN + mix64_int(place_seed)) % 2**64) >> 32
+            total += tile_factor * place_factor * word
         lanes.append(total % 2**64)
     return lanes
 
 
-@given(seeds, st.integers(0, 2100), offsets)
-@settings(max_examples=20)
-def test_reference_is_the_formula(seed: int, length: int, offset: int):
-    weight = random_tensor(torch.bfloat16, (length,), seed)
-    words = [word % 2**16 for word in as_bits(weight).tolist()]
-    assert [lane % 2**64 for lane in reference.fingerprint(weight, offset).tolist()] == by_hand(words, offset)
-
-
-def test_elements_of_64_bits_count_as_two_of_32():
-    weight = torch.tensor([0x1122334455667788, -1], dtype=torch.int64)
-    words = [0x55667788, 0x11223344, 0xFFFFFFFF, 0xFFFFFFFF]
-    assert [lane % 2**64 for lane in reference.fingerprint(weight, 600).tolist()] == by_hand(words, 1200)
+@given(st.sampled_from(DTYPES), seeds, st.integers(0, 4200), offsets)
+@settings(max_examples=40)
+def test_reference_is_the_formula_on_the_bytes(dtype: torch.dtype, seed: int, length: int, offset: int):
+    weight = random_tensor(dtype, (length,), seed)
+    skipped = offset * weight.element_size()
+    stored = bytes(skipped % 4) + as_bits(weight).numpy().tobytes()
+    stored += bytes(-len(stored) % 4)
+    words = [int.from_bytes(stored[k : k + 4], "little") for k in range(0, len(stored), 4)]
+    assert [lane % 2**64 for lane in of_one(reference, weight, offset).tolist()] == by_hand(words, skipped // 4)
 
 
 @pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
 @given(weight=tensors(), offset=offsets)
 @settings(max_examples=60)
 def test_backend_equals_reference(backend: ModuleType, weight: Tensor, offset: int):
-    assert torch.equal(backend.fingerprint(weight, offset), reference.fingerprint(weight, offset))
+    assert torch.equal(of_one(backend, weight, offset), of_one(reference, weight, offset))
+
+
+@pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
+@given(weights=st.lists(tensors(), max_size=6), offset=offsets)
+@settings(max_examples=25)
+def test_list_equals_one_by_one(backend: ModuleType, weights: list[Tensor], offset: int):
+    offsets = [offset + position for position in range(len(weights))]
+    found = backend.foreach_fingerprint(weights, offsets)
+    assert found.shape == (len(weights), 2)
+    for lanes, weight, place in zip(found, weights, offsets, strict=True):
+        assert torch.equal(lanes, of_one(reference, weight, place))
 
 
 def test_programs_and_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("rlforget_kernels.common.threads.GRAIN", 1000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     weight = random_tensor(torch.float32, (40_001,), 3)
-    expected = reference.fingerprint(weight)
-    assert torch.equal(cpu.fingerprint(weight), expected)
-    assert torch.equal(gpu.fingerprint(weight), expected)
+    expected = of_one(reference, weight)
+    assert torch.equal(of_one(cpu, weight), expected)
+    assert torch.equal(of_one(gpu, weight), expected)
 
 
 @given(tensors(), st.data())
@@ -131,7 +150,9 @@ def test_thousand_single_changes_give_a_thousand_fingerprints():
 
 @pytest.mark.parametrize("dtype", OPCHECK_DTYPES, ids=str)
 def test_opcheck(dtype: torch.dtype):
-    torch.library.opcheck(torch.ops.rlforget.fingerprint.default, (random_tensor(dtype, (40, 5), 1),))
+    weight = random_tensor(dtype, (40, 5), 1)
+    torch.library.opcheck(torch.ops.rlforget.fingerprint.default, (weight,))
+    torch.library.opcheck(torch.ops.rlforget.foreach_fingerprint.default, ([weight, weight[:3]], [0, 7]))
 
 
 def test_known_values():
@@ -145,6 +166,8 @@ def test_bad_input():
         fingerprint(torch.zeros(3), -1)
     with pytest.raises(TypeError, match="complex64"):
         fingerprint(torch.zeros(3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"one offset a tensor, 2; found 1"):
+        foreach_fingerprint([torch.zeros(3), torch.zeros(3)], [0])
 
 
 @pytest.mark.parametrize(

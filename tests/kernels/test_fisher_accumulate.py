@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -8,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlforget_kernels.fisher_accumulate import cpu, fisher_accumulate_, gpu, reference
+from rlforget_kernels import fisher_accumulate as package
+from rlforget_kernels.fisher_accumulate import (
+    cpu,
+    fisher_accumulate_,
+    foreach_fisher_accumulate_,
+    gpu,
+    reference,
+)
 from tests.kernels.strategies import (
     FLOATS,
     LAYOUTS,
@@ -28,8 +36,17 @@ BACKENDS = pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
 def accumulated(backend: ModuleType, fisher: Tensor, *args: Tensor | None, layout: str = "contiguous") -> Tensor:
     """The Fisher after the operator ran on a copy of it."""
     fisher = laid_out(fisher, layout)
-    backend.fisher_accumulate_(fisher, *args)
+    use(backend)(fisher, *args)
     return fisher
+
+
+def use(backend: ModuleType) -> Callable[..., None]:
+    """The single operator as `backend` does it."""
+
+    def accumulate(fisher: Tensor, gradient: Tensor, indices: Tensor | None = None) -> None:
+        backend.foreach_fisher_accumulate_([fisher], [gradient], [indices])
+
+    return reference.fisher_accumulate_ if backend is reference else accumulate
 
 
 @BACKENDS
@@ -69,6 +86,34 @@ def test_gathered(
     assert same_bits(accumulated(backend, fisher, gradient, indices, layout=layouts[2]), expected)
 
 
+@BACKENDS
+@given(
+    kinds=st.lists(
+        st.tuples(st.sampled_from(FLOATS), shapes, st.sampled_from(LAYOUTS), st.sampled_from([None, 0.0, 0.3])),
+        max_size=5,
+    ),
+    seed=seeds,
+)
+@settings(max_examples=30)
+def test_many_fishers_at_once(
+    backend: ModuleType, kinds: list[tuple[torch.dtype, tuple[int, ...], str, float | None]], seed: int
+):
+    gradients = [laid_out(random_tensor(dtype, shape, seed), layout) for dtype, shape, layout, _ in kinds]
+    indices = [
+        None if share is None else (torch.rand(one.numel(), generator=generator(seed)) < share).nonzero()[:, 0]
+        for one, (*_, share) in zip(gradients, kinds, strict=True)
+    ]
+    fishers = [
+        random_tensor(torch.float32, tuple(one.shape if where is None else where.shape), seed + 1)
+        for one, where in zip(gradients, indices, strict=True)
+    ]
+    expected = [accumulated(reference, *arguments) for arguments in zip(fishers, gradients, indices, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "backend", lambda _, *tensors: backend)
+        foreach_fisher_accumulate_(fishers, gradients, indices)
+    assert all(map(same_bits, fishers, expected))
+
+
 @pytest.mark.parametrize("backend", [reference, cpu, gpu], ids=["reference", "cpu", "gpu"])
 def test_square_and_sum_round_apart(backend: ModuleType):
     # (1 + 2**-23)**2 = 1 + 2**-22 + 2**-46: a fused multiply-add with -1 would keep the last term.
@@ -98,6 +143,8 @@ def test_opcheck(dtype: torch.dtype, indices: Tensor | None):
     fisher = torch.zeros(4, 5) if indices is None else torch.zeros(3)
     gradient = random_tensor(dtype, (4, 5), 0)
     torch.library.opcheck(torch.ops.rlforget.fisher_accumulate_.default, (fisher, gradient, indices))
+    lists = ([fisher, fisher.clone()], [gradient] * 2, [indices] * 2)
+    torch.library.opcheck(torch.ops.rlforget.foreach_fisher_accumulate_.default, lists)
 
 
 @pytest.mark.parametrize(
@@ -116,3 +163,8 @@ def test_bad_input(fisher: Tensor, gradient: Tensor, indices: Tensor | None, err
     with pytest.raises(error, match=message):
         fisher_accumulate_(fisher, gradient, indices)
     assert not fisher.any()
+
+
+def test_lists_of_different_lengths():
+    with pytest.raises(ValueError, match=r"\[1, 2, 1\]"):
+        foreach_fisher_accumulate_([torch.zeros(2)], [torch.zeros(2)] * 2, [])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlforget_kernels.common.bits import as_bits
-from rlforget_kernels.patch import cpu, gpu, patch_, reference
+from rlforget_kernels.common.launch import launch
+from rlforget_kernels.patch import cpu, foreach_patch_, gpu, patch_, reference
 from rlforget_kernels.sparse_delta import reference as sparse_delta
 from tests.kernels.strategies import OPCHECK_DTYPES, laid_out, pairs, random_tensor, same_bits
 
@@ -18,11 +21,19 @@ BACKENDS = (reference, cpu, gpu)
 
 def patched(backend: ModuleType, weight: Tensor, *patch: Tensor) -> tuple[int, Tensor]:
     """The mismatches, and the weight after patching a copy with the same strides."""
-    weight = weight.clone() if weight.is_contiguous() else laid_out(weight, "strided")
-    mismatches = backend.patch_(weight, *patch)
+    mismatches, (weight,) = all_patched(backend, [weight], [patch])
+    return mismatches[0], weight
+
+
+def all_patched(
+    backend: ModuleType, weights: list[Tensor], patches: Sequence[Sequence[Tensor]]
+) -> tuple[list[int], list[Tensor]]:
+    """The mismatches, and the weights after patching copies with the same strides."""
+    weights = [weight.clone() if weight.is_contiguous() else laid_out(weight, "strided") for weight in weights]
+    mismatches = backend.foreach_patch_(weights, *([patch[k] for patch in patches] for k in range(3)))
     assert mismatches.dtype == torch.int64
-    assert mismatches.shape == ()
-    return int(mismatches), weight
+    assert mismatches.shape == (len(weights),)
+    return mismatches.tolist(), weights
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.__name__.rsplit(".")[-1])
@@ -64,6 +75,41 @@ def test_one_wrong_bit_or_index_and_nothing_is_written(
     assert same_bits(weight, before)
 
 
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.__name__.rsplit(".")[-1])
+@given(listed=st.lists(pairs(), min_size=1, max_size=5), data=st.data())
+@settings(max_examples=40)
+def test_one_mismatch_anywhere_and_nothing_is_written(
+    backend: ModuleType, listed: list[tuple[Tensor, Tensor]], data: st.DataObject
+):
+    befores, afters = map(list, zip(*listed, strict=True))
+    patches = [sparse_delta.sparse_delta(before, after) for before, after in listed]
+    mismatches, weights = all_patched(backend, befores, patches)
+    assert mismatches == [0] * len(listed)
+    assert all(map(same_bits, weights, afters))
+    wrong = data.draw(st.integers(0, len(listed) - 1))
+    if len(patches[wrong][0]):
+        patches[wrong][1][-1] ^= 1
+        mismatches, weights = all_patched(backend, befores, patches)
+        assert mismatches == [int(k == wrong) for k in range(len(listed))]
+        assert all(map(same_bits, weights, befores))
+
+
+def test_tensors_of_a_kind_share_their_launches(monkeypatch: pytest.MonkeyPatch):
+    launched = []
+
+    def counted(kernel: Any, *args: Any, **constants: Any) -> None:
+        launched.append(kernel)
+        launch(kernel, *args, **constants)
+
+    monkeypatch.setattr(gpu, "launch", counted)
+    befores = [random_tensor(torch.int16, (40,), k) for k in range(100)]
+    patches = [sparse_delta.sparse_delta(before, before + 1) for before in befores]
+    mismatches, weights = all_patched(gpu, befores, patches)
+    assert not any(mismatches)
+    assert all(torch.equal(weight, before + 1) for weight, before in zip(weights, befores, strict=True))
+    assert launched == [gpu.mismatch_kernel, gpu.write_kernel]
+
+
 def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("rlforget_kernels.common.threads.GRAIN", 1000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -78,7 +124,10 @@ def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("dtype", OPCHECK_DTYPES, ids=str)
 def test_opcheck(dtype: torch.dtype):
     before, after = random_tensor(dtype, (40, 5), 1), random_tensor(dtype, (40, 5), 2)
-    torch.library.opcheck(torch.ops.rlforget.patch_.default, (before, *sparse_delta.sparse_delta(before, after)))
+    patch = sparse_delta.sparse_delta(before, after)
+    torch.library.opcheck(torch.ops.rlforget.patch_.default, (before, *patch))
+    lists = [[tensor.clone(), tensor.clone()] for tensor in (before, *patch)]
+    torch.library.opcheck(torch.ops.rlforget.foreach_patch_.default, tuple(lists))
 
 
 def test_a_live_parameter_is_patched_in_place():
@@ -109,4 +158,13 @@ def test_bad_input(indices: Tensor, old: Tensor, new: Tensor, error: type[Except
     weight = torch.zeros(4)
     with pytest.raises(error):
         patch_(weight, indices, old, new)
+    good = [torch.zeros(1, dtype=dtype) for dtype in (LONG, INT, INT)]
+    with pytest.raises(error):
+        foreach_patch_([torch.zeros(4), weight], *map(list, zip(good, (indices, old, new), strict=True)))
     assert weight.tolist() == [0.0] * 4
+
+
+def test_lists():
+    assert foreach_patch_([], [], [], []).tolist() == []
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        foreach_patch_([torch.zeros(4)], [], [], [])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rlforget_kernels import rollback as package
 from rlforget_kernels.common.bits import as_bits
-from rlforget_kernels.rollback import cpu, gpu, reference, rollback_
+from rlforget_kernels.rollback import cpu, foreach_rollback_, gpu, reference, rollback_
 from tests.kernels.strategies import (
     DTYPES,
     FLOATS,
@@ -26,14 +28,33 @@ from tests.kernels.strategies import (
     shapes,
 )
 
+NARROW = tuple(dtype for dtype in FLOATS if dtype.itemsize < 4)
 BACKENDS = pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
 
 
 def rolled_back(backend: ModuleType, weight: Tensor, *args: Any, layout: str = "contiguous") -> Tensor:
     """The weight after the operator ran on a copy of it."""
     weight = laid_out(weight, layout)
-    backend.rollback_(weight, *args)
+    use(backend)(weight, *args)
     return weight
+
+
+def use(backend: ModuleType) -> Callable[..., None]:
+    """The single operator as `backend` does it."""
+
+    def rollback(
+        weight: Tensor,
+        before: Tensor,
+        indices: Tensor | None = None,
+        score: Tensor | None = None,
+        threshold: float = 0.0,
+        strength: float = 1.0,
+        seed: int | None = None,
+        offset: int = 0,
+    ) -> None:
+        backend.foreach_rollback_([weight], [before], [indices], [score], threshold, strength, seed, [offset])
+
+    return reference.rollback_ if backend is reference else rollback
 
 
 @st.composite
@@ -61,11 +82,73 @@ def test_whole(backend: ModuleType, case: tuple[Any, ...], layout: str):
 
 
 @BACKENDS
-@given(case=cases(st.sampled_from(FLOATS)), layout=st.sampled_from(LAYOUTS), strength=st.floats(-0.5, 1.5, width=32))
+@given(
+    case=cases(st.sampled_from(FLOATS)),
+    layout=st.sampled_from(LAYOUTS),
+    strength=st.floats(-0.5, 1.5, width=32),
+    seed=st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)),
+    offset=st.sampled_from([0, 1, 999, 2**40]),
+)
 @settings(max_examples=80)
-def test_part_of_the_way(backend: ModuleType, case: tuple[Any, ...], layout: str, strength: float):
-    expected = rolled_back(reference, *case, strength)
-    assert same_bits(rolled_back(backend, *case, strength, layout=layout), expected)
+def test_part_of_the_way(
+    backend: ModuleType, case: tuple[Any, ...], layout: str, strength: float, seed: int | None, offset: int
+):
+    expected = rolled_back(reference, *case, strength, seed, offset)
+    assert same_bits(rolled_back(backend, *case, strength, seed, offset, layout=layout), expected)
+
+
+@BACKENDS
+@given(
+    listed=st.lists(cases(st.sampled_from(FLOATS)), max_size=4),
+    strength=st.sampled_from([0.3, 1.0]),
+    seed=st.one_of(st.none(), seeds),
+)
+@settings(max_examples=30)
+def test_many_weights_at_once(backend: ModuleType, listed: list[tuple[Any, ...]], strength: float, seed: int | None):
+    offsets = [7 * k for k in range(len(listed))]
+    columns = [[case[k] for case in listed] for k in range(4)]
+    weights = [laid_out(weight, LAYOUTS[k % len(LAYOUTS)]) for k, weight in enumerate(columns[0])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "backend", lambda _, *tensors: backend)
+        foreach_rollback_(weights, *columns[1:], 0.1, strength, seed, offsets)
+    for weight, offset, (before, *others, _) in zip(weights, offsets, listed, strict=True):
+        assert same_bits(weight, rolled_back(reference, before, *others, 0.1, strength, seed, offset))
+
+
+def test_without_offsets_each_weight_follows_on_the_one_before():
+    weights, before = random_tensor(torch.bfloat16, (3, 500), 0), random_tensor(torch.bfloat16, (3, 500), 1)
+    expected = rolled_back(cpu, weights, before, None, None, 0.0, 0.3, 5)
+    listed = list(weights)
+    foreach_rollback_(listed, list(before), [], [], strength=0.3, seed=5)
+    assert same_bits(weights, expected)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("gathered", [False, True])
+def test_stochastic_rounding_is_unbiased(dtype: torch.dtype, gathered: bool):
+    """Ten million draws of a value between two that the dtype has: their mean within five standard errors."""
+    draws = 10_000_000
+    start, goal, strength = torch.tensor([1.25, 1.0, 0.01])
+    exact = (start - strength * (start - goal)).double()
+    weight, before = (torch.full((draws,), value.item()).to(dtype) for value in (start, goal))
+    indices = torch.arange(draws, dtype=torch.int32) if gathered else None
+    rollback_(weight, before, indices, strength=0.01, seed=11)
+    lower, upper = as_bits(weight).unique().view(dtype).double().sort().values
+    chance = (exact - lower) / (upper - lower)
+    found = (as_bits(weight) == as_bits(upper.to(dtype))).double().mean()
+    assert 0 < chance < 1
+    assert (found - chance).abs() <= 5 * (chance * (1 - chance) / draws) ** 0.5
+
+
+def test_random_bits_follow_the_coordinate_alone():
+    weight, before = torch.ones(10_000, dtype=torch.bfloat16), torch.full((10_000,), 1.25, dtype=torch.bfloat16)
+    whole = rolled_back(cpu, weight, before, None, None, 0.0, 0.01, 7)
+    tail = rolled_back(cpu, weight[6_000:], before[6_000:], None, None, 0.0, 0.01, 7, 6_000)
+    assert same_bits(tail, whole[6_000:])
+    some = torch.arange(1, 10_000, 3)
+    picked = rolled_back(cpu, weight, before[some], some, None, 0.0, 0.01, 7)
+    assert same_bits(picked[some], whole[some])
+    assert not same_bits(rolled_back(cpu, weight, before, None, None, 0.0, 0.01, 8), whole)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -129,10 +212,10 @@ def test_overflow_and_nan(backend: ModuleType, dtype: torch.dtype):
 
 def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
     weight, before = random_tensor(torch.bfloat16, (20_000,), 0), random_tensor(torch.bfloat16, (20_000,), 1)
-    expected = rolled_back(reference, weight, before, None, None, 0.0, 0.5)
+    expected = rolled_back(reference, weight, before, None, None, 0.0, 0.3, 5)
     monkeypatch.setattr("rlforget_kernels.common.threads.GRAIN", 1000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert same_bits(rolled_back(cpu, weight, before, None, None, 0.0, 0.5), expected)
+    assert same_bits(rolled_back(cpu, weight, before, None, None, 0.0, 0.3, 5), expected)
 
 
 @pytest.mark.parametrize("dtype", OPCHECK_DTYPES, ids=str)
@@ -143,7 +226,10 @@ def test_opcheck(dtype: torch.dtype, gathered: bool):
     before = before.reshape(-1)[:3].clone() if gathered else before
     score = torch.rand(before.shape, generator=generator(0))
     strength = 0.5 if dtype.is_floating_point else 1.0
-    torch.library.opcheck(torch.ops.rlforget.rollback_.default, (weight, before, indices, score, 0.5, strength))
+    arguments = (0.5, strength, 3, 7)
+    torch.library.opcheck(torch.ops.rlforget.rollback_.default, (weight, before, indices, score, *arguments))
+    lists = ([weight, weight.clone()], [before] * 2, [indices] * 2, [score] * 2)
+    torch.library.opcheck(torch.ops.rlforget.foreach_rollback_.default, (*lists, *arguments[:3], [0, 5]))
 
 
 def test_a_live_parameter_is_written_in_place():

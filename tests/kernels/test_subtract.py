@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rlforget_kernels import subtract as package
 from rlforget_kernels.common.bits import as_bits
-from rlforget_kernels.subtract import cpu, gpu, reference, subtract_
+from rlforget_kernels.subtract import cpu, foreach_subtract_, gpu, reference, subtract_
 from tests.kernels.strategies import (
     FLOATS,
     LAYOUTS,
@@ -32,8 +34,17 @@ NARROW = tuple(dtype for dtype in FLOATS if dtype.itemsize < 4)
 def subtracted(backend: ModuleType, weight: Tensor, *args: Any, layout: str = "contiguous") -> Tensor:
     """The weight after the operator ran on a copy of it."""
     weight = laid_out(weight, layout)
-    backend.subtract_(weight, *args)
+    use(backend)(weight, *args)
     return weight
+
+
+def use(backend: ModuleType) -> Callable[..., None]:
+    """The single operator as `backend` does it."""
+
+    def subtract(weight: Tensor, u: Tensor, seed: int | None = None, offset: int = 0) -> None:
+        backend.foreach_subtract_([weight], [u], seed, [offset])
+
+    return reference.subtract_ if backend is reference else subtract
 
 
 def ordered(floats: Tensor) -> Tensor:
@@ -70,6 +81,35 @@ def test_backend_equals_reference(
     assert same_bits(subtracted(backend, weight, u, seed, offset, layout=layouts[1]), expected)
 
 
+@BACKENDS
+@given(
+    kinds=st.lists(st.tuples(st.sampled_from(FLOATS), shapes, st.sampled_from(LAYOUTS)), max_size=5),
+    tensor_seed=seeds,
+    seed=st.one_of(st.none(), seeds),
+)
+@settings(max_examples=30)
+def test_many_weights_at_once(
+    backend: ModuleType, kinds: list[tuple[torch.dtype, tuple[int, ...], str]], tensor_seed: int, seed: int | None
+):
+    weights = [laid_out(random_tensor(dtype, shape, tensor_seed), layout) for dtype, shape, layout in kinds]
+    us = [laid_out(random_tensor(torch.float32, shape, tensor_seed + 1), layout) for _, shape, layout in kinds]
+    offsets = [3 * k for k in range(len(kinds))]
+    expected = [
+        subtracted(reference, weight, u, seed, offset) for weight, u, offset in zip(weights, us, offsets, strict=True)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "backend", lambda _, *tensors: backend)
+        foreach_subtract_(weights, us, seed, offsets)
+    assert all(map(same_bits, weights, expected))
+
+
+def test_without_offsets_each_weight_follows_on_the_one_before():
+    weights, us = random_tensor(torch.bfloat16, (3, 500), 0), random_tensor(torch.float32, (3, 500), 1)
+    expected = subtracted(cpu, weights, us, 5)
+    foreach_subtract_(list(weights), list(us), 5)
+    assert same_bits(weights, expected)
+
+
 @ALL
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_nearest_is_what_torch_rounds_to(backend: ModuleType, dtype: torch.dtype):
@@ -104,25 +144,29 @@ def test_float8_overflow_is_that_of_torch_where_torch_saturates():
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
-@pytest.mark.parametrize("kind", ["normal", "tiny u", "subnormal", "crossing zero"])
+@pytest.mark.parametrize("kind", ["normal", "tiny u", "subnormal", "crossing zero", "up to the largest"])
 def test_stochastic_rounding_is_unbiased(dtype: torch.dtype, kind: str):
-    draws = 1_000_000
+    draws = 10_000_000
     smallest = 2.0 ** -(9 if dtype is torch.float8_e4m3fn else 16 if dtype is torch.float8_e5m2 else 24)
     if dtype is torch.bfloat16:
         smallest = 2.0**-100
+    top = torch.finfo(dtype).max
+    below_top = (as_bits(torch.tensor(top).to(dtype)) - 1).view(dtype).item()
     start, change = {
         "normal": (1.25, 0.0123),
         "tiny u": (1.0, 1e-5),
         "subnormal": (3 * smallest, 0.3 * smallest),
         "crossing zero": (smallest, 1.4 * smallest),
+        "up to the largest": (below_top, 0.3 * (below_top - top)),
     }[kind]
     weight = torch.full((draws,), start).to(dtype)
     exact = (weight[0].float() - torch.tensor(change)).double()
     subtract_(weight, torch.full((draws,), change), seed=11)
-    values = weight.double()
-    assert len(as_bits(weight).unique()) == 2  # the two neighbours
-    error = (values - exact).mean().abs()
-    assert error <= 5 * values.std() / draws**0.5
+    lower, upper = as_bits(weight).unique().view(dtype).double().sort().values  # the two neighbours
+    chance = (exact - lower) / (upper - lower)
+    found = (as_bits(weight) == as_bits(upper.to(dtype))).double().mean()
+    assert 0 < chance < 1
+    assert (found - chance).abs() <= 5 * (chance * (1 - chance) / draws) ** 0.5
 
 
 @ALL
@@ -182,6 +226,8 @@ def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
 def test_opcheck(dtype: torch.dtype, seed: int | None):
     weight, u = random_tensor(dtype, (4, 5), 0), torch.rand(4, 5, generator=generator(0))
     torch.library.opcheck(torch.ops.rlforget.subtract_.default, (weight, u, seed, 5))
+    lists = ([weight, weight.clone()], [u, u])
+    torch.library.opcheck(torch.ops.rlforget.foreach_subtract_.default, (*lists, seed, [0, 9]))
 
 
 @pytest.mark.parametrize(
@@ -197,3 +243,8 @@ def test_bad_input(weight: Tensor, u: Tensor, error: type[Exception], message: s
     with pytest.raises(error, match=message):
         subtract_(weight, u)
     assert (weight == 1).all()
+
+
+def test_lists_of_different_lengths():
+    with pytest.raises(ValueError, match=r"\[2, 1, 2\]"):
+        foreach_subtract_([torch.ones(2)] * 2, [torch.ones(2)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlforget_kernels.common.rounding import round_float32
+from rlforget_kernels.common.rounding import round_drawn, round_float32
 
 FLOAT64_MAGNITUDE = 0x7FFFFFFFFFFFFFFF
 FLOAT64_INFINITY = 0x7FF0000000000000
@@ -23,7 +23,15 @@ def widened(values: Tensor) -> Tensor:
 
 
 def narrowed(values: Tensor, dtype: torch.dtype, noise: Tensor | None = None) -> Tensor:
-    """What `widened` values become in `dtype`: `round_float32` with `noise`, or for float64 only the one NaN."""
+    """What `widened` values become in `dtype`.
+
+    Args:
+        values: float64 for float64, else float32.
+        dtype: A float dtype. float32 and float64 hold the values as they are, but for their NaNs: the one NaN.
+        noise: int64 in [0, 2**32), one a value, for `round_drawn`. None: to nearest even.
+    """
     if dtype is torch.float64:
         return values.masked_fill(values.isnan(), float("nan"))
-    return round_float32(values, dtype, noise).view(dtype)
+    if noise is None or dtype is torch.float32:
+        return round_float32(values, dtype).view(dtype)
+    return round_drawn(values, dtype, noise).view(dtype)

@@ -1,4 +1,4 @@
-"""The one NaN of `arithmetic` for Triton kernels, on blocks."""
+"""How the arithmetic operators round their results, for Triton kernels, on blocks: the functions of `arithmetic`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import triton
 import triton.language as tl
 
 from rlforget_kernels.common import arithmetic
-from rlforget_kernels.common.gpu_math import INFINITY, MAGNITUDE, NAN
+from rlforget_kernels.common.gpu_math import (
+    INFINITY,
+    MAGNITUDE,
+    NAN,
+    random_word,
+    round_drawn,
+    round_nearest,
+)
 
 _MAGNITUDE64 = tl.constexpr(arithmetic.FLOAT64_MAGNITUDE)
 _INFINITY64 = tl.constexpr(arithmetic.FLOAT64_INFINITY)
@@ -25,3 +32,21 @@ def result_bits64(values):
     """The bits of float64 `values` as int64, a NaN as the one NaN."""
     bits = values.to(tl.int64, bitcast=True)
     return tl.where((bits & _MAGNITUDE64) > _INFINITY64, _NAN64, bits)
+
+
+@triton.jit
+def narrowed_bits(
+    values,
+    index,  # int64, like `values`: their coordinates
+    mixed_seed,  # int64: mix64 of the seed
+    EXPONENT: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    OVERFLOW: tl.constexpr,
+    NAN_CODE: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+):
+    """`arithmetic.narrowed` of float32 `values`: the codes, uint32; with the random bits of `index` if STOCHASTIC."""
+    if STOCHASTIC:
+        noise = random_word(tl.cast(mixed_seed, tl.int64).to(tl.uint64), index.to(tl.uint64)) >> 32
+        return round_drawn(values, noise, EXPONENT, MANTISSA, OVERFLOW, NAN_CODE)
+    return round_nearest(values, EXPONENT, MANTISSA, OVERFLOW, NAN_CODE)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+_CHECKED = 1 << 24  # indices that are compared at a time
 
 
 def require_indices(op: str, indices: Tensor, selected: Tensor, selected_name: str) -> None:
@@ -28,10 +32,37 @@ def require_in_range(op: str, indices: Tensor, numel: int) -> None:
     Raises:
         IndexError: naming an index that is not. On a device this waits for the device.
     """
+    require_all_in_range(op, [indices], [numel])
+
+
+def require_all_in_range(op: str, indices: Sequence[Tensor | None], sizes: Sequence[int]) -> None:
+    """Check that 0 <= index < size for all of some indices, each with a size; None has none.
+
+    Raises:
+        IndexError: naming an index that is not. On a device this waits for the device, once.
+    """
+    checked = [(one, size) for one, size in zip(indices, sizes, strict=True) if one is not None and one.numel()]
+    if not checked:
+        return
+    ends = torch.stack([end.long() for one, _ in checked for end in torch.aminmax(one)]).view(-1, 2).tolist()
+    for (low, high), (_, size) in zip(ends, checked, strict=True):
+        if low < 0 or high >= size:
+            found = low if low < 0 else high
+            raise IndexError(f"{op}: expected indices in [0, {size}); found {found}. They belong to another tensor.")
+
+
+def require_ascending(op: str, indices: Tensor, numel: int) -> None:
+    """Check that `indices` ascend strictly and that 0 <= indices < numel.
+
+    Raises:
+        IndexError: naming an index out of range.
+        ValueError: if they do not ascend. On a device this waits for the device.
+    """
     if indices.numel() == 0:
         return
-    low, high = (int(end) for end in torch.aminmax(indices))
-    if low < 0 or high >= numel:
-        raise IndexError(
-            f"{op}: expected indices in [0, {numel}); found {low if low < 0 else high}. They belong to another tensor."
-        )
+    # In parts that overlap by one, so that what is compared stays small.
+    for start in range(0, indices.numel() - 1, _CHECKED):
+        part = indices[start : start + _CHECKED + 1]
+        if not bool((part[1:] > part[:-1]).all()):
+            raise ValueError(f"{op}: expected ascending indices, each once; found others. Sort them with their values.")
+    require_in_range(op, indices[[0, -1]], numel)

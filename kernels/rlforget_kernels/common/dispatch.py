@@ -17,9 +17,16 @@ R = TypeVar("R")
 BACKENDS = {"cpu": "cpu", "cuda": "gpu"}
 """The module of an operator's package that serves a device type: `cpu` is numba, `gpu` is Triton."""
 
+_LIBRARY = torch.library.Library("rlforget", "FRAGMENT")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
 
 def operator(fake: Callable[P, R], mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register the decorated function as the custom operator `rlforget::<its name>`.
+    """Register the decorated function as the operator `rlforget::<its name>`.
+
+    With the dispatcher itself, as `torch.library.custom_op` does, but that one imports torch._dynamo at the first call:
+    a second of every process. Like there, the operator has no gradient: outputs of floats that depend on what requires
+    one require it too, so that `backward` fails at them and does not pass them over.
 
     Args:
         fake: The same signature on tensors without data: says which shapes and dtypes come out.
@@ -30,17 +37,47 @@ def operator(fake: Callable[P, R], mutates: tuple[str, ...] = ()) -> Callable[[C
     """
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
-        definition: Any = torch.library.custom_op(f"rlforget::{function.__name__}", function, mutates_args=mutates)
-        definition.register_fake(fake)
+        name = function.__name__
+        _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=mutates), tags=_TAGS)
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"rlforget::{name}", fake, lib=_LIBRARY)
+        overload = getattr(torch.ops.rlforget, name).default
+        if mutates:
+            places = [number for number, argument in enumerate(overload._schema.arguments) if argument.name in mutates]
+            _LIBRARY.impl(name, _noting_writes(overload, places), "ADInplaceOrView", with_keyset=True)
+        else:
+            torch.library.register_autograd(f"rlforget::{name}", _no_gradient(name), lib=_LIBRARY)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            result: R = definition(*args, **kwargs)
+            result: R = overload(*args, **kwargs)
             return result
 
         return call
 
     return register
+
+
+def _no_gradient(name: str) -> Callable[..., Any]:
+    """Return the backward of an operator that has none."""
+
+    def backward(context: Any, *gradients: Any) -> Any:
+        raise RuntimeError(f"{name}: expected no backward through it; found one. Call it under torch.no_grad().")
+
+    return backward
+
+
+def _noting_writes(overload: Any, places: list[int]) -> Callable[..., Any]:
+    """Return what raises the versions of the tensors that an operator writes to, by which autograd knows of a write."""
+
+    def noting(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        for place in places:
+            written = args[place] if place < len(args) else kwargs[overload._schema.arguments[place].name]
+            torch.autograd.graph.increment_version(written)
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return overload.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+
+    return noting
 
 
 def backend(package: str, *tensors: Tensor | None) -> ModuleType:

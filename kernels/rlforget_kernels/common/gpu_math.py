@@ -107,3 +107,15 @@ def round_stochastic(
     fixed = (significand.to(tl.uint64) << 32) >> tl.minimum(shift, 56).to(tl.uint64)
     code = ((fixed + noise) >> 32).to(tl.uint32)
     return _finish(bits, code, EXPONENT, MANTISSA, OVERFLOW, NAN_CODE)
+
+
+@triton.jit
+def round_drawn(
+    values, noise, EXPONENT: tl.constexpr, MANTISSA: tl.constexpr, OVERFLOW: tl.constexpr, NAN_CODE: tl.constexpr
+):
+    """`rounding.round_drawn` of a float32 block with `noise` (uint64 in [0, 2**32)): the codes, in uint32."""
+    drawn = round_stochastic(values, noise, EXPONENT, MANTISSA, OVERFLOW, NAN_CODE)
+    if EXPONENT != 4:
+        beyond = (drawn & ((1 << (EXPONENT + MANTISSA)) - 1)) >= OVERFLOW
+        drawn = tl.where(beyond, round_nearest(values, EXPONENT, MANTISSA, OVERFLOW, NAN_CODE), drawn)
+    return drawn

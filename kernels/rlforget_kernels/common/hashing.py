@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -48,5 +51,18 @@ def random_words(seed: int, offset: int, count: int, device: torch.device | str 
     Word i is mix64(i * GOLDEN + mix64(seed)): a function of the coordinate alone, so the same on every device and
     for every split of a tensor.
     """
-    index = torch.arange(offset, offset + count, dtype=torch.int64, device=device)
+    return _random_words_at(seed, torch.arange(offset, offset + count, dtype=torch.int64, device=device))
+
+
+def consecutive(tensors: Sequence[Tensor]) -> list[int]:
+    """Return the first coordinates of tensors that follow on one another, so that no two share random words."""
+    return list(itertools.accumulate((tensor.numel() for tensor in tensors), initial=0))[: len(tensors)]
+
+
+def random_bits(seed: int, index: Tensor) -> Tensor:
+    """Return the leading half of the random words of the coordinates `index` (int64): int64 in [0, 2**32)."""
+    return shift_right(_random_words_at(seed, index), 32)
+
+
+def _random_words_at(seed: int, index: Tensor) -> Tensor:
     return mix64(index * signed(GOLDEN) + signed(mix64_int(seed % 2**64)))

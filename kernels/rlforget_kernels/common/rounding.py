@@ -85,6 +85,20 @@ def round_float32(values: Tensor, dtype: torch.dtype, noise: Tensor | None = Non
     return code.to(bits_dtype(dtype))
 
 
+def round_drawn(values: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
+    """Round as `round_float32` with `noise`, but to nearest even what that takes beyond the finite range.
+
+    So chance alone makes no infinity; in float8_e4m3fn, which has none, there is nothing to mend. What the operators
+    that write a correction do when they are given a seed.
+    """
+    layout = FLOAT_FORMAT[dtype]
+    drawn = round_float32(values, dtype, noise)
+    if dtype is torch.float8_e4m3fn:
+        return drawn
+    magnitude = zero_extend(drawn) & ((1 << (layout.exponent + layout.mantissa)) - 1)
+    return torch.where(magnitude >= layout.overflow, round_float32(values, dtype), drawn)
+
+
 def widen_to_float32(bits: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the values that `bits` (dtype `bits_dtype(dtype)`) spell in the float `dtype`, exactly, as float32."""
     return bits.view(dtype).float()

@@ -1,18 +1,20 @@
-"""Numba loops on several threads: slices of one loop, run by kernels that release the interpreter lock.
+"""Numba loops on several threads: pieces of one or many loops, run by kernels that release the interpreter lock.
 
 Threads of our own and not numba's: its threading layers abort the process when two Python threads call in at once, or
-after a fork. Which slice runs where decides nothing: every kernel writes per coordinate, or per slice.
+after a fork. Which piece runs where decides nothing: every kernel writes per coordinate, or per piece.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
+I = TypeVar("I")
 T = TypeVar("T")
+Piece = tuple[int, int, int]
 
 GRAIN = 1 << 18
 """Elements a thread takes at least: a start costs some 30 µs, and a core passes over these in about 100 µs."""
@@ -29,13 +31,79 @@ def map_slices(work: Callable[[int, int], T], count: int, multiple: int = 1) -> 
     Returns:
         (start, what `work` returned) of each slice, in ascending order.
     """
-    parts = min(torch.get_num_threads(), -(-count // GRAIN))
-    if parts == 0:
-        return []
-    step = -(-count // (parts * multiple)) * multiple
-    starts = range(0, count, step)
-    stops = [min(start + step, count) for start in starts]
-    if len(starts) == 1:
-        return [(0, work(0, count))]
-    with ThreadPoolExecutor(len(starts)) as pool:
-        return list(zip(starts, pool.map(work, starts, stops), strict=True))
+    found = map_pieces(lambda _, start, stop: work(start, stop), [count], multiple)
+    return [(start, result) for (_, start, _), result in found]
+
+
+def map_pieces(work: Callable[[int, int, int], T], sizes: Sequence[int], multiple: int = 1) -> list[tuple[Piece, T]]:
+    """Call work(position, start, stop) for pieces that cover range(sizes[position]) for every position.
+
+    Many loops cost one start of threads: each thread takes a run of pieces of about as many elements as the others.
+
+    Args:
+        work: Must be safe to run beside itself.
+        sizes: Lengths of the loops; 0 calls nothing.
+        multiple: Every start is a multiple of it.
+
+    Returns:
+        ((position, start, stop), what `work` returned) of each piece, in ascending order.
+    """
+
+    def run(pieces: list[Piece]) -> list[tuple[Piece, T]]:
+        return [(piece, work(*piece)) for piece in pieces]
+
+    first, *others = runs(sizes, multiple) or [[]]
+    if not others:
+        return run(first)
+    with ThreadPoolExecutor(len(others)) as pool:
+        waiting = [pool.submit(run, pieces) for pieces in others]
+        found = run(first)
+        for future in waiting:
+            found += future.result()
+    return found
+
+
+def runs(sizes: Sequence[int], multiple: int, most: int | None = None) -> list[list[Piece]]:
+    """Cut loops of these lengths into as many runs of pieces as torch has threads, or fewer where they are short.
+
+    Args:
+        sizes: Lengths of the loops.
+        multiple: Every start is a multiple of it.
+        most: How many runs there may be, where each of them takes memory.
+    """
+    total, threads = sum(sizes), torch.get_num_threads()
+    parts = min(threads, most or threads, _divided_up(total, GRAIN))
+    cut: list[list[Piece]] = [[] for _ in range(parts)]
+    before = 0  # elements of the loops before this one
+    for position, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            part = (before + start) * parts // total
+            # The first element that belongs to the next part, moved up to where a piece may start.
+            end = _divided_up((part + 1) * total, parts) - before
+            stop = min(_divided_up(end, multiple) * multiple, size)
+            cut[part].append((position, start, stop))
+            start = stop
+        before += size
+    return [pieces for pieces in cut if pieces]
+
+
+def _divided_up(dividend: int, divisor: int) -> int:
+    return -(-dividend // divisor)
+
+
+def in_order(work: Callable[[I], T], items: Sequence[I]) -> Iterator[T]:
+    """Yield work(item) of every item in their order, computed by as many threads as torch has.
+
+    For parts that are added up: which thread has which item changes no sum, and parts do not pile up.
+
+    Args:
+        work: Must be safe to run beside itself.
+        items: What there is to do, in parts of about equal length.
+    """
+    workers = min(torch.get_num_threads(), len(items))
+    if workers < 2:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(work, items)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from rlforget_kernels.common.dispatch import backend, operator
+from rlforget_kernels.common.hashing import consecutive
+from rlforget_kernels.common.score_bits import LEADING_BINS
 
 SCORES: dict[str, tuple[str, ...]] = {
     "fisher": ("earlier",),
@@ -49,7 +53,7 @@ def _fake(
     offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     _check(delta, score, earlier, later, direction)
-    return delta.new_empty(delta.shape), delta.new_empty(1 << 15, dtype=torch.int64)
+    return delta.new_empty(delta.shape), delta.new_empty(LEADING_BINS, dtype=torch.int64)
 
 
 @operator(_fake)
@@ -91,7 +95,7 @@ def conflict_score(
 
     Returns:
         scores: float32 of the shape of `delta`.
-        histogram: int64 [32768], counts of `bits(score) >> 16`. Infinity is in bin 0x7F80, NaN in 0x7FC0. Histograms of
+        histogram: int64 [4096], counts of `bits(score) >> 19`. Infinity is in bin 0xFF0, NaN in 0xFF8. Histograms of
         several tensors add up.
 
     Raises:
@@ -104,10 +108,105 @@ def conflict_score(
     Fisher diagonal for the Hessian; `opposed` follows arXiv:2606.02398 (reconstructed); `two_fisher` and `subspace` are
     this project's own.
     """
-    _check(delta, score, earlier, later, direction)
-    needed = SCORES[score]
-    inputs = {"earlier": earlier, "later": later, "direction": direction}
-    used = [tensor if name in needed else None for name, tensor in inputs.items()]
-    kernels = backend(__name__, delta, *used)
-    result: tuple[Tensor, Tensor] = kernels.conflict_score(delta, score, *used, damping, seed, offset)
+    (scores,), histogram = _run([delta], score, [earlier], [later], [direction], damping, seed, [offset])
+    return scores, histogram
+
+
+def _run(
+    deltas: list[Tensor],
+    score: str,
+    earlier: Sequence[Tensor | None],
+    later: Sequence[Tensor | None],
+    directions: Sequence[Tensor | None],
+    damping: float,
+    seed: int,
+    offsets: Sequence[int],
+) -> tuple[list[Tensor], Tensor]:
+    for delta, *given in zip(deltas, earlier, later, directions, strict=True):
+        _check(delta, score, *given)
+    if not deltas:
+        return [], torch.zeros(LEADING_BINS, dtype=torch.int64)
+    lists = {"earlier": earlier, "later": later, "direction": directions}
+    nothing: list[Tensor | None] = [None] * len(deltas)
+    used = [tensors if name in SCORES[score] else nothing for name, tensors in lists.items()]
+    kernels = backend(__name__, *deltas, *(tensor for tensors in used for tensor in tensors))
+    result: tuple[list[Tensor], Tensor]
+    result = kernels.foreach_conflict_score(deltas, score, *used, damping, seed, offsets)
     return result
+
+
+def _lists(
+    deltas: list[Tensor],
+    earlier: list[Tensor | None],
+    later: list[Tensor | None],
+    directions: list[Tensor | None],
+    offsets: list[int] | None,
+) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None], list[int]]:
+    """What stands for the lists that are left empty, and for no offsets.
+
+    Raises:
+        ValueError: for lists of different lengths.
+    """
+    nothing: list[Tensor | None] = [None] * len(deltas)
+    earlier, later, directions = (given or nothing for given in (earlier, later, directions))
+    offsets = consecutive(deltas) if offsets is None else offsets
+    lengths = [len(deltas), len(earlier), len(later), len(directions), len(offsets)]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            "foreach_conflict_score: expected deltas, earlier, later, directions and offsets of one length; "
+            f"found {lengths}"
+        )
+    return earlier, later, directions, offsets
+
+
+def _fake_list(
+    deltas: list[Tensor],
+    score: str,
+    earlier: list[Tensor | None],
+    later: list[Tensor | None],
+    directions: list[Tensor | None],
+    damping: float = 0.0,
+    seed: int = 0,
+    offsets: list[int] | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    earlier, later, directions, _ = _lists(deltas, earlier, later, directions, offsets)
+    for delta, *given in zip(deltas, earlier, later, directions, strict=True):
+        _check(delta, score, *given)
+    histogram = (deltas[0] if deltas else torch.empty(0)).new_empty(LEADING_BINS, dtype=torch.int64)
+    return [delta.new_empty(delta.shape) for delta in deltas], histogram
+
+
+@operator(_fake_list)
+def foreach_conflict_score(
+    deltas: list[Tensor],
+    score: str,
+    earlier: list[Tensor | None],
+    later: list[Tensor | None],
+    directions: list[Tensor | None],
+    damping: float = 0.0,
+    seed: int = 0,
+    offsets: list[int] | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """Do what `conflict_score` does for every delta of a list, in one launch group or one parallel region.
+
+    Args:
+        deltas: Tensors on one device, of any mix of shapes and strides.
+        score: For all.
+        earlier: One a delta, or empty where the score needs none.
+        later: One a delta, or empty.
+        directions: One a delta, or empty.
+        damping: For all.
+        seed: For all.
+        offsets: One a delta. None: each delta follows on the one before it in the list, the first at 0.
+
+    Returns:
+        The scores of each delta, and one histogram: the sum of those that `conflict_score` returns of each.
+
+    Raises:
+        TypeError: as `conflict_score`.
+        ValueError: as `conflict_score`, and for lists of different lengths.
+
+    Bytes moved: see `conflict_score`.
+    """
+    earlier, later, directions, offsets = _lists(deltas, earlier, later, directions, offsets)
+    return _run(deltas, score, earlier, later, directions, damping, seed, offsets)

@@ -1,77 +1,98 @@
-"""`conflict_score` with numba."""
+"""`conflict_score` with numba: scored a block at a time, and counted while the block is in the first cache."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numba
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rlforget_kernels.common.arithmetic_cpu import result_bits
 from rlforget_kernels.common.bits import as_bits
-from rlforget_kernels.common.cpu_math import jit, random_word
+from rlforget_kernels.common.cpu_math import draw, specialized
+from rlforget_kernels.common.disk_cache import watch_shared_sources
 from rlforget_kernels.common.hashing import mix64_int
-from rlforget_kernels.common.threads import map_slices
+from rlforget_kernels.common.score_bits import LEADING_BINS
+from rlforget_kernels.common.score_bits_cpu import LANES, count_leading
+from rlforget_kernels.common.threads import Piece, in_order, runs
 from rlforget_kernels.conflict_score import SCORES
 
-_KIND = {name: kind for kind, name in enumerate(SCORES)}
 _FISHER, _TAYLOR, _OPPOSED, _TWO_FISHER, _SUBSPACE, _MAGNITUDE, _RANDOM = range(len(SCORES))
+_BLOCK = 1024
 _UNUSED = np.empty(0, dtype=np.float32)
 
 
-def conflict_score(
-    delta: Tensor,
+def foreach_conflict_score(
+    deltas: list[Tensor],
     score: str,
-    earlier: Tensor | None = None,
-    later: Tensor | None = None,
-    direction: Tensor | None = None,
-    damping: float = 0.0,
-    seed: int = 0,
-    offset: int = 0,
-) -> tuple[Tensor, Tensor]:
+    earlier: Sequence[Tensor | None],
+    later: Sequence[Tensor | None],
+    directions: Sequence[Tensor | None],
+    damping: float,
+    seed: int,
+    offsets: Sequence[int],
+) -> tuple[list[Tensor], Tensor]:
     """See `rlforget_kernels.conflict_score`."""
-    scores = torch.empty(delta.shape, dtype=torch.float32)
-    bits = as_bits(scores).numpy().view(np.uint32)
-    flat = [_UNUSED if t is None else as_bits(t).numpy().view(np.float32) for t in (delta, earlier, later, direction)]
-    mixed_seed, first = np.uint64(mix64_int(seed % 2**64)), np.uint64(offset % 2**64)
+    # numpy's memory: it asks for large pages where torch does not, and a fresh page costs more than the scores on it.
+    scores = [torch.from_numpy(np.empty(tuple(delta.shape), np.float32)) for delta in deltas]
+    bits = [as_bits(one).numpy().view(np.uint32) for one in scores]
+    read = [None] * len(deltas) if score == "random" else deltas  # it needs only to know how many there are
+    inputs = [[_flat(tensor) for tensor in row] for row in zip(read, earlier, later, directions, strict=True)]
+    numbers = (np.float32(damping), np.uint64(mix64_int(seed % 2**64)))
+    firsts = [np.uint64(offset % 2**64) for offset in offsets]
+    kernel = _score(score)
 
-    def work(start: int, stop: int) -> np.ndarray:
-        histogram = np.zeros(1 << 15, dtype=np.int64)
-        _score(_KIND[score], *flat, np.float32(damping), mixed_seed, first, bits, histogram, start, stop)
-        return histogram
+    def work(run: list[Piece]) -> npt.NDArray[np.int64]:
+        counts = np.zeros((LEADING_BINS, LANES), dtype=np.int64)
+        for position, start, stop in run:
+            kernel(*inputs[position], *numbers, firsts[position], bits[position], counts, start, stop)
+        return counts
 
-    histogram = np.zeros(1 << 15, dtype=np.int64)
-    for _, part in map_slices(work, bits.size):
-        histogram += part
+    histogram = np.zeros(LEADING_BINS, dtype=np.int64)
+    for counts in in_order(work, runs([one.size for one in bits], _BLOCK)):
+        histogram += counts.sum(axis=1)
     return scores, torch.from_numpy(histogram)
 
 
-@jit
-def _score(kind, delta, earlier, later, direction, damping, mixed_seed, offset, scores, histogram, start, stop):
-    """Score the coordinates of [start, stop) as bits, and count them."""
-    for i in range(np.uint64(start), np.uint64(stop)):
-        value = np.float32(0)
-        if kind == _MAGNITUDE:
-            value = abs(delta[i])
-        elif kind == _RANDOM:
-            value = np.float32(random_word(mixed_seed, offset + i) >> np.uint64(40)) * np.float32(2.0**-24)
-        elif kind == _OPPOSED:
-            value = -(direction[i] * delta[i])
-        elif kind == _SUBSPACE:
-            value = direction[i] * delta[i]
-        else:
-            value = earlier[i] * delta[i] * delta[i]
-            if kind == _TAYLOR:
-                value = direction[i] * delta[i] + np.float32(0.5) * value
-            elif kind == _TWO_FISHER:
-                value = _ratio(value, later[i] + damping)
-        bits = np.uint32(0) if value <= np.float32(0) else result_bits(value)
-        scores[i] = bits
-        histogram[bits >> np.uint32(16)] += 1
+def _flat(tensor: Tensor | None) -> npt.NDArray[np.float32]:
+    return _UNUSED if tensor is None else as_bits(tensor).numpy().view(np.float32)
 
 
-@jit
-def _ratio(numerator, denominator):
-    """numerator / denominator, 0/0 being 0; division by zero is infinity and no exception."""
-    if numerator == np.float32(0) and denominator == np.float32(0):
-        return np.float32(0)
-    return np.float32(np.divide(numerator, denominator))
+@specialized
+def _score(name: str) -> Any:
+    kind = list(SCORES).index(name)
+
+    # In numpy's manner: x / 0 is infinity and no exception.
+    @watch_shared_sources
+    @numba.njit(nogil=True, cache=True, error_model="numpy")
+    def score(delta, earlier, later, direction, damping, mixed_seed, offset, scores, counts, start, stop):
+        noise, bins = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.uint16)
+        for block in range(np.uint64(start), np.uint64(stop), np.uint64(_BLOCK)):
+            end = min(block + np.uint64(_BLOCK), np.uint64(stop))
+            if kind == _RANDOM:
+                draw(noise, mixed_seed, offset + block)
+            for i in range(block, end):
+                if kind == _MAGNITUDE:
+                    value = abs(delta[i])
+                elif kind == _RANDOM:
+                    value = np.float32(noise[i - block] >> np.uint32(8)) * np.float32(2.0**-24)
+                elif kind == _OPPOSED:
+                    value = -(direction[i] * delta[i])
+                elif kind == _SUBSPACE:
+                    value = direction[i] * delta[i]
+                else:
+                    value = earlier[i] * delta[i] * delta[i]
+                    if kind == _TAYLOR:
+                        value = direction[i] * delta[i] + np.float32(0.5) * value
+                    elif kind == _TWO_FISHER:
+                        damped = later[i] + damping
+                        nothing = (value == np.float32(0)) & (damped == np.float32(0))
+                        value = np.float32(0) if nothing else value / damped
+                scores[i] = np.uint32(0) if value <= np.float32(0) else result_bits(value)
+            count_leading(scores, block, end, bins, counts)
+
+    return score

@@ -1,6 +1,8 @@
-"""`conflict_score` with Triton. Counting by integer atomics: their order does not change a sum."""
+"""`conflict_score` with Triton: a program scores many tiles, and counts their scores as it goes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -12,111 +14,127 @@ from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.common.gpu_math import random_word
 from rlforget_kernels.common.hashing import mix64_int, signed
 from rlforget_kernels.common.launch import KernelSpec, launch
+from rlforget_kernels.common.score_bits_gpu import (
+    FORMS,
+    IN_SHARED,
+    LEADING_BINS,
+    add_counts,
+    count_leading,
+    counted,
+    counting_programs,
+    new_rows,
+    summed,
+)
+from rlforget_kernels.common.settings import Settings
+from rlforget_kernels.common.tables import find_tile, number_at, pointer_at, table_constexprs, tables
+from rlforget_kernels.common.tunable import Tunable
 from rlforget_kernels.conflict_score import SCORES
 
-_BLOCK = 2048
+_SETTINGS = Settings("conflict_score")
 
 
-def conflict_score(
-    delta: Tensor,
+def foreach_conflict_score(
+    deltas: list[Tensor],
     score: str,
-    earlier: Tensor | None = None,
-    later: Tensor | None = None,
-    direction: Tensor | None = None,
-    damping: float = 0.0,
-    seed: int = 0,
-    offset: int = 0,
-) -> tuple[Tensor, Tensor]:
+    earlier: Sequence[Tensor | None],
+    later: Sequence[Tensor | None],
+    directions: Sequence[Tensor | None],
+    damping: float,
+    seed: int,
+    offsets: Sequence[int],
+) -> tuple[list[Tensor], Tensor]:
     """See `rlforget_kernels.conflict_score`."""
-    scores = torch.empty(delta.shape, dtype=torch.float32, device=delta.device)
-    histogram = torch.zeros(1 << 15, dtype=torch.int64, device=delta.device)
-    given = [delta if tensor is None else tensor for tensor in (delta, earlier, later, direction)]
-    changes, *others = (as_bits(tensor).view(torch.float32) for tensor in given)
-    launch(
-        score_kernel,
-        triton.cdiv(delta.numel(), _BLOCK),
-        changes,
-        *others,
-        as_bits(scores),
-        histogram,
-        delta.numel(),
-        float(damping),
-        signed(mix64_int(seed % 2**64)),
-        signed(offset),
-        SCORE=score,
-        BLOCK=_BLOCK,
-    )
-    return scores, histogram
+    device = deltas[0].device
+    scores = [torch.empty(delta.shape, dtype=torch.float32, device=device) for delta in deltas]
+    read = scores if score == "random" else deltas  # it needs only to know how many there are
+    flat = [as_bits(one).view(torch.float32) for one in read]
+    inputs = [
+        [
+            own if tensor is None else as_bits(tensor).view(torch.float32)
+            for own, tensor in zip(flat, given, strict=True)
+        ]
+        for given in (earlier, later, directions)
+    ]
+    columns, setting = (flat, *inputs, [as_bits(one) for one in scores]), _SETTINGS.on(flat[0])
+    numbers, counts = (float(damping), signed(mix64_int(seed % 2**64))), []
+    for table in tables(columns, setting.block, [[signed(offset) for offset in offsets]]):
+        programs = counting_programs(table.tiles, device)
+        counts.append(new_rows(programs, device))
+        constexprs = table.constexprs | {"SCORE": score, "IN_SHARED": IN_SHARED, "BLOCK": setting.block}
+        arguments = (table.rows, table.owners, table.tiles, counts[-1], *numbers)
+        launch(score_kernel, programs, *arguments, **constexprs, warps=setting.warps)
+    return scores, summed(counts, sum(one.numel() for one in flat), device)
 
 
 @triton.jit
 def score_kernel(
-    delta_ptr,
-    earlier_ptr,
-    later_ptr,
-    direction_ptr,
-    scores_ptr,  # the bits, int32 [numel]
-    histogram_ptr,  # int64 [32768]
-    numel,
+    rows_ptr,  # addresses of delta, earlier, later, direction and of the scores' bits, and the offset
+    owners_ptr,
+    tiles,
+    counts_ptr,  # int32 [programs, LEADING_BINS]
     damping,
     mixed_seed,
-    first,
+    COLUMNS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     SCORE: tl.constexpr,
+    IN_SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Score and count one tile."""
-    base = tl.program_id(0).to(tl.int64) * BLOCK
+    """Score and count every so many-th tile."""
     offset = tl.arange(0, BLOCK)  # [BLOCK]
-    if base + BLOCK <= numel:
-        bits = _score_tile(
-            delta_ptr, earlier_ptr, later_ptr, direction_ptr, damping, mixed_seed, first, base, None, SCORE, BLOCK
-        )
-        tl.store(scores_ptr + base + offset, bits)
-        tl.atomic_add(histogram_ptr + (bits >> 16), tl.full([BLOCK], 1, tl.int64), sem="relaxed")
-    else:
-        inside = offset < numel - base
-        bits = _score_tile(
-            delta_ptr, earlier_ptr, later_ptr, direction_ptr, damping, mixed_seed, first, base, inside, SCORE, BLOCK
-        )
-        tl.store(scores_ptr + base + offset, bits, mask=inside)
-        bins = tl.where(inside, bits >> 16, 0)
-        tl.atomic_add(histogram_ptr + bins, tl.full([BLOCK], 1, tl.int64), mask=inside, sem="relaxed")
+    counts_ptr += tl.program_id(0) * LEADING_BINS
+    counts = tl.zeros([LEADING_BINS], tl.int32)
+    for number in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row_ptr, base, numel = find_tile(rows_ptr, owners_ptr, tl.cast(number, tl.int64), COLUMNS, BLOCK)
+        scores_ptr = pointer_at(row_ptr, 4, tl.int32, ALIGNED) + base
+        if base + BLOCK <= numel:
+            codes = _score_tile(row_ptr, damping, mixed_seed, base, None, ALIGNED, SCORE, BLOCK)
+            tl.store(scores_ptr + offset, codes)
+        else:
+            inside = offset < numel - base
+            codes = _score_tile(row_ptr, damping, mixed_seed, base, inside, ALIGNED, SCORE, BLOCK)
+            codes = tl.where(inside, codes, 0)
+            tl.store(scores_ptr + offset, codes, mask=inside)
+        counts = count_leading(counts_ptr, counts, codes, IN_SHARED)
+    add_counts(counts_ptr, counts, IN_SHARED)
+
+
+@triton.jit
+def _load(row_ptr, COLUMN: tl.constexpr, base, inside, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """A tile of the float32 tensor in a column of the table."""
+    return tl.load(pointer_at(row_ptr, COLUMN, tl.float32, ALIGNED) + base + tl.arange(0, BLOCK), mask=inside)
 
 
 @triton.jit
 def _score_tile(
-    delta_ptr,
-    earlier_ptr,
-    later_ptr,
-    direction_ptr,
+    row_ptr,
     damping,
     mixed_seed,
-    first,
     base,
     inside,  # [BLOCK], or None for a full tile
+    ALIGNED: tl.constexpr,
     SCORE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The bits of the scores, int32 [BLOCK]."""
-    offset = tl.arange(0, BLOCK)  # [BLOCK]
     if SCORE == "random":
-        index = (base + offset + first).to(tl.uint64)
+        index = (number_at(row_ptr, 5) + base + tl.arange(0, BLOCK)).to(tl.uint64)
         word = random_word(tl.cast(mixed_seed, tl.int64).to(tl.uint64), index)
         value = (word >> 40).to(tl.int32).to(tl.float32) * (2.0**-24)
     else:
-        value = tl.load(delta_ptr + base + offset, mask=inside)
+        value = _load(row_ptr, 0, base, inside, ALIGNED, BLOCK)
         if SCORE == "magnitude":
             value = tl.abs(value)
         elif SCORE == "opposed":
-            value = -(tl.load(direction_ptr + base + offset, mask=inside) * value)
+            value = -(_load(row_ptr, 3, base, inside, ALIGNED, BLOCK) * value)
         elif SCORE == "subspace":
-            value = tl.load(direction_ptr + base + offset, mask=inside) * value
+            value = _load(row_ptr, 3, base, inside, ALIGNED, BLOCK) * value
         else:
-            quadratic = tl.load(earlier_ptr + base + offset, mask=inside) * value * value
+            quadratic = _load(row_ptr, 1, base, inside, ALIGNED, BLOCK) * value * value
             if SCORE == "taylor":
-                value = tl.load(direction_ptr + base + offset, mask=inside) * value + 0.5 * quadratic
+                value = _load(row_ptr, 3, base, inside, ALIGNED, BLOCK) * value + 0.5 * quadratic
             elif SCORE == "two_fisher":
-                damped = tl.load(later_ptr + base + offset, mask=inside) + damping
+                damped = _load(row_ptr, 2, base, inside, ALIGNED, BLOCK) + damping
                 nothing = (quadratic == 0) & (damped == 0)
                 value = tl.where(nothing, 0.0, tl.div_rn(quadratic, tl.where(nothing, 1.0, damped)))
             else:
@@ -127,22 +145,33 @@ def _score_tile(
 KERNELS = [
     KernelSpec(
         score_kernel,
-        score,
+        f"{score}, {counted(in_shared)}",
         {
-            "delta_ptr": "*fp32",
-            "earlier_ptr": "*fp32",
-            "later_ptr": "*fp32",
-            "direction_ptr": "*fp32",
-            "scores_ptr": "*i32",
-            "histogram_ptr": "*i64",
-            "numel": "i64",
+            "rows_ptr": "*i64",
+            "owners_ptr": "*i32",
+            "tiles": "i32",
+            "counts_ptr": "*i32",
             "damping": "fp32",
             "mixed_seed": "i64",
-            "first": "i64",
         },
-        {"SCORE": score, "BLOCK": _BLOCK},
+        table_constexprs(6) | {"SCORE": score, "IN_SHARED": in_shared},
         streams=score != "random",
+        reads=None if score == "random" else 4 + 4 * len(needed),
+        writes=4,
+        settings=_SETTINGS,
+        size=4,
     )
-    for score in SCORES
+    for in_shared in FORMS
+    for score, needed in SCORES.items()
 ]
 """What is compiled ahead of time."""
+
+
+def _trial(size: int, elements: int, device: torch.device) -> Callable[[], object]:
+    tensors = [torch.rand(elements, device=device) for _ in range(3)]
+    delta, earlier, later = ([tensor] for tensor in tensors)
+    return lambda: foreach_conflict_score(delta, "two_fisher", earlier, later, [None], 0.1, 0, [0])
+
+
+TUNABLE = [Tunable(_SETTINGS, _trial, sizes=(4,), warps=(4, 8, 16))]
+"""What `rlforget_kernels.tune` measures."""

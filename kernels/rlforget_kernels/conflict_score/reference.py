@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rlforget_kernels.common.arithmetic import narrowed
 from rlforget_kernels.common.hashing import random_words, shift_right
+from rlforget_kernels.common.score_bits import leading_counts
 
 
 def conflict_score(
@@ -22,8 +23,7 @@ def conflict_score(
     """See `rlforget_kernels.conflict_score`."""
     values = _formula(delta, score, earlier, later, direction, damping, seed, offset)
     values = narrowed(torch.where(values <= 0, torch.zeros_like(values), values), torch.float32)
-    bins = values.reshape(-1).view(torch.int32).long() >> 16
-    return values, torch.bincount(bins, minlength=1 << 15)
+    return values, leading_counts(values)
 
 
 def _formula(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,22 +12,38 @@ from torch import Tensor
 
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.common.cpu_math import jit, random_word
-from rlforget_kernels.common.threads import map_slices
-from rlforget_kernels.fingerprint.reference import TILE, element_words, tile_seed
+from rlforget_kernels.common.threads import map_pieces, map_slices
+from rlforget_kernels.fingerprint.pieces import pieces
+from rlforget_kernels.fingerprint.reference import TILE, place_factors, tile_seed
 
 _CPU = torch.device("cpu")
 _TILE_BITS = np.int64(TILE.bit_length() - 1)
+_LOW = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
 
 
-def fingerprint(weight: Tensor, offset: int = 0) -> Tensor:
+def foreach_fingerprint(weights: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
     """See `rlforget_kernels.fingerprint`."""
-    bits = as_bits(weight)
-    flat = bits.numpy().view(f"u{min(bits.element_size(), 4)}")
-    first = offset * (2 if bits.element_size() == 8 else 1)
-    words, seeds = _words_and_seeds()
-    lanes = np.zeros(2, dtype=np.uint64)
-    for _, part in map_slices(lambda start, stop: _sum(flat[start:stop], first + start, words, seeds), flat.size):
-        lanes += part
+    cut = [
+        piece
+        for position, (weight, offset) in enumerate(zip(weights, offsets, strict=True))
+        for piece in pieces(position, as_bits(weight), offset)
+    ]
+    arrays = [piece.bits.numpy().view(f"u{piece.bits.element_size()}") for piece in cut]
+    all_factors = factors()
+
+    def work(number: int, start: int, stop: int) -> npt.NDArray[np.uint64]:
+        part, first = arrays[number][start:stop], cut[number].first + start
+        total: npt.NDArray[np.uint64]
+        if cut[number].per_word == 1:
+            total = sum_words(part, first, *all_factors)
+        else:
+            total = _sum_elements(part, first, *_narrow(part.itemsize), *all_factors)
+        return total
+
+    lanes = np.zeros((len(weights), 2), dtype=np.uint64)
+    for (number, _, _), total in map_pieces(work, [array.size for array in arrays], TILE):
+        lanes[cut[number].tensor] += total
     return torch.from_numpy(lanes.view(np.int64))
 
 
@@ -33,12 +52,12 @@ def fingerprint_after_patch(fingerprint: Tensor, indices: Tensor, before_bits: T
     where = indices.contiguous().numpy()
     size = min(before_bits.element_size(), 4)
     before, after = (as_bits(bits).numpy().view(f"u{size}") for bits in (before_bits, after_bits))
-    shift = np.uint64(before_bits.element_size() // 8)  # an element of 64 bits is two of 32
-    words, seeds = _words_and_seeds()
+    halves = np.int64(before_bits.element_size() // 8)  # an element of 64 bits is two of 32
+    form = (halves, *_narrow(size), *factors())
 
     def work(start: int, stop: int) -> npt.NDArray[np.uint64]:
-        inside = slice(start << shift, stop << shift)
-        part: npt.NDArray[np.uint64] = _change(where[start:stop], before[inside], after[inside], shift, words, seeds)
+        inside = slice(start << halves, stop << halves)
+        part: npt.NDArray[np.uint64] = _change(where[start:stop], before[inside], after[inside], *form)
         return part
 
     lanes = fingerprint.clone()
@@ -47,66 +66,113 @@ def fingerprint_after_patch(fingerprint: Tensor, indices: Tensor, before_bits: T
     return lanes
 
 
-def _words_and_seeds() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-    """The element words [2, TILE] and the mixed seeds of the tile words [2]."""
-    words = np.stack([element_words(lane, _CPU).numpy() for lane in range(2)]).astype(np.uint32)
-    return words, np.array([tile_seed(lane) for lane in range(2)], dtype=np.uint64)
+@functools.cache
+def factors() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
+    """The place factors of either lane [TILE], and the mixed seeds of the tile factors [2]."""
+    first, second = (place_factors(lane, _CPU).numpy().astype(np.uint32) for lane in range(2))
+    return first, second, np.array([tile_seed(lane) for lane in range(2)], dtype=np.uint64)
+
+
+def _narrow(size: int) -> tuple[np.int64, np.int64]:
+    """How far an element's index is shifted right for its word's, and its bits for each place in the word."""
+    return np.int64((4 // size).bit_length() - 1), np.int64(8 * size)
 
 
 @jit
-def _tile_word(seed, tile):
-    """`reference.tile_words` of one tile number."""
+def _tile_factor(seed, tile):
+    """`reference.tile_factors` of one tile number."""
     return random_word(seed, tile) | np.uint64(1)
 
 
 @jit
-def _sum(flat, first, words, seeds):
-    """Sum elements that start at index `first` of the whole tensor: uint64 [2]."""
+def sum_words(words, first, factors_0, factors_1, seeds):
+    """Sum uint32 words that start at word number `first` of the whole tensor: uint64 [2]."""
     lanes = np.zeros(2, dtype=np.uint64)
-    words_0, words_1 = words[0], words[1]
-    start = 0
-    while start < flat.size:
-        tile = (first + start) // TILE
-        place = (first + start) % TILE
-        length = min(TILE - place, flat.size - start)
-        part = flat[start : start + length]
-        sum_0, sum_1 = _products(part, words_0[place : place + length], words_1[place : place + length])
-        lanes[0] += sum_0 * _tile_word(seeds[0], tile)
-        lanes[1] += sum_1 * _tile_word(seeds[1], tile)
-        start += length
+    head = np.int64(min(-first % TILE, words.size))
+    tiles = (words.size - head) // TILE
+    tail = head + tiles * TILE
+    _add_words(lanes, words[:head], first, factors_0, factors_1, seeds)
+    _add_tiles(
+        lanes,
+        words[head:tail].view(np.uint64),
+        (first + head) // TILE,
+        factors_0.view(np.uint64),
+        factors_1.view(np.uint64),
+        seeds,
+    )
+    _add_words(lanes, words[tail:], first + tail, factors_0, factors_1, seeds)
     return lanes
 
 
 @jit
-def _products(part, words_0, words_1):
-    """Return the sums of `part` times either row of words, modulo 2**64."""
+def _add_words(lanes, words, first, factors_0, factors_1, seeds):
+    """Add words that lie in one tile."""
+    tile, place = first // TILE, first % TILE
     sum_0, sum_1 = np.uint64(0), np.uint64(0)
-    for j in range(part.size):
-        value = np.uint64(part[j])
-        sum_0 += value * np.uint64(words_0[j])
-        sum_1 += value * np.uint64(words_1[j])
-    return sum_0, sum_1
+    for j in range(words.size):
+        sum_0 += np.uint64(words[j]) * np.uint64(factors_0[place + j])
+        sum_1 += np.uint64(words[j]) * np.uint64(factors_1[place + j])
+    lanes[0] += sum_0 * _tile_factor(seeds[0], tile)
+    lanes[1] += sum_1 * _tile_factor(seeds[1], tile)
 
 
 @jit
-def _change(where, before, after, shift, words, seeds):
-    """Sum the steps from `before` to `after`, each times the words of its index: uint64 [2].
+def _add_tiles(lanes, pairs, tile, factors_0, factors_1, seeds):
+    """Add whole tiles, the first of number `tile`, words and factors two at a time.
 
-    With `shift` 1 the sides hold two halves of each element that `where` lists, the lower first; with 0, the elements.
+    So nothing has to be moved: processors multiply the low halves of 64 bits. (And a slice of an array costs as much as
+    half a tile.)
+    """
+    count = np.uint64(TILE // 2)
+    for start in range(np.uint64(0), np.uint64(pairs.size), count):
+        sum_0, sum_1 = np.uint64(0), np.uint64(0)
+        for j in range(count):
+            pair = pairs[start + j]
+            low, high = pair & _LOW, pair >> _32
+            sum_0 += low * (factors_0[j] & _LOW) + high * (factors_0[j] >> _32)
+            sum_1 += low * (factors_1[j] & _LOW) + high * (factors_1[j] >> _32)
+        lanes[0] += sum_0 * _tile_factor(seeds[0], tile)
+        lanes[1] += sum_1 * _tile_factor(seeds[1], tile)
+        tile += 1
+
+
+@jit
+def _sum_elements(elements, first, down, width, factors_0, factors_1, seeds):
+    """Sum unsigned elements of `width` bits from element number `first` on, 2**down of them a word: uint64 [2]."""
+    lanes = np.zeros(2, dtype=np.uint64)
+    for j in range(elements.size):
+        index = np.int64(first) + np.int64(j)
+        word, shift = index >> down, (index & ((np.int64(1) << down) - np.int64(1))) * width
+        place, tile = np.uint64(word & np.int64(TILE - 1)), word >> _TILE_BITS
+        value = np.uint64(elements[j]) << np.uint64(shift)
+        lanes[0] += value * np.uint64(factors_0[place]) * _tile_factor(seeds[0], tile)
+        lanes[1] += value * np.uint64(factors_1[place]) * _tile_factor(seeds[1], tile)
+    return lanes
+
+
+@jit
+def _change(where, before, after, halves, down, width, factors_0, factors_1, seeds):
+    """Sum the steps from `before` to `after`, each times the factors of its word: uint64 [2].
+
+    With `halves` 1 the sides hold two halves of each element that `where` lists, the lower first; with 0, the elements,
+    of which 2**down make a word, `width` bits each.
     """
     lanes = np.zeros(2, dtype=np.uint64)
     sum_0, sum_1, tile = np.uint64(0), np.uint64(0), np.int64(0)
+    half = np.uint64(halves)
+    within = (np.int64(1) << down) - np.int64(1)
     for j in range(np.uint64(before.size)):
-        index = (np.int64(where[j >> shift]) << np.int64(shift)) | np.int64(j & shift)
-        if index >> _TILE_BITS != tile:
-            # Ascending indices mostly stay in their tile, whose words can wait until they leave it.
-            lanes[0] += sum_0 * _tile_word(seeds[0], tile)
-            lanes[1] += sum_1 * _tile_word(seeds[1], tile)
-            sum_0, sum_1, tile = np.uint64(0), np.uint64(0), index >> _TILE_BITS
-        place = np.uint64(index) & np.uint64(TILE - 1)
-        step = np.uint64(after[j]) - np.uint64(before[j])
-        sum_0 += step * np.uint64(words[0, place])
-        sum_1 += step * np.uint64(words[1, place])
-    lanes[0] += sum_0 * _tile_word(seeds[0], tile)
-    lanes[1] += sum_1 * _tile_word(seeds[1], tile)
+        index = (np.int64(where[j >> half]) << halves) | np.int64(j & half)
+        word = index >> down
+        if word >> _TILE_BITS != tile:
+            # Ascending indices mostly stay in their tile, whose factors can wait until they leave it.
+            lanes[0] += sum_0 * _tile_factor(seeds[0], tile)
+            lanes[1] += sum_1 * _tile_factor(seeds[1], tile)
+            sum_0, sum_1, tile = np.uint64(0), np.uint64(0), word >> _TILE_BITS
+        place = np.uint64(word) & np.uint64(TILE - 1)
+        step = (np.uint64(after[j]) - np.uint64(before[j])) << np.uint64((index & within) * width)
+        sum_0 += step * np.uint64(factors_0[place])
+        sum_1 += step * np.uint64(factors_1[place])
+    lanes[0] += sum_0 * _tile_factor(seeds[0], tile)
+    lanes[1] += sum_1 * _tile_factor(seeds[1], tile)
     return lanes

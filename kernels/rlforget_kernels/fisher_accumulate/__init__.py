@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from rlforget_kernels.common.checks import require_in_range, require_indices
+from rlforget_kernels.common.checks import require_all_in_range, require_indices
 from rlforget_kernels.common.dispatch import backend, operator
 
 
@@ -21,6 +23,16 @@ def _check(fisher: Tensor, gradient: Tensor, indices: Tensor | None) -> None:
             f"fisher_accumulate_: expected fisher and gradient of equal shape; "
             f"found {tuple(fisher.shape)} and {tuple(gradient.shape)}"
         )
+
+
+def _run(fishers: list[Tensor], gradients: list[Tensor], indices: Sequence[Tensor | None]) -> None:
+    for arguments in zip(fishers, gradients, indices, strict=True):
+        _check(*arguments)
+    if not fishers:
+        return
+    kernels = backend(__name__, *fishers, *gradients, *indices)
+    require_all_in_range("fisher_accumulate_", indices, [gradient.numel() for gradient in gradients])
+    kernels.foreach_fisher_accumulate_(fishers, gradients, indices)
 
 
 def _fake(fisher: Tensor, gradient: Tensor, indices: Tensor | None = None) -> None:
@@ -50,8 +62,43 @@ def fisher_accumulate_(fisher: Tensor, gradient: Tensor, indices: Tensor | None 
     Source: the empirical Fisher diagonal is the mean over samples of the squared per-sample gradient (Kirkpatrick et
     al. 2017, arXiv:1612.00796); dividing by the number of samples is the caller's.
     """
-    _check(fisher, gradient, indices)
-    kernels = backend(__name__, fisher, gradient, indices)
-    if indices is not None:
-        require_in_range("fisher_accumulate_", indices, gradient.numel())
-    kernels.fisher_accumulate_(fisher, gradient, indices)
+    _run([fisher], [gradient], [indices])
+
+
+def _everywhere(fishers: list[Tensor], gradients: list[Tensor], indices: list[Tensor | None]) -> list[Tensor | None]:
+    """What stands for no indices.
+
+    Raises:
+        ValueError: for lists of different lengths.
+    """
+    indices = indices or [None] * len(fishers)
+    if not len(fishers) == len(gradients) == len(indices):
+        raise ValueError(
+            "foreach_fisher_accumulate_: expected fishers, gradients and indices of one length; "
+            f"found {[len(fishers), len(gradients), len(indices)]}"
+        )
+    return indices
+
+
+def _fake_list(fishers: list[Tensor], gradients: list[Tensor], indices: list[Tensor | None]) -> None:
+    for arguments in zip(fishers, gradients, _everywhere(fishers, gradients, indices), strict=True):
+        _check(*arguments)
+
+
+@operator(_fake_list, mutates=("fishers",))
+def foreach_fisher_accumulate_(fishers: list[Tensor], gradients: list[Tensor], indices: list[Tensor | None]) -> None:
+    """Do what `fisher_accumulate_` does for every Fisher of a list, in one launch group or one parallel region.
+
+    Args:
+        fishers: Tensors on one device, as for `fisher_accumulate_`.
+        gradients: One a Fisher, of any mix of dtypes.
+        indices: One a Fisher, or empty for all of every gradient.
+
+    Raises:
+        TypeError: as `fisher_accumulate_`.
+        ValueError: as `fisher_accumulate_`, and for lists of different lengths.
+        IndexError: as `fisher_accumulate_`. In every case nothing is written.
+
+    Bytes moved: see `fisher_accumulate_`.
+    """
+    _run(fishers, gradients, _everywhere(fishers, gradients, indices))

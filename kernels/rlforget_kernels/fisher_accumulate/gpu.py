@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -12,48 +15,72 @@ from rlforget_kernels.common.bits import as_bits, write_back
 from rlforget_kernels.common.gpu_math import widen
 from rlforget_kernels.common.launch import KernelSpec, launch
 from rlforget_kernels.common.rounding import FLOAT_FORMAT
+from rlforget_kernels.common.settings import Settings
+from rlforget_kernels.common.tables import TRITON_TYPE, find_tile, pointer_at, table_constexprs, tables
+from rlforget_kernels.common.tunable import Tunable
 
-_BLOCK = 2048
+_SETTINGS = Settings("fisher_accumulate")  # by the size of a Fisher's element
 
 
-def fisher_accumulate_(fisher: Tensor, gradient: Tensor, indices: Tensor | None = None) -> None:
+def foreach_fisher_accumulate_(
+    fishers: list[Tensor], gradients: list[Tensor], indices: Sequence[Tensor | None]
+) -> None:
     """See `rlforget_kernels.fisher_accumulate`."""
-    total = as_bits(fisher)
-    launch(
-        fisher_accumulate_kernel,
-        triton.cdiv(total.numel(), _BLOCK),
-        total,
-        as_bits(gradient).view(gradient.dtype) if gradient.element_size() >= 4 else as_bits(gradient),
-        total if indices is None else indices.contiguous(),
-        total.numel(),
-        **_constexprs(gradient.dtype, indices is not None),
-    )
-    write_back(fisher, total)
+    totals = [as_bits(fisher) for fisher in fishers]
+    values = [
+        as_bits(gradient).view(gradient.dtype) if gradient.element_size() >= 4 else as_bits(gradient)
+        for gradient in gradients
+    ]
+    where = [total if index is None else index.contiguous() for total, index in zip(totals, indices, strict=True)]
+    kinds = [(gradient.dtype, index is not None) for gradient, index in zip(gradients, indices, strict=True)]
+    setting = _SETTINGS.on(totals[0])
+    for table in tables((totals, values, where), setting.block, kinds=kinds):
+        dtype, gathered = table.kind
+        constexprs = _constexprs(dtype, gathered, table.dtypes[2]) | {"BLOCK": setting.block}
+        arguments = (table.rows, table.owners)
+        launch(fisher_accumulate_kernel, table.tiles, *arguments, **table.constexprs, **constexprs, warps=setting.warps)
+    for fisher, total in zip(fishers, totals, strict=True):
+        write_back(fisher, total)
 
 
-def _constexprs(dtype: torch.dtype, gathered: bool) -> dict[str, int | bool]:
+def _constexprs(dtype: torch.dtype, gathered: bool, index_dtype: torch.dtype) -> dict[str, Any]:
     layout = FLOAT_FORMAT[torch.float32 if dtype is torch.float64 else dtype]
-    return {"EXPONENT": layout.exponent, "MANTISSA": layout.mantissa, "GATHERED": gathered, "BLOCK": _BLOCK}
+    held = dtype if dtype.itemsize >= 4 else (torch.int8, torch.int16)[dtype.itemsize - 1]
+    return {
+        "TYPE": TRITON_TYPE[held],
+        "INDEX_TYPE": TRITON_TYPE[index_dtype],
+        "EXPONENT": layout.exponent,
+        "MANTISSA": layout.mantissa,
+        "GATHERED": gathered,
+    }
 
 
 @triton.jit
 def fisher_accumulate_kernel(
-    fisher_ptr,  # the bits, int32 [numel]
-    gradient_ptr,  # float32, float64, or the codes of a narrower float
-    indices_ptr,  # int32 or int64 [numel], read where GATHERED
-    numel,
+    rows_ptr,  # addresses of the Fisher's bits, of the gradient, and where GATHERED of the indices
+    owners_ptr,
+    COLUMNS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    TYPE: tl.constexpr,  # of the gradient: float32, float64, or integer for the codes of a narrower float
+    INDEX_TYPE: tl.constexpr,
     EXPONENT: tl.constexpr,
     MANTISSA: tl.constexpr,
     GATHERED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add the squares to one tile of the Fisher."""
-    base = tl.program_id(0).to(tl.int64) * BLOCK
+    """Add the squares to one tile of a Fisher."""
+    tile = tl.program_id(0).to(tl.int64)
+    row_ptr, base, numel = find_tile(rows_ptr, owners_ptr, tile, COLUMNS, BLOCK)
+    fisher_ptr = pointer_at(row_ptr, 0, tl.int32, ALIGNED) + base
+    gradient_ptr = pointer_at(row_ptr, 1, TYPE, ALIGNED)
+    indices_ptr = pointer_at(row_ptr, 2, INDEX_TYPE, ALIGNED) + base
+    if not GATHERED:
+        gradient_ptr += base
     if base + BLOCK <= numel:
-        _add_tile(fisher_ptr, gradient_ptr, indices_ptr, base, None, EXPONENT, MANTISSA, GATHERED, BLOCK)
+        _add_tile(fisher_ptr, gradient_ptr, indices_ptr, None, EXPONENT, MANTISSA, GATHERED, BLOCK)
     else:
         inside = tl.arange(0, BLOCK) < numel - base
-        _add_tile(fisher_ptr, gradient_ptr, indices_ptr, base, inside, EXPONENT, MANTISSA, GATHERED, BLOCK)
+        _add_tile(fisher_ptr, gradient_ptr, indices_ptr, inside, EXPONENT, MANTISSA, GATHERED, BLOCK)
 
 
 @triton.jit
@@ -61,7 +88,6 @@ def _add_tile(
     fisher_ptr,
     gradient_ptr,
     indices_ptr,
-    base,
     inside,  # [BLOCK], or None for a full tile
     EXPONENT: tl.constexpr,
     MANTISSA: tl.constexpr,
@@ -70,37 +96,45 @@ def _add_tile(
 ):
     WIDTH: tl.constexpr = EXPONENT + MANTISSA + 1
     offset = tl.arange(0, BLOCK)  # [BLOCK]
+    place = offset
     if GATHERED:
-        index = tl.load(indices_ptr + base + offset, mask=inside).to(tl.int64)
-        value = tl.load(gradient_ptr + index, mask=inside)
-    else:
-        value = tl.load(gradient_ptr + base + offset, mask=inside)
+        place = tl.load(indices_ptr + offset, mask=inside).to(tl.int64)
+    value = tl.load(gradient_ptr + place, mask=inside)
     if WIDTH < 32:
         value = widen((value.to(tl.int32) & ((1 << WIDTH) - 1)).to(tl.uint32), EXPONENT, MANTISSA)
     else:
         value = value.to(tl.float32)
-    total = tl.load(fisher_ptr + base + offset, mask=inside).to(tl.float32, bitcast=True)
-    tl.store(fisher_ptr + base + offset, result_bits(total + value * value), mask=inside)
+    total = tl.load(fisher_ptr + offset, mask=inside).to(tl.float32, bitcast=True)
+    tl.store(fisher_ptr + offset, result_bits(total + value * value), mask=inside)
 
 
-_GRADIENTS = {
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.bfloat16: "*i16",
-    torch.float16: "*i16",
-    torch.float8_e4m3fn: "*i8",
-    torch.float8_e5m2: "*i8",
-}
-
-KERNELS = [
-    KernelSpec(
+def _spec(dtype: torch.dtype, gathered: bool) -> KernelSpec:
+    return KernelSpec(
         fisher_accumulate_kernel,
         f"{str(dtype).removeprefix('torch.')} {'gathered' if gathered else 'dense'}",
-        {"fisher_ptr": "*i32", "gradient_ptr": pointer, "indices_ptr": "*i32", "numel": "i64"},
-        _constexprs(dtype, gathered),
+        {"rows_ptr": "*i64", "owners_ptr": "*i32"},
+        table_constexprs(3) | _constexprs(dtype, gathered, torch.int32),
         streams=not gathered,
+        reads=None if gathered else dtype.itemsize + 4,
+        writes=4,
+        settings=_SETTINGS,
+        size=4,
     )
-    for dtype, pointer in _GRADIENTS.items()
-    for gathered in ((False, True) if dtype in (torch.float32, torch.bfloat16) else (False,))
+
+
+_GATHERED = (torch.float32, torch.bfloat16)
+
+KERNELS = [_spec(dtype, False) for dtype in (*FLOAT_FORMAT, torch.float64)] + [
+    _spec(dtype, True) for dtype in _GATHERED
 ]
 """What is compiled ahead of time."""
+
+
+def _trial(size: int, elements: int, device: torch.device) -> Callable[[], object]:
+    fisher = torch.zeros(elements, device=device)
+    gradient = torch.ones(elements, dtype=torch.bfloat16, device=device)
+    return lambda: foreach_fisher_accumulate_([fisher], [gradient], [None])
+
+
+TUNABLE = [Tunable(_SETTINGS, _trial, sizes=(4,), loads=(1, 2, 4))]
+"""What `rlforget_kernels.tune` measures."""

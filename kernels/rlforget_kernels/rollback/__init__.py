@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rlforget_kernels.common.bits import bits_dtype
-from rlforget_kernels.common.checks import require_in_range, require_indices
+from rlforget_kernels.common.checks import require_all_in_range, require_indices
 from rlforget_kernels.common.dispatch import backend, operator
+from rlforget_kernels.common.hashing import consecutive
 
 
 def _check(weight: Tensor, before: Tensor, indices: Tensor | None, score: Tensor | None, strength: float) -> None:
@@ -34,6 +36,25 @@ def _check(weight: Tensor, before: Tensor, indices: Tensor | None, score: Tensor
         )
 
 
+def _run(
+    weights: list[Tensor],
+    before: list[Tensor],
+    indices: Sequence[Tensor | None],
+    scores: Sequence[Tensor | None],
+    threshold: float,
+    strength: float,
+    seed: int | None,
+    offsets: Sequence[int],
+) -> None:
+    for arguments in zip(weights, before, indices, scores, strict=True):
+        _check(*arguments, strength)
+    if not weights:
+        return
+    kernels = backend(__name__, *weights, *before, *indices, *scores)
+    require_all_in_range("rollback_", indices, [weight.numel() for weight in weights])
+    kernels.foreach_rollback_(weights, before, indices, scores, threshold, strength, seed, offsets)
+
+
 def _fake(
     weight: Tensor,
     before: Tensor,
@@ -41,6 +62,8 @@ def _fake(
     score: Tensor | None = None,
     threshold: float = 0.0,
     strength: float = 1.0,
+    seed: int | None = None,
+    offset: int = 0,
 ) -> None:
     _check(weight, before, indices, score, strength)
 
@@ -53,6 +76,8 @@ def rollback_(
     score: Tensor | None = None,
     threshold: float = 0.0,
     strength: float = 1.0,
+    seed: int | None = None,
+    offset: int = 0,
 ) -> None:
     """Put chosen coordinates of `weight` back, in place and in one pass.
 
@@ -61,8 +86,8 @@ def rollback_(
 
     - strength == 1: w becomes b, bit for bit: −0.0, NaN payloads and all.
     - else: w ← w − strength · (w − b), each operation in float32 (float64 for float64 weights) without fused
-      multiply-add, the last result rounded to nearest even. Overflow is infinity, ±448 in float8_e4m3fn; a NaN result
-      is the one NaN of the dtype.
+      multiply-add, the last result rounded as `subtract_` rounds: to nearest even, or with a seed stochastically.
+      Overflow is infinity, ±448 in float8_e4m3fn; a NaN result is the one NaN of the dtype.
 
     Every other coordinate keeps its bits.
 
@@ -74,6 +99,9 @@ def rollback_(
         score: float32, the shape of `before`.
         threshold: Taken as float32.
         strength: Finite; taken as float32 except for float64 weights. 1 puts back, 0 < s < 1 goes part of the way.
+        seed: Any int64, for stochastic rounding: the random bits of coordinate i of `weight`, gathered or not, are the
+            leading 32 of `hashing.random_words(seed, offset + i)`. None: to nearest even.
+        offset: Flat index of the first coordinate: of a shard in its tensor, or of the tensor in the model.
 
     Raises:
         TypeError: for dtypes other than these.
@@ -83,10 +111,79 @@ def rollback_(
     Bytes moved, N coordinates of b bytes, m of them chosen: dense 2bN read, 4N for a score, bm written; at k indices of
     i bytes (i + 2b)k read, 4k for a score, bm written.
 
-    Source: θ ← θ − s·δ at the conflict set, with δ = θ − θ_before; at s = 1 the exact case.
+    Source: θ ← θ − s·δ at the conflict set, with δ = θ − θ_before; at s = 1 the exact case. Stochastic rounding as in
+    Gupta et al. 2015, arXiv:1502.02551.
     """
-    _check(weight, before, indices, score, strength)
-    kernels = backend(__name__, weight, before, indices, score)
-    if indices is not None:
-        require_in_range("rollback_", indices, weight.numel())
-    kernels.rollback_(weight, before, indices, score, threshold, strength)
+    _run([weight], [before], [indices], [score], threshold, strength, seed, [offset])
+
+
+def _lists(
+    weights: list[Tensor],
+    before: list[Tensor],
+    indices: list[Tensor | None],
+    scores: list[Tensor | None],
+    offsets: list[int] | None,
+) -> tuple[list[Tensor | None], list[Tensor | None], list[int]]:
+    """What stands for the lists that are left empty, and for no offsets.
+
+    Raises:
+        ValueError: for lists of different lengths.
+    """
+    offsets = consecutive(weights) if offsets is None else offsets
+    nothing: list[Tensor | None] = [None] * len(weights)
+    indices, scores = indices or nothing, scores or nothing
+    lengths = [len(weights), len(before), len(indices), len(scores), len(offsets)]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"foreach_rollback_: expected weights, before, indices, scores and offsets of one length; found {lengths}"
+        )
+    return indices, scores, offsets
+
+
+def _fake_list(
+    weights: list[Tensor],
+    before: list[Tensor],
+    indices: list[Tensor | None],
+    scores: list[Tensor | None],
+    threshold: float = 0.0,
+    strength: float = 1.0,
+    seed: int | None = None,
+    offsets: list[int] | None = None,
+) -> None:
+    indices, scores, _ = _lists(weights, before, indices, scores, offsets)
+    for arguments in zip(weights, before, indices, scores, strict=True):
+        _check(*arguments, strength)
+
+
+@operator(_fake_list, mutates=("weights",))
+def foreach_rollback_(
+    weights: list[Tensor],
+    before: list[Tensor],
+    indices: list[Tensor | None],
+    scores: list[Tensor | None],
+    threshold: float = 0.0,
+    strength: float = 1.0,
+    seed: int | None = None,
+    offsets: list[int] | None = None,
+) -> None:
+    """Do what `rollback_` does for every weight of a list, in one launch group or one parallel region.
+
+    Args:
+        weights: Tensors on one device, of any mix of shapes, dtypes and strides. Written in place.
+        before: One a weight, as for `rollback_`.
+        indices: One a weight, or empty for all of every weight.
+        scores: One a weight, or empty for none.
+        threshold: For all.
+        strength: For all.
+        seed: For all.
+        offsets: One a weight. None: each weight follows on the one before it in the list, the first at 0.
+
+    Raises:
+        TypeError: as `rollback_`.
+        ValueError: as `rollback_`, and for lists of different lengths.
+        IndexError: as `rollback_`. In every case nothing is written.
+
+    Bytes moved: see `rollback_`.
+    """
+    indices, scores, offsets = _lists(weights, before, indices, scores, offsets)
+    _run(weights, before, indices, scores, threshold, strength, seed, offsets)

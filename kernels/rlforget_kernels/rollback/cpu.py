@@ -1,6 +1,9 @@
-"""`rollback_` with numba."""
+"""`rollback_` with numba: blocks that are equal already are only read."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,67 +11,187 @@ from torch import Tensor
 
 from rlforget_kernels.common.arithmetic_cpu import result_bits64
 from rlforget_kernels.common.bits import as_bits, write_back
-from rlforget_kernels.common.cpu_math import jit, round_nearest, widen
-from rlforget_kernels.common.rounding import FLOAT_FORMAT
-from rlforget_kernels.common.threads import map_slices
+from rlforget_kernels.common.cpu_math import (
+    draw,
+    draw_at,
+    inlined,
+    jit,
+    round_drawn,
+    round_nearest,
+    specialized,
+    widen,
+)
+from rlforget_kernels.common.hashing import mix64_int
+from rlforget_kernels.common.rounding import FLOAT_FORMAT, FloatFormat
+from rlforget_kernels.common.threads import map_pieces
 
+_BLOCK = 64  # elements looked at together: one or a few vector registers
 _NO_INDICES = np.empty(0, dtype=np.int32)
 _NO_SCORE = np.empty(0, dtype=np.float32)
 
 
-def rollback_(
-    weight: Tensor,
-    before: Tensor,
-    indices: Tensor | None = None,
-    score: Tensor | None = None,
-    threshold: float = 0.0,
-    strength: float = 1.0,
+def foreach_rollback_(
+    weights: list[Tensor],
+    before: list[Tensor],
+    indices: Sequence[Tensor | None],
+    scores: Sequence[Tensor | None],
+    threshold: float,
+    strength: float,
+    seed: int | None,
+    offsets: Sequence[int],
 ) -> None:
     """See `rlforget_kernels.rollback`."""
-    bits = as_bits(weight)
-    unsigned = f"u{bits.element_size()}"
-    now, old = bits.numpy().view(unsigned), as_bits(before).numpy().view(unsigned)
-    where = _NO_INDICES if indices is None else indices.contiguous().numpy()
-    scores = _NO_SCORE if score is None else as_bits(score).view(torch.float32).numpy()
-    chosen = (where, indices is not None, scores, np.float32(threshold), score is not None)
+    bits = [as_bits(weight) for weight in weights]
+    now = [one.numpy().view(f"u{one.element_size()}") for one in bits]
+    old = [as_bits(one).numpy().view(f"u{one.element_size()}") for one in before]
+    where = [_NO_INDICES if one is None else one.contiguous().numpy() for one in indices]
+    score = [_NO_SCORE if one is None else as_bits(one).view(torch.float32).numpy() for one in scores]
+    firsts = [np.uint64(offset % 2**64) for offset in offsets]
+    kernels = [
+        _kernel(weight.dtype, index is not None, one is not None, strength, seed)
+        for weight, index, one in zip(weights, indices, scores, strict=True)
+    ]
+    numbers = (np.float32(threshold), strength, np.uint64(mix64_int((seed or 0) % 2**64)))
 
-    def work(start: int, stop: int) -> None:
-        if strength == 1.0:
-            _put_back(now, old, *chosen, start, stop)
-        elif weight.dtype is torch.float64:
-            _interpolate64(now, old, np.float64(strength), *chosen, start, stop)
-        else:
-            _interpolate(now, old, np.float32(strength), tuple(FLOAT_FORMAT[weight.dtype]), *chosen, start, stop)
+    def work(k: int, start: int, stop: int) -> None:
+        kernels[k](now[k], old[k], where[k], score[k], *numbers, firsts[k], start, stop)
 
-    map_slices(work, old.size)
-    write_back(weight, bits)
-
-
-@jit
-def _put_back(now, old, indices, gathered, scores, threshold, scored, start, stop):
-    """Copy the bits `old` at [start, stop) to where they belong in `now`."""
-    for j in range(np.uint64(start), np.uint64(stop)):
-        i = np.uint64(indices[j]) if gathered else j
-        if now[i] != old[j] and (not scored or scores[j] >= threshold):
-            now[i] = old[j]
+    map_pieces(work, [one.size for one in old], _BLOCK)
+    for weight, one in zip(weights, bits, strict=True):
+        write_back(weight, one)
 
 
-@jit
-def _interpolate(now, old, strength, layout, indices, gathered, scores, threshold, scored, start, stop):
-    """Go part of the way, in float32; `now` and `old` are the codes of floats of `layout`."""
-    for j in range(np.uint64(start), np.uint64(stop)):
-        i = np.uint64(indices[j]) if gathered else j
-        if now[i] != old[j] and (not scored or scores[j] >= threshold):
-            value = widen(now[i], layout[0], layout[1])
-            moved = value - strength * (value - widen(old[j], layout[0], layout[1]))
-            now[i] = round_nearest(moved, layout)
+def _kernel(dtype: torch.dtype, gathered: bool, scored: bool, strength: float, seed: int | None) -> Any:
+    if strength == 1.0:
+        return _whole_gathered(scored) if gathered else _whole(scored)
+    if dtype is torch.float64:
+        return _part_float64(gathered, scored)
+    chance = seed is not None and dtype is not torch.float32
+    return (_part_gathered if gathered else _part)(FLOAT_FORMAT[dtype], scored, chance)
 
 
-@jit
-def _interpolate64(now, old, strength, indices, gathered, scores, threshold, scored, start, stop):
-    """Go part of the way, in float64; `now` and `old` are bits."""
-    for j in range(np.uint64(start), np.uint64(stop)):
-        i = np.uint64(indices[j]) if gathered else j
-        if now[i] != old[j] and (not scored or scores[j] >= threshold):
-            value = np.uint64(now[i]).view(np.float64)
-            now[i] = result_bits64(value - strength * (value - np.uint64(old[j]).view(np.float64)))
+@inlined
+def _differ(now, old, first, count):
+    """Whether `count` elements from `first` on have other bits."""
+    difference = now[first] ^ old[first]
+    for i in range(np.uint64(count)):
+        difference |= now[first + i] ^ old[first + i]
+    return difference != 0
+
+
+@inlined
+def _put_back(now, old, scores, threshold, scored, first, count):
+    """Put one block back."""
+    if _differ(now, old, first, count):
+        for i in range(np.uint64(count)):
+            kept = scored and not scores[first + i] >= threshold
+            now[first + i] = now[first + i] if kept else old[first + i]
+
+
+@inlined
+def _move(now, old, scores, threshold, scored, share, layout, chance, noise, mixed_seed, offset, first, count):
+    """Move one block part of the way."""
+    if _differ(now, old, first, count):
+        if chance:
+            draw(noise, mixed_seed, offset + first)
+        for i in range(np.uint64(count)):
+            code = _between(now[first + i], old[first + i], share, layout, chance, noise[i])
+            kept = now[first + i] == old[first + i] or (scored and not scores[first + i] >= threshold)
+            now[first + i] = now[first + i] if kept else code
+
+
+@inlined
+def _between(now, old, share, layout, chance, noise):
+    """The code of now − share · (now − old)."""
+    value = widen(now, layout[0], layout[1])
+    moved = value - share * (value - widen(old, layout[0], layout[1]))
+    return round_drawn(moved, layout, noise) if chance else round_nearest(moved, layout)
+
+
+@specialized
+def _whole(scored: bool) -> Any:
+    @jit
+    def put_back(now, old, indices, scores, threshold, strength, mixed_seed, offset, start, stop):
+        block, end = np.uint64(start), np.uint64(stop)
+        while block + np.uint64(_BLOCK) <= end:
+            _put_back(now, old, scores, threshold, scored, block, _BLOCK)
+            block += np.uint64(_BLOCK)
+        if block < end:
+            _put_back(now, old, scores, threshold, scored, block, end - block)
+
+    return put_back
+
+
+@specialized
+def _whole_gathered(scored: bool) -> Any:
+    @jit
+    def put_back(now, old, indices, scores, threshold, strength, mixed_seed, offset, start, stop):
+        for j in range(np.uint64(start), np.uint64(stop)):
+            if not scored or scores[j] >= threshold:
+                now[np.uint64(indices[j])] = old[j]
+
+    return put_back
+
+
+@specialized
+def _part(layout: FloatFormat, scored: bool, chance: bool) -> Any:
+    exponent, mantissa, overflow, nan = layout
+
+    @jit
+    def interpolate(now, old, indices, scores, threshold, strength, mixed_seed, offset, start, stop):
+        form = (exponent, mantissa, overflow, nan)
+        share, noise = np.float32(strength), np.empty(_BLOCK, np.uint32)
+        block, end = np.uint64(start), np.uint64(stop)
+        while block + np.uint64(_BLOCK) <= end:
+            _move(now, old, scores, threshold, scored, share, form, chance, noise, mixed_seed, offset, block, _BLOCK)
+            block += np.uint64(_BLOCK)
+        if block < end:
+            rest = end - block
+            _move(now, old, scores, threshold, scored, share, form, chance, noise, mixed_seed, offset, block, rest)
+
+    return interpolate
+
+
+@specialized
+def _part_gathered(layout: FloatFormat, scored: bool, chance: bool) -> Any:
+    exponent, mantissa, overflow, nan = layout
+
+    @jit
+    def interpolate(now, old, indices, scores, threshold, strength, mixed_seed, offset, start, stop):
+        share = np.float32(strength)
+        noise, found = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, now.dtype)
+        for block in range(np.uint64(start), np.uint64(stop), np.uint64(_BLOCK)):
+            end = min(block + np.uint64(_BLOCK), np.uint64(stop))
+            for j in range(block, end):
+                found[j - block] = now[np.uint64(indices[j])]
+            if chance:
+                draw_at(noise, mixed_seed, offset, indices[block:end])
+            for j in range(block, end):
+                value = widen(found[j - block], exponent, mantissa)
+                moved = value - share * (value - widen(old[j], exponent, mantissa))
+                if chance:
+                    code = round_drawn(moved, (exponent, mantissa, overflow, nan), noise[j - block])
+                else:
+                    code = round_nearest(moved, (exponent, mantissa, overflow, nan))
+                chosen = found[j - block] != old[j]
+                if scored:
+                    chosen &= scores[j] >= threshold
+                found[j - block] = code if chosen else found[j - block]
+            for j in range(block, end):
+                now[np.uint64(indices[j])] = found[j - block]
+
+    return interpolate
+
+
+@specialized
+def _part_float64(gathered: bool, scored: bool) -> Any:
+    @jit
+    def interpolate(now, old, indices, scores, threshold, strength, mixed_seed, offset, start, stop):
+        for j in range(np.uint64(start), np.uint64(stop)):
+            i = np.uint64(indices[j]) if gathered else j
+            if now[i] != old[j] and (not scored or scores[j] >= threshold):
+                value = np.uint64(now[i]).view(np.float64)
+                goal = np.uint64(old[j]).view(np.float64)
+                now[i] = result_bits64(value - np.float64(strength) * (value - goal))
+
+    return interpolate

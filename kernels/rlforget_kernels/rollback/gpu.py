@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlforget_kernels.common.arithmetic_gpu import result_bits64
-from rlforget_kernels.common.bits import as_bits, write_back
-from rlforget_kernels.common.gpu_math import round_nearest, widen
+from rlforget_kernels.common.arithmetic_gpu import narrowed_bits, result_bits64
+from rlforget_kernels.common.bits import BITS_DTYPE, as_bits, write_back
+from rlforget_kernels.common.gpu_math import widen
+from rlforget_kernels.common.hashing import mix64_int, signed
 from rlforget_kernels.common.launch import KernelSpec, launch
 from rlforget_kernels.common.rounding import FLOAT_FORMAT
+from rlforget_kernels.common.settings import Settings
+from rlforget_kernels.common.tables import TRITON_TYPE, find_tile, number_at, pointer_at, table_constexprs, tables
+from rlforget_kernels.common.tunable import Tunable
 
-_BLOCK = 2048
+# Sixteen elements a thread: one load of 16 bytes of the narrowest weights, and registers for their random words.
+_SETTINGS = Settings("rollback")
 
 
-def rollback_(
-    weight: Tensor,
-    before: Tensor,
-    indices: Tensor | None = None,
-    score: Tensor | None = None,
-    threshold: float = 0.0,
-    strength: float = 1.0,
+def foreach_rollback_(
+    weights: list[Tensor],
+    before: list[Tensor],
+    indices: Sequence[Tensor | None],
+    scores: Sequence[Tensor | None],
+    threshold: float,
+    strength: float,
+    seed: int | None,
+    offsets: Sequence[int],
 ) -> None:
     """See `rlforget_kernels.rollback`."""
-    bits = as_bits(weight)
-    launch(
-        rollback_kernel,
-        triton.cdiv(before.numel(), _BLOCK),
-        bits,
-        as_bits(before),
-        bits if indices is None else indices.contiguous(),
-        bits if score is None else as_bits(score).view(torch.float32),
-        before.numel(),
-        float(threshold),
-        _float64_bits(strength),
-        **_constexprs(weight.dtype, strength == 1.0, indices is not None, score is not None),
-    )
-    write_back(weight, bits)
+    bits = [as_bits(weight) for weight in weights]
+    old = [as_bits(one) for one in before]
+    where = [one if index is None else index.contiguous() for one, index in zip(bits, indices, strict=True)]
+    judged = [
+        one if score is None else as_bits(score).view(torch.float32) for one, score in zip(bits, scores, strict=True)
+    ]
+    kinds = [
+        (weight.dtype, index is not None, score is not None)
+        for weight, index, score in zip(weights, indices, scores, strict=True)
+    ]
+    blocks, firsts = _SETTINGS.blocks(bits[0].device), [signed(offset) for offset in offsets]
+    numbers = (float(threshold), _float64_bits(strength), signed(mix64_int((seed or 0) % 2**64)))
+    for table in tables((old, bits, where, judged), blocks, [firsts], kinds):
+        setting = _SETTINGS.on(bits[table.members[0]])
+        dtype, gathered, scored = table.kind
+        index_dtype = table.dtypes[2] if gathered else torch.int32
+        constexprs = _constexprs(dtype, strength == 1.0, gathered, scored, seed is not None, index_dtype)
+        constexprs |= table.constexprs | {"BLOCK": setting.block}
+        launch(rollback_kernel, table.tiles, table.rows, table.owners, *numbers, **constexprs, warps=setting.warps)
+    for weight, one in zip(weights, bits, strict=True):
+        write_back(weight, one)
 
 
 def _float64_bits(value: float) -> int:
@@ -49,9 +65,18 @@ def _float64_bits(value: float) -> int:
     return int(bits)
 
 
-def _constexprs(dtype: torch.dtype, whole: bool, gathered: bool, scored: bool) -> dict[str, int | bool]:
+def _constexprs(
+    dtype: torch.dtype,
+    whole: bool,
+    gathered: bool,
+    scored: bool,
+    stochastic: bool = False,
+    index_dtype: torch.dtype = torch.int64,
+) -> dict[str, Any]:
     layout = FLOAT_FORMAT.get(dtype, FLOAT_FORMAT[torch.float32])
     return {
+        "TYPE": TRITON_TYPE[BITS_DTYPE[dtype.itemsize]],
+        "INDEX_TYPE": TRITON_TYPE[index_dtype],
         "EXPONENT": layout.exponent,
         "MANTISSA": layout.mantissa,
         "OVERFLOW": layout.overflow,
@@ -60,19 +85,21 @@ def _constexprs(dtype: torch.dtype, whole: bool, gathered: bool, scored: bool) -
         "FLOAT64": dtype is torch.float64,
         "GATHERED": gathered,
         "SCORED": scored,
-        "BLOCK": _BLOCK,
+        "STOCHASTIC": stochastic and dtype.itemsize < 4,
     }
 
 
 @triton.jit
 def rollback_kernel(
-    bits_ptr,  # the weight's bits, integers of its width
-    before_ptr,  # [numel]
-    indices_ptr,  # int32 or int64 [numel], read where GATHERED
-    score_ptr,  # float32 [numel], read where SCORED
-    numel,
+    rows_ptr,  # addresses of the bits before, the weight's, the indices and the scores, and the weight's offset
+    owners_ptr,
     threshold,
     strength_bits,
+    mixed_seed,
+    COLUMNS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    TYPE: tl.constexpr,
+    INDEX_TYPE: tl.constexpr,
     EXPONENT: tl.constexpr,
     MANTISSA: tl.constexpr,
     OVERFLOW: tl.constexpr,
@@ -81,26 +108,58 @@ def rollback_kernel(
     FLOAT64: tl.constexpr,
     GATHERED: tl.constexpr,
     SCORED: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Put one tile of coordinates back."""
-    base = tl.program_id(0).to(tl.int64) * BLOCK
-    offset = tl.arange(0, BLOCK)  # [BLOCK]
-    if base + BLOCK <= numel:
+    tile = tl.program_id(0).to(tl.int64)
+    row_ptr, base, numel = find_tile(rows_ptr, owners_ptr, tile, COLUMNS, BLOCK)
+    before_ptr = pointer_at(row_ptr, 0, TYPE, ALIGNED)
+    bits_ptr = pointer_at(row_ptr, 1, TYPE, ALIGNED)
+    indices_ptr = pointer_at(row_ptr, 2, INDEX_TYPE, ALIGNED)
+    score_ptr = pointer_at(row_ptr, 3, tl.float32, ALIGNED)
+    first = number_at(row_ptr, 4)
+    if GATHERED:
+        offset = tl.arange(0, BLOCK)  # [BLOCK]
+    else:
+        LANES: tl.constexpr = max(128 // TYPE.primitive_bitwidth, 4)  # 16 bytes of weights, and of scores
+        offset = tl.arange(0, BLOCK // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    full = base + BLOCK <= numel
+    if full:
         index, now, old, chosen = _load_tile(
-            bits_ptr, before_ptr, indices_ptr, score_ptr, base, None, threshold, GATHERED, SCORED, BLOCK
+            bits_ptr, before_ptr, indices_ptr, score_ptr, base + offset, None, threshold, GATHERED, SCORED
         )
     else:
         inside = offset < numel - base
         index, now, old, chosen = _load_tile(
-            bits_ptr, before_ptr, indices_ptr, score_ptr, base, inside, threshold, GATHERED, SCORED, BLOCK
+            bits_ptr, before_ptr, indices_ptr, score_ptr, base + offset, inside, threshold, GATHERED, SCORED
         )
         chosen = chosen & inside
+    if not GATHERED:
+        index = base + offset  # the same, but what comes out of branches some compilers do not know to be contiguous
     if WHOLE:
         new = old
+    elif FLOAT64:
+        strength = tl.cast(strength_bits, tl.int64).to(tl.float64, bitcast=True)
+        value = now.to(tl.float64, bitcast=True)
+        new = result_bits64(value - strength * (value - old.to(tl.float64, bitcast=True)))
     else:
-        new = _between(now, old, strength_bits, EXPONENT, MANTISSA, OVERFLOW, NAN_CODE, FLOAT64)
-    tl.store(bits_ptr + index, new, mask=chosen)
+        CODE: tl.constexpr = (1 << (EXPONENT + MANTISSA + 1)) - 1
+        strength = tl.cast(strength_bits, tl.int64).to(tl.float64, bitcast=True).to(tl.float32)
+        value = widen((now.to(tl.int64) & CODE).to(tl.uint32), EXPONENT, MANTISSA)
+        goal = widen((old.to(tl.int64) & CODE).to(tl.uint32), EXPONENT, MANTISSA)
+        moved = value - strength * (value - goal)
+        code = narrowed_bits(moved, first + index, mixed_seed, EXPONENT, MANTISSA, OVERFLOW, NAN_CODE, STOCHASTIC)
+        new = code.to(TYPE)
+    if GATHERED:
+        tl.store(bits_ptr + index, new, mask=chosen)
+    elif full:
+        # At least 16 bytes at a time, where any of them changes: a mask that told elements apart would split them.
+        any_chosen = tl.max(chosen.to(tl.int32), axis=1)[:, None] != 0
+        new = tl.where(chosen, new, now)
+        tl.store(bits_ptr + index, new, mask=tl.broadcast_to(any_chosen, (BLOCK // LANES, LANES)))
+    else:
+        tl.store(bits_ptr + index, new, mask=chosen)
 
 
 @triton.jit
@@ -109,15 +168,13 @@ def _load_tile(
     before_ptr,
     indices_ptr,
     score_ptr,
-    base,
-    inside,  # [BLOCK], or None for a full tile
+    place,  # int64, any shape: what to load of `before`
+    inside,  # like `place`, or None for a full tile
     threshold,
     GATHERED: tl.constexpr,
     SCORED: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
-    """Flat indices, the bits there now and before, and which of them are to be written: each [BLOCK]."""
-    place = base + tl.arange(0, BLOCK)
+    """Flat indices, the bits there now and before, and which of them are to be written."""
     index = place
     if GATHERED:
         index = tl.load(indices_ptr + place, mask=inside).to(tl.int64)
@@ -129,53 +186,46 @@ def _load_tile(
     return index, now, old, chosen
 
 
-@triton.jit
-def _between(
-    now,
-    old,
-    strength_bits,
-    EXPONENT: tl.constexpr,
-    MANTISSA: tl.constexpr,
-    OVERFLOW: tl.constexpr,
-    NAN_CODE: tl.constexpr,
-    FLOAT64: tl.constexpr,
-):
-    """The bits of now − strength · (now − old)."""
-    strength = tl.cast(strength_bits, tl.int64).to(tl.float64, bitcast=True)
-    if FLOAT64:
-        value = now.to(tl.float64, bitcast=True)
-        new = result_bits64(value - strength * (value - old.to(tl.float64, bitcast=True)))
-    else:
-        CODE: tl.constexpr = (1 << (EXPONENT + MANTISSA + 1)) - 1
-        value = widen((now.to(tl.int64) & CODE).to(tl.uint32), EXPONENT, MANTISSA)
-        goal = widen((old.to(tl.int64) & CODE).to(tl.uint32), EXPONENT, MANTISSA)
-        moved = value - strength.to(tl.float32) * (value - goal)
-        new = round_nearest(moved, EXPONENT, MANTISSA, OVERFLOW, NAN_CODE)
-    return new.to(now.dtype)
-
-
-def _spec(dtype: torch.dtype, whole: bool, gathered: bool) -> KernelSpec:
+def _spec(dtype: torch.dtype, whole: bool, gathered: bool, stochastic: bool = False) -> KernelSpec:
     """A dense compilation takes a score, one that gathers takes none."""
-    bits = f"*i{8 * dtype.itemsize}"
-    signature = {
-        "bits_ptr": bits,
-        "before_ptr": bits,
-        "indices_ptr": "*i64" if gathered else bits,
-        "score_ptr": bits if gathered else "*fp32",
-        "numel": "i64",
-        "threshold": "fp32",
-        "strength_bits": "i64",
-    }
-    label = f"{str(dtype).removeprefix('torch.')} {'whole' if whole else 'part'} "
-    label += "gathered" if gathered else "dense scored"
-    constexprs = _constexprs(dtype, whole, gathered, not gathered)
-    return KernelSpec(rollback_kernel, label, signature, constexprs, streams=not gathered)
+    label = f"{str(dtype).removeprefix('torch.')} {'whole' if whole else 'by chance' if stochastic else 'part'} "
+    return KernelSpec(
+        rollback_kernel,
+        label + ("gathered" if gathered else "dense scored"),
+        {
+            "rows_ptr": "*i64",
+            "owners_ptr": "*i32",
+            "threshold": "fp32",
+            "strength_bits": "i64",
+            "mixed_seed": "i64",
+        },
+        table_constexprs(5) | _constexprs(dtype, whole, gathered, not gathered, stochastic),
+        streams=not gathered,
+        reads=None if gathered else 2 * dtype.itemsize + 4,
+        writes=dtype.itemsize,
+        settings=_SETTINGS,
+        size=dtype.itemsize,
+    )
 
 
 _PART = (torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn)
 _WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 KERNELS = [_spec(dtype, whole, False) for whole, dtypes in ((False, _PART), (True, _WHOLE)) for dtype in dtypes]
+KERNELS += [_spec(dtype, False, False, True) for dtype in (torch.bfloat16, torch.float8_e4m3fn)]
 # Gathering costs alike, whole or in part: the widest, the usual and the narrowest elements stand for the others.
-KERNELS += [_spec(torch.float64, False, True), _spec(torch.bfloat16, False, True), _spec(torch.int8, True, True)]
+KERNELS += [_spec(torch.float64, False, True), _spec(torch.bfloat16, False, True, True), _spec(torch.int8, True, True)]
 """What is compiled ahead of time."""
+
+
+def _trial(size: int, elements: int, device: torch.device) -> Callable[[], object]:
+    """A twentieth of the coordinates differ, and hardly move."""
+    dtype = {1: torch.float8_e5m2, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[size]
+    weight = torch.ones(elements, device=device).to(dtype)
+    before = weight.clone()
+    before[::20] = 2.0
+    return lambda: foreach_rollback_([weight], [before], [None], [None], 0.0, 1e-9, None, [0])
+
+
+TUNABLE = [Tunable(_SETTINGS, _trial, loads=(1, 2))]
+"""What `rlforget_kernels.tune` measures."""

@@ -1,6 +1,14 @@
-"""`select_top`'s passes with numba."""
+"""`select_top`'s passes with numba.
+
+A thread takes a run of pieces. How many coordinates each run lists is known before the first is written, so all of them
+write at once, straight to where their indices belong.
+"""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -8,151 +16,209 @@ import torch
 from torch import Tensor
 
 from rlforget_kernels.common.bits import as_bits
-from rlforget_kernels.common.cpu_math import INFINITY, jit
-from rlforget_kernels.common.rounding import NAN
-from rlforget_kernels.common.threads import map_slices
+from rlforget_kernels.common.cpu_math import INFINITY, MAGNITUDE, jit
+from rlforget_kernels.common.cpu_vectors import LANES as WORD
+from rlforget_kernels.common.cpu_vectors import count_bits, lowest_bit, magnitudes_above
+from rlforget_kernels.common.score_bits import LEADING_BINS, TRAILING_BINS, TRAILING_BITS
+from rlforget_kernels.common.score_bits_cpu import LANES, count_leading
+from rlforget_kernels.common.threads import Piece, in_order, runs
 
+_BLOCK = 1024
+_COPIES = 24  # of the second histogram, one a thread, 2 MiB each
+_TRAILING = np.uint32(TRAILING_BINS - 1)
 _NEGATIVE_ZERO = np.uint32(0x80000000)
-_NAN = np.uint32(NAN)
-_NEGATIVE = np.uint32(0x7FFF0000)
-_16 = np.uint32(16)
-_LOW = np.uint32(0xFFFF)
-_BLOCK = np.uint64(64)  # codes looked at together: most blocks hold nothing to count or to write
-_WAVE = 1 << 24  # codes emitted between two looks at how many ties are left: the scratch memory they may take
+
+Codes = npt.NDArray[np.uint32]
 
 
-def score_histogram(score: Tensor, prefix: int = -1) -> Tensor:
+class Run(NamedTuple):
+    """What a thread takes, and what is in it: scores above the threshold, scores that equal it."""
+
+    pieces: list[Piece]
+    above: int
+    equal: int
+
+
+def leading_histogram(scores: Sequence[Tensor]) -> Tensor:
     """See `rlforget_kernels.select_top`."""
-    bits = as_bits(score).numpy().view(np.uint32)
-    bins = 1 << (15 if prefix < 0 else 16)
+    codes = _codes(scores)
 
-    def work(start: int, stop: int) -> np.ndarray:
-        part = np.zeros(bins, dtype=np.int64)
-        if prefix < 0:
-            _count_high(bits[start:stop], part)
-        else:
-            _count_low(bits[start:stop], np.uint32(prefix), part)
-        return part
+    def work(run: list[Piece]) -> npt.NDArray[np.int64]:
+        bins, counts = np.empty(_BLOCK, np.uint16), np.zeros((LEADING_BINS, LANES), np.int64)
+        for position, start, stop in run:
+            count_leading(codes[position], start, stop, bins, counts)
+        return np.asarray(counts.sum(axis=1))
 
-    histogram = np.zeros(bins, dtype=np.int64)
-    for _, part in map_slices(work, bits.size):
-        histogram += part
-    return torch.from_numpy(histogram)
+    return _sum(in_order(work, _cut(codes)), LEADING_BINS)
 
 
-def indices_from(score: Tensor, bits: int, ties: int) -> tuple[Tensor, int]:
-    """See `rlforget_kernels.select_top`."""
-    codes = as_bits(score).numpy().view(np.uint32)
-    # Room for every coordinate: pages that are never written to take no memory, and shrinking gives the rest back.
-    indices = np.empty(codes.size, dtype=np.int64)
-    scratch = np.empty(min(codes.size, _WAVE), dtype=np.int64)
-    end = taken = 0
-    for start in range(0, codes.size, _WAVE):
-        wave = codes[start : start + _WAVE]
-        count, equal = _emit_wave(wave, np.int32(bits), ties - taken, start, indices[end:], scratch)
-        end += count
-        taken += equal
-    indices.resize(end, refcheck=False)
-    return torch.from_numpy(indices), taken
+class Trailing:
+    """The second histogram; kept by thread, it tells `select` how many coordinates each of them lists.
 
-
-def _emit_wave(
-    codes: npt.NDArray[np.uint32],
-    least: np.int32,
-    ties: int,
-    first: int,
-    indices: npt.NDArray[np.int64],
-    scratch: npt.NDArray[np.int64],
-) -> tuple[int, int]:
-    """Do what `_emit` does, on several threads."""
-
-    def work(start: int, stop: int) -> tuple[int, int, int]:
-        # What comes before the first slice is known; the others wait in `scratch`, with as many ties as there may be.
-        place = scratch[start:stop] if start else indices
-        return (stop, *_emit(codes[start:stop], least, ties, first + start, place))
-
-    end = taken = 0
-    for start, (stop, count, equal) in map_slices(work, codes.size):
-        if equal > ties - taken:
-            count, equal = _emit(codes[start:stop], least, ties - taken, first + start, indices[end:])
-        elif start:
-            indices[end : end + count] = scratch[start : start + count]
-        end += count
-        taken += equal
-    return end, taken
-
-
-@jit
-def _ordered(bits):
-    """The bits of a score, with −0.0 as 0, NaN as the one NaN, and what is negative above everything."""
-    if bits > INFINITY:
-        if bits == _NEGATIVE_ZERO:
-            return np.uint32(0)
-        return _NAN if (bits & np.uint32(0x7FFFFFFF)) > INFINITY else _NEGATIVE
-    return bits
-
-
-@jit
-def _count_high(bits, histogram):
-    """Count the bins of 2**16 codes."""
-    for i in range(np.uint64(bits.size)):
-        histogram[_ordered(bits[i]) >> _16] += 1
-
-
-@jit
-def _count_low(bits, prefix, histogram):
-    """Count the codes inside one bin."""
-    block, end = np.uint64(0), np.uint64(bits.size)
-    while block < end:
-        stop = min(block + _BLOCK, end)
-        inside = False
-        for i in range(block, stop):
-            inside |= _ordered(bits[i]) >> _16 == prefix
-        if inside:
-            for i in range(block, stop):
-                code = _ordered(bits[i])
-                if code >> _16 == prefix:
-                    histogram[code & _LOW] += 1
-        block = stop
-
-
-@jit
-def _emit(bits, least, ties, first, indices):
-    """Write the positions, from `first` on, of the codes above `least` and of the first `ties` that equal it.
-
-    `indices` has room for as many as there are codes. Returns how many are written, and how many of them equal.
+    Attributes:
+        above: How many scores lie above the bin.
+        histogram: int64 [TRAILING_BINS], of those in it.
     """
-    place, block, end = np.uint64(0), np.uint64(0), np.uint64(bits.size)
-    left = np.int64(ties)
-    while block < end:
-        stop = min(block + _BLOCK, end)
-        # Above it lies what is written: codes are below 2**31, so as int32 there is room for −1.
-        floor = np.int32(least - np.int32(left > 0))
-        largest = np.int32(-1)
-        for i in range(block, stop):
-            largest = max(largest, np.int32(_ordered(bits[i])))
-        if largest > floor:
-            if left > 0:
-                stop, taken = _until_tie(bits, block, stop, least, left)
-                left -= taken
-            # Branch-free: write always, advance where chosen.
-            for i in range(block, stop):
-                indices[place] = np.int64(i) + first
-                place += np.uint64(np.int32(_ordered(bits[i])) > floor)
-        block = stop
-    return np.int64(place), ties - left
+
+    def __init__(self, scores: Sequence[Tensor], leading: int) -> None:
+        self._codes = _codes(scores)
+        self._cut = _cut(self._codes, _COPIES)
+        self._first = leading << TRAILING_BITS
+
+        def work(run: list[Piece]) -> tuple[int, npt.NDArray[Any]]:
+            size = sum(stop - start for _, start, stop in run)
+            above, counts = 0, np.zeros(TRAILING_BINS, np.uint32 if size < 2**32 else np.int64)
+            for position, start, stop in run:
+                above += _count_trailing(self._codes[position], start, stop, np.int32(self._first), counts)
+            return above, counts
+
+        self._found = list(in_order(work, self._cut))
+        self.above = sum(above for above, _ in self._found)
+        self.histogram = _sum((counts for _, counts in self._found), TRAILING_BINS)
+
+    def select(self, trailing: int, ties: int) -> list[Tensor]:
+        """List what lies above the score in bin `trailing`, and the first `ties` of those in it."""
+        found = [
+            Run(pieces, above + int(counts[trailing + 1 :].sum()), int(counts[trailing]))
+            for pieces, (above, counts) in zip(self._cut, self._found, strict=True)
+        ]
+        return _listed(self._codes, found, self._first | trailing, ties)
+
+
+def indices_from(scores: Sequence[Tensor], bits: int, ties: int) -> tuple[list[Tensor], int, list[int]]:
+    """See `rlforget_kernels.select_top`; the last is how many scores of each tensor are NaN or negative."""
+    codes = _codes(scores)
+
+    def work(run: list[Piece]) -> list[tuple[int, int, int]]:
+        return [_count(codes[position], start, stop, np.int32(bits)) for position, start, stop in run]
+
+    cut = _cut(codes)
+    faults, found = [0] * len(codes), []
+    for run, counts in zip(cut, in_order(work, cut), strict=True):
+        for (position, _, _), (_, _, wrong) in zip(run, counts, strict=True):
+            faults[position] += wrong
+        found.append(Run(run, sum(above for above, _, _ in counts), sum(equal for _, equal, _ in counts)))
+    if any(faults):
+        return [], 0, faults
+    taken = min(ties, sum(run.equal for run in found))
+    return _listed(codes, found, bits, taken), taken, faults
+
+
+def select_short(scores: Sequence[Tensor], counts: Sequence[int]) -> tuple[list[Tensor], list[int]]:
+    """See `rlforget_kernels.select_top.together`; a start of numba costs so little that each is taken alone."""
+    selected, faults = [], []
+    for score, count in zip(scores, counts, strict=True):
+        bits, ties = int(INFINITY), 0
+        if count:
+            codes = as_bits(score) & int(MAGNITUDE)
+            bits = int(codes.kthvalue(len(codes) - count + 1).values)
+            ties = count - int((codes > bits).sum())
+        found, _, wrong = indices_from([score], bits, ties)
+        selected.append(found[0] if found else score.new_empty(0, dtype=torch.int64))
+        faults += wrong
+    return selected, faults
+
+
+def _codes(scores: Sequence[Tensor]) -> list[Codes]:
+    return [as_bits(score).numpy().view(np.uint32) for score in scores]
+
+
+def _cut(codes: Sequence[Codes], most: int | None = None) -> list[list[Piece]]:
+    return runs([one.size for one in codes], WORD, most)
+
+
+def _sum(histograms: Iterable[npt.NDArray[Any]], bins: int) -> Tensor:
+    total = np.zeros(bins, np.int64)
+    for histogram in histograms:
+        total += histogram
+    return torch.from_numpy(total)
+
+
+def _listed(codes: Sequence[Codes], found: Sequence[Run], bits: int, ties: int) -> list[Tensor]:
+    """Write the indices, the lowest `ties` of those of scores that equal `bits` among them."""
+    before = [0, *itertools.accumulate(run.equal for run in found)]
+    takes = [min(max(ties - earlier, 0), run.equal) for earlier, run in zip(before, found, strict=False)]
+    # Where each piece writes: behind the most that the pieces before it can have. Where a run is one piece that is what
+    # it has; room that nothing is written to takes no memory.
+    room, places = [0] * len(codes), []
+    for run, take in zip(found, takes, strict=True):
+        places.append([room[position] for position, _, _ in run.pieces])
+        for position, start, stop in run.pieces:
+            room[position] += min(run.above + take, stop - start)
+    indices = [np.empty(size, np.int64) for size in room]
+
+    def work(number: int) -> list[int]:
+        counts, left = [], takes[number]
+        for (position, start, stop), place in zip(found[number].pieces, places[number], strict=True):
+            count, left = _emit(codes[position], start, stop, np.int32(bits), left, indices[position], place)
+            counts.append(count)
+        return counts
+
+    ends = [0] * len(codes)
+    for number, counts in enumerate(in_order(work, range(len(found)))):
+        for (position, _, _), place, count in zip(found[number].pieces, places[number], counts, strict=True):
+            end = ends[position]
+            if place != end:
+                indices[position][end : end + count] = indices[position][place : place + count]
+            ends[position] = end + count
+    for one, end in zip(indices, ends, strict=True):
+        one.resize(end, refcheck=False)  # cuts off without a copy
+    return [torch.from_numpy(one) for one in indices]
 
 
 @jit
-def _until_tie(bits, start, stop, least, ties):
-    """End the range after its `ties`-th code that equals `least`, if it has so many: its end, and how many it has."""
-    equal = np.int64(0)
-    for i in range(start, stop):
-        equal += np.int32(_ordered(bits[i])) == least
-    if equal <= ties:
-        return stop, equal
-    stop, equal = start, np.int64(0)
-    while equal < ties:
-        equal += np.int32(_ordered(bits[stop])) == least
-        stop += np.uint64(1)
-    return stop, equal
+def _above(codes, block, end, floor):
+    """The word of the scores from `block` on, of those before `end`, that exceed `floor`."""
+    if block + np.uint64(WORD) <= end:
+        return magnitudes_above(codes, block, floor)
+    word = np.uint64(0)
+    for i in range(block, end):
+        word |= np.uint64(np.int32(codes[i] & MAGNITUDE) > floor) << (i - block)
+    return word
+
+
+@jit
+def _count_trailing(codes, start, stop, first, counts):
+    """Count the scores of the bin from `first` on by their trailing bits; return how many lie above the bin."""
+    above, end = np.uint64(0), np.uint64(stop)
+    for block in range(np.uint64(start), end, np.uint64(WORD)):
+        higher = _above(codes, block, end, np.int32(first | _TRAILING))
+        above += count_bits(higher)
+        inside = _above(codes, block, end, np.int32(first - 1)) & ~higher
+        while inside:
+            counts[codes[block + lowest_bit(inside)] & _TRAILING] += 1
+            inside &= inside - np.uint64(1)
+    return np.int64(above)
+
+
+@jit
+def _count(codes, start, stop, least):
+    """How many scores of [start, stop) exceed `least`, how many equal it, and how many are NaN or negative."""
+    above, from_least, faults, end = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(stop)
+    for block in range(np.uint64(start), end, np.uint64(WORD)):
+        above += count_bits(_above(codes, block, end, least))
+        from_least += count_bits(_above(codes, block, end, np.int32(least - 1)))
+        for i in range(block, min(block + np.uint64(WORD), end)):
+            faults += np.uint64((codes[i] > INFINITY) & (codes[i] != _NEGATIVE_ZERO))
+    return np.int64(above), np.int64(from_least - above), np.int64(faults)
+
+
+@jit
+def _emit(codes, start, stop, least, ties, indices, place):
+    """Write the indices of the scores of [start, stop) above `least`, and of the first `ties` that equal it.
+
+    Returns how many are written, and how many of the ties are left.
+    """
+    out, end, left = np.uint64(place), np.uint64(stop), np.int64(ties)
+    for block in range(np.uint64(start), end, np.uint64(WORD)):
+        word = _above(codes, block, end, np.int32(least - np.int32(left > 0)))
+        while word:
+            i = block + lowest_bit(word)
+            word &= word - np.uint64(1)
+            if np.int32(codes[i] & MAGNITUDE) == least:
+                if left == 0:
+                    continue
+                left -= 1
+            indices[out] = i
+            out += np.uint64(1)
+    return np.int64(out) - place, left

@@ -1,6 +1,15 @@
-"""`select_top`'s passes with Triton. Counting by integer atomics: their order does not change a sum."""
+"""`select_top`'s passes with Triton.
+
+The pass that lists reads the scores once: a tile reserves room for its indices wherever there is some, and keeps where.
+A second kernel puts them in order, and reads scores again only where a tile holds some of those that equal the last, or
+found no room.
+"""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -8,124 +17,332 @@ import triton.language as tl
 from torch import Tensor
 
 from rlforget_kernels.common.bits import as_bits
-from rlforget_kernels.common.gpu_math import INFINITY, MAGNITUDE, NAN
 from rlforget_kernels.common.launch import KernelSpec, launch
+from rlforget_kernels.common.score_bits import TRAILING_BINS, TRAILING_BITS
+from rlforget_kernels.common.score_bits_gpu import (
+    FORMS,
+    IN_SHARED,
+    LEADING_BINS,
+    add_counts,
+    count_leading,
+    counted,
+    counting_programs,
+    new_rows,
+    ordered,
+    summed,
+)
+from rlforget_kernels.common.score_bits_gpu import TRAILING_BINS as _TRAILING_BINS
+from rlforget_kernels.common.score_bits_gpu import TRAILING_BITS as _TRAILING_BITS
+from rlforget_kernels.common.settings import Settings
+from rlforget_kernels.common.tables import find_tile, pointer_at, table_constexprs, tables
+from rlforget_kernels.common.tunable import Tunable
+from rlforget_kernels.select_top.together import select_short as select_short
 
-_BLOCK = 2048
+_COUNTING = Settings("select_top.count")
+_LISTING = Settings("select_top.list")
+_ROOM = 2**24  # indices in tiles that are kept, at two bytes each; tiles for which there is none are read again
+_PART = 128  # indices put in order at a time: about as many as a tile has
+_FAULT = tl.constexpr(0x7F800000)
 
 
-def score_histogram(score: Tensor, prefix: int = -1) -> Tensor:
+def leading_histogram(scores: Sequence[Tensor]) -> Tensor:
     """See `rlforget_kernels.select_top`."""
-    bits = as_bits(score)
-    histogram = torch.zeros(1 << (15 if prefix < 0 else 16), dtype=torch.int64, device=bits.device)
-    launch(
-        histogram_kernel,
-        triton.cdiv(bits.numel(), _BLOCK),
-        bits,
-        histogram,
-        bits.numel(),
-        prefix,
-        HIGH=prefix < 0,
-        BLOCK=_BLOCK,
-    )
-    return histogram
+    codes = [as_bits(score) for score in scores]
+    device = codes[0].device
+    setting, counts = _COUNTING.on(codes[0]), []
+    for table in tables([codes], setting.block):
+        programs = counting_programs(table.tiles, device)
+        counts.append(new_rows(programs, device))
+        arguments = (table.rows, table.owners, table.tiles, counts[-1])
+        constexprs = table.constexprs | {"IN_SHARED": IN_SHARED, "BLOCK": setting.block}
+        launch(leading_kernel, programs, *arguments, **constexprs, warps=setting.warps)
+    return summed(counts, sum(code.numel() for code in codes), device)
 
 
-def indices_from(score: Tensor, bits: int, ties: int) -> tuple[Tensor, int]:
-    """See `rlforget_kernels.select_top`."""
-    codes = as_bits(score)
-    tiles = triton.cdiv(codes.numel(), _BLOCK)
-    counts = torch.zeros((2, tiles + 1), dtype=torch.int64, device=codes.device)
-    launch(count_kernel, tiles, codes, counts[0, 1:], counts[1, 1:], codes.numel(), bits, BLOCK=_BLOCK)
-    # Before tile p there are above[p] codes above the threshold and equal[p] that equal it.
-    above, equal = counts.cumsum(1)
-    taken = int(equal[-1].clamp(max=ties))
-    indices = torch.empty(int(above[-1]) + taken, dtype=torch.int64, device=codes.device)
-    launch(write_kernel, tiles, codes, above, equal, indices, codes.numel(), bits, taken, BLOCK=_BLOCK)
-    return indices, taken
+class Trailing:
+    """The second histogram, from which `select` knows how much room it needs.
+
+    Attributes:
+        above: How many scores lie above the bin.
+        histogram: int64 [TRAILING_BINS], on the device, of those in it.
+    """
+
+    def __init__(self, scores: Sequence[Tensor], leading: int) -> None:
+        self._codes = [as_bits(score) for score in scores]
+        self._leading = leading
+        device = self._codes[0].device
+        self.histogram = torch.zeros(TRAILING_BINS, dtype=torch.int64, device=device)
+        higher = torch.zeros(1, dtype=torch.int64, device=device)
+        setting = _LISTING.on(self._codes[0])
+        for table in tables([self._codes], setting.block):
+            arguments = (table.rows, table.owners, self.histogram, higher, leading)
+            launch(
+                trailing_kernel, table.tiles, *arguments, **table.constexprs, BLOCK=setting.block, warps=setting.warps
+            )
+        self.above = int(higher)
+
+    def select(self, trailing: int, ties: int) -> list[Tensor]:
+        """List what lies above the score in bin `trailing`, and the first `ties` of those in it."""
+        above = self.above + int(self.histogram[trailing + 1 :].sum())
+        return _listed(self._codes, self._leading << TRAILING_BITS | trailing, ties, above)
+
+
+def indices_from(scores: Sequence[Tensor], bits: int, ties: int) -> tuple[list[Tensor], int, list[int]]:
+    """See `rlforget_kernels.select_top`; the last is how many scores of each tensor are NaN or negative."""
+    codes = [as_bits(score) for score in scores]
+    setting = _LISTING.on(codes[0])
+    above, equal, faults = ([0] * len(codes) for _ in range(3))
+    for table in tables([codes], setting.block):
+        counts = torch.zeros((3, len(table.members)), dtype=torch.int64, device=codes[0].device)
+        arguments = (table.rows, table.owners, counts, len(table.members), bits)
+        launch(count_kernel, table.tiles, *arguments, **table.constexprs, BLOCK=setting.block, warps=setting.warps)
+        for column, values in zip((above, equal, faults), counts.tolist(), strict=True):
+            for member, value in zip(table.members, values, strict=True):
+                column[member] = value
+    if any(faults):
+        return [], 0, faults
+    taken = min(ties, sum(equal))
+    return _listed(codes, bits, taken, sum(above)), taken, faults
+
+
+def _listed(codes: Sequence[Tensor], bits: int, ties: int, total: int) -> list[Tensor]:
+    """Write the indices of `total` scores above `bits`, and of the lowest `ties` of those that equal it."""
+    device, setting = codes[0].device, _LISTING.on(codes[0])
+    # An index within its tile is enough to remember until it is put in order.
+    offsets = torch.empty(min(total, _ROOM), dtype=torch.int16, device=device)
+    cursor = torch.zeros(1, dtype=torch.int64, device=device)
+    found = []
+    for table in tables([codes], setting.block):
+        slots = torch.empty(table.tiles, dtype=torch.int64, device=device)
+        before = torch.zeros((2, table.tiles + 1), dtype=torch.int64, device=device)
+        counts = (before[:, 1:], before.stride(0))
+        arguments = (table.rows, table.owners, offsets, len(offsets), cursor, slots, *counts, bits)
+        launch(reserve_kernel, table.tiles, *arguments, **table.constexprs, BLOCK=setting.block, warps=setting.warps)
+        found.append((table, slots, before.cumsum_(1)))
+
+    above, equal = ([0] * len(codes) for _ in range(2))
+    for table, _, before in found:
+        sums = before[:, table.ends] - before[:, table.starts]
+        for column, values in zip((above, equal), sums.tolist(), strict=True):
+            for member, value in zip(table.members, values, strict=True):
+                column[member] = value
+    earlier = itertools.accumulate(equal, initial=0)
+    takes = [min(max(ties - before, 0), own) for before, own in zip(earlier, equal, strict=False)]
+    indices = [
+        torch.empty(higher + take, dtype=torch.int64, device=device) for higher, take in zip(above, takes, strict=True)
+    ]
+    for listed, slots, before in found:
+        table = listed.extended(indices)
+        own = torch.tensor([takes[member] for member in table.members]).to(device, non_blocking=True)
+        noted = (offsets, len(offsets), slots, before, before.stride(0), own, bits)
+        constexprs = table.constexprs | {"BLOCK": setting.block, "PART": _PART}
+        launch(order_kernel, table.tiles, table.rows, table.owners, *noted, **constexprs, warps=setting.warps)
+    return indices
 
 
 @triton.jit
-def _load_ordered(bits_ptr, base, inside, BLOCK: tl.constexpr):
-    """A tile of bits [BLOCK], −0.0 as 0, NaN as the one NaN, and what is negative above everything."""
-    bits = tl.load(bits_ptr + base + tl.arange(0, BLOCK), mask=inside)
-    magnitude = bits & MAGNITUDE
-    negative = tl.where(magnitude == 0, 0, 0x7FFF0000)
-    return tl.where(magnitude > INFINITY, NAN, tl.where(bits < 0, negative, bits))
+def _load_codes(bits_ptr, base, numel, outside, BLOCK: tl.constexpr):
+    """A tile of codes [BLOCK], `outside` behind the end."""
+    offset = tl.arange(0, BLOCK)
+    if base + BLOCK <= numel:
+        codes = ordered(tl.load(bits_ptr + base + offset))
+    else:
+        inside = offset < numel - base
+        codes = tl.where(inside, ordered(tl.load(bits_ptr + base + offset, mask=inside, other=0)), outside)
+    return codes
 
 
 @triton.jit
-def histogram_kernel(bits_ptr, histogram_ptr, numel, prefix, HIGH: tl.constexpr, BLOCK: tl.constexpr):
-    """Count one tile by the high 15 bits, or by the low 16 bits where the high ones are `prefix`."""
-    base = tl.program_id(0).to(tl.int64) * BLOCK
+def leading_kernel(
+    rows_ptr,  # addresses of the scores' bits
+    owners_ptr,
+    tiles,
+    counts_ptr,  # int32 [programs, LEADING_BINS]
+    COLUMNS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    IN_SHARED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Count every so many-th tile by the leading bits."""
+    counts_ptr += tl.program_id(0) * LEADING_BINS
+    counts = tl.zeros([LEADING_BINS], tl.int32)
+    for number in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row_ptr, base, numel = find_tile(rows_ptr, owners_ptr, tl.cast(number, tl.int64), COLUMNS, BLOCK)
+        bits_ptr = pointer_at(row_ptr, 0, tl.int32, ALIGNED)
+        codes = _load_codes(bits_ptr, base, numel, 0, BLOCK)
+        counts = count_leading(counts_ptr, counts, codes, IN_SHARED)
+    add_counts(counts_ptr, counts, IN_SHARED)
+
+
+@triton.jit
+def trailing_kernel(
+    rows_ptr,
+    owners_ptr,
+    histogram_ptr,  # int64 [TRAILING_BINS]
+    higher_ptr,  # int64 [1]
+    leading,
+    COLUMNS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Count the scores of a tile in the bin `leading` by their trailing bits, and how many are above it."""
+    row_ptr, base, numel = find_tile(rows_ptr, owners_ptr, tl.program_id(0).to(tl.int64), COLUMNS, BLOCK)
+    codes = _load_codes(pointer_at(row_ptr, 0, tl.int32, ALIGNED), base, numel, -1, BLOCK)
+    bins = codes >> _TRAILING_BITS
     one = tl.full([BLOCK], 1, tl.int64)
-    if base + BLOCK <= numel:
-        bits = _load_ordered(bits_ptr, base, None, BLOCK)
-        if HIGH:
-            tl.atomic_add(histogram_ptr + (bits >> 16), one, sem="relaxed")
-        else:
-            tl.atomic_add(histogram_ptr + (bits & 0xFFFF), one, mask=(bits >> 16) == prefix, sem="relaxed")
-    else:
-        inside = tl.arange(0, BLOCK) < numel - base
-        bits = tl.where(inside, _load_ordered(bits_ptr, base, inside, BLOCK), 0)
-        if HIGH:
-            tl.atomic_add(histogram_ptr + (bits >> 16), one, mask=inside, sem="relaxed")
-        else:
-            tl.atomic_add(histogram_ptr + (bits & 0xFFFF), one, mask=inside & ((bits >> 16) == prefix), sem="relaxed")
+    # Few scores are in the bin: no two of a warp, as a rule.
+    tl.atomic_add(histogram_ptr + (codes & (_TRAILING_BINS - 1)), one, mask=bins == leading, sem="relaxed")
+    higher = tl.sum((bins > leading).to(tl.int32), axis=0)
+    tl.atomic_add(higher_ptr, higher.to(tl.int64), mask=higher > 0, sem="relaxed")
 
 
 @triton.jit
-def count_kernel(bits_ptr, above_ptr, equal_ptr, numel, least, BLOCK: tl.constexpr):
-    """Count the codes of one tile above `least`, and those equal to it."""
+def count_kernel(
+    rows_ptr,
+    owners_ptr,
+    counts_ptr,  # int64 [3, members]: above, equal, faults
+    members,
+    least,
+    COLUMNS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Add what a tile has above `least`, equal to it, and of NaN and negative scores, to the counts of its tensor."""
     tile = tl.program_id(0).to(tl.int64)
-    base = tile * BLOCK
-    if base + BLOCK <= numel:
-        bits = _load_ordered(bits_ptr, base, None, BLOCK)
-    else:
-        inside = tl.arange(0, BLOCK) < numel - base
-        bits = tl.where(inside, _load_ordered(bits_ptr, base, inside, BLOCK), -1)
-    tl.store(above_ptr + tile, tl.sum((bits > least).to(tl.int32), axis=0).to(tl.int64))
-    tl.store(equal_ptr + tile, tl.sum((bits == least).to(tl.int32), axis=0).to(tl.int64))
+    row_ptr, base, numel = find_tile(rows_ptr, owners_ptr, tile, COLUMNS, BLOCK)
+    codes = _load_codes(pointer_at(row_ptr, 0, tl.int32, ALIGNED), base, numel, -1, BLOCK)
+    count_ptr = counts_ptr + tl.load(owners_ptr + tile)
+    above = tl.sum((codes > least).to(tl.int32), axis=0).to(tl.int64)
+    equal = tl.sum((codes == least).to(tl.int32), axis=0).to(tl.int64)
+    faults = tl.sum((codes > _FAULT).to(tl.int32), axis=0).to(tl.int64)
+    tl.atomic_add(count_ptr, above, mask=above > 0, sem="relaxed")
+    tl.atomic_add(count_ptr + members, equal, mask=equal > 0, sem="relaxed")
+    tl.atomic_add(count_ptr + 2 * members, faults, mask=faults > 0, sem="relaxed")
 
 
 @triton.jit
-def write_kernel(bits_ptr, above_ptr, equal_ptr, indices_ptr, numel, least, ties, BLOCK: tl.constexpr):
-    """Write the positions of one tile's codes above `least`, and of those equal to it while `ties` lasts."""
+def reserve_kernel(
+    rows_ptr,
+    owners_ptr,
+    offsets_ptr,  # int16 [room]: the indices in their tiles of what is above `least`, tile by tile in no order
+    room,
+    cursor_ptr,  # int64 [1]: how many there are so far
+    slots_ptr,  # int64 [tiles]: where a tile's begin
+    counts_ptr,  # int64 [2, tiles]: how many a tile has above, and equal
+    stride,
+    least,
+    COLUMNS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Note where a tile's scores are above `least`, and how many equal it."""
     tile = tl.program_id(0).to(tl.int64)
-    base = tile * BLOCK
-    if base + BLOCK <= numel:
-        bits = _load_ordered(bits_ptr, base, None, BLOCK)
-    else:
-        inside = tl.arange(0, BLOCK) < numel - base
-        bits = tl.where(inside, _load_ordered(bits_ptr, base, inside, BLOCK), -1)
-    above = (bits > least).to(tl.int32)  # [BLOCK]
-    equal = (bits == least).to(tl.int32)
-    above_before = tl.load(above_ptr + tile) + tl.cumsum(above, axis=0) - above
-    equal_before = tl.load(equal_ptr + tile) + tl.cumsum(equal, axis=0) - equal
-    chosen = (above != 0) | ((equal != 0) & (equal_before < ties))
-    place = above_before + tl.minimum(equal_before, ties)
-    tl.store(indices_ptr + place, base + tl.arange(0, BLOCK), mask=chosen)
+    row_ptr, base, numel = find_tile(rows_ptr, owners_ptr, tile, COLUMNS, BLOCK)
+    codes = _load_codes(pointer_at(row_ptr, 0, tl.int32, ALIGNED), base, numel, -1, BLOCK)
+    above = (codes > least).to(tl.int32)  # [BLOCK]
+    rank = tl.cumsum(above, axis=0)
+    count = tl.sum(above, axis=0).to(tl.int64)
+    slot = tl.atomic_add(cursor_ptr, count, sem="relaxed")
+    tl.store(slots_ptr + tile, slot)
+    tl.store(counts_ptr + tile, count)
+    tl.store(counts_ptr + stride + tile, tl.sum((codes == least).to(tl.int32), axis=0).to(tl.int64))
+    place = slot + rank - 1
+    tl.store(offsets_ptr + place, tl.arange(0, BLOCK).to(tl.int16), mask=(above != 0) & (place < room))
+
+
+@triton.jit
+def order_kernel(
+    rows_ptr,  # addresses of the scores' bits and of the indices
+    owners_ptr,
+    offsets_ptr,
+    room,
+    slots_ptr,
+    before_ptr,  # int64 [2, tiles + 1]: how many there are above, and equal, before each tile of the table
+    stride,
+    takes_ptr,  # int64 [members]: how many that equal `least` each tensor lists
+    least,
+    COLUMNS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """Write the indices of one tile where they belong."""
+    tile = tl.program_id(0).to(tl.int64)
+    row_ptr, base, numel = find_tile(rows_ptr, owners_ptr, tile, COLUMNS, BLOCK)
+    first = tile - base // BLOCK
+    indices_ptr = pointer_at(row_ptr, 1, tl.int64, ALIGNED)
+    above = tl.load(before_ptr + tile)
+    count = tl.load(before_ptr + tile + 1) - above
+    above -= tl.load(before_ptr + first)
+    equal = tl.load(before_ptr + stride + tile)
+    equal_count = tl.load(before_ptr + stride + tile + 1) - equal
+    equal -= tl.load(before_ptr + stride + first)
+    take = tl.load(takes_ptr + tl.load(owners_ptr + tile))
+    out_ptr = indices_ptr + above + tl.minimum(equal, take)
+    slot = tl.load(slots_ptr + tile)
+    if ((equal_count > 0) & (equal < take)) | (slot + count > room):
+        codes = _load_codes(pointer_at(row_ptr, 0, tl.int32, ALIGNED), base, numel, -1, BLOCK)
+        is_equal = (codes == least).to(tl.int32)
+        chosen = (codes > least).to(tl.int32)
+        chosen += tl.where(tl.cumsum(is_equal, axis=0) <= take - equal, is_equal, 0)
+        tl.store(out_ptr + tl.cumsum(chosen, axis=0) - 1, base + tl.arange(0, BLOCK), mask=chosen != 0)
+    elif count > 0:
+        for part in range(0, count, PART):
+            place = part + tl.arange(0, PART)
+            inside = place < count
+            offset = tl.load(offsets_ptr + slot + place, mask=inside, other=0)
+            tl.store(out_ptr + place, base + offset, mask=inside)
 
 
 def _specs() -> list[KernelSpec]:
-    histogram = {"bits_ptr": "*i32", "histogram_ptr": "*i64", "numel": "i64", "prefix": "i32"}
-    count = {"bits_ptr": "*i32", "above_ptr": "*i64", "equal_ptr": "*i64", "numel": "i64", "least": "i32"}
-    write = {
-        "bits_ptr": "*i32",
-        "above_ptr": "*i64",
-        "equal_ptr": "*i64",
-        "indices_ptr": "*i64",
-        "numel": "i64",
-        "least": "i32",
-        "ties": "i64",
-    }
+    lists = {"rows_ptr": "*i64", "owners_ptr": "*i32"}
+    leading = lists | {"tiles": "i32", "counts_ptr": "*i32"}
+    trailing = lists | {"histogram_ptr": "*i64", "higher_ptr": "*i64", "leading": "i32"}
+    count = lists | {"counts_ptr": "*i64", "members": "i32", "least": "i32"}
+    noted = lists | {"offsets_ptr": "*i16", "room": "i64", "stride": "i64", "slots_ptr": "*i64", "least": "i32"}
+    reserve = noted | {"cursor_ptr": "*i64", "counts_ptr": "*i64"}
+    order = noted | {"before_ptr": "*i64", "takes_ptr": "*i64"}
+
+    def streaming(
+        kernel: Any, label: str, signature: dict[str, str], settings: Settings, writes: int, **constexprs: Any
+    ) -> KernelSpec:
+        return KernelSpec(
+            kernel,
+            label,
+            signature,
+            table_constexprs(1) | constexprs,
+            streams=True,
+            reads=4,
+            writes=writes,
+            settings=settings,
+            size=4,
+        )
+
+    constexprs = table_constexprs(2) | {"PART": _PART}
     return [
-        KernelSpec(histogram_kernel, "high", histogram, {"HIGH": True, "BLOCK": _BLOCK}, streams=True),
-        KernelSpec(histogram_kernel, "low", histogram, {"HIGH": False, "BLOCK": _BLOCK}, streams=True),
-        KernelSpec(count_kernel, "above and equal", count, {"BLOCK": _BLOCK}, streams=True),
-        KernelSpec(write_kernel, "above and equal", write, {"BLOCK": _BLOCK}),
+        *(streaming(leading_kernel, counted(form), leading, _COUNTING, 0, IN_SHARED=form) for form in FORMS),
+        streaming(trailing_kernel, "trailing bits", trailing, _LISTING, 0),
+        streaming(count_kernel, "above and equal", count, _LISTING, 0),
+        # Two bytes for each element: masked, so that only those above are stored.
+        streaming(reserve_kernel, "above and equal", reserve, _LISTING, 2),
+        KernelSpec(order_kernel, "int64", order, constexprs, settings=_LISTING, size=4),
     ]
 
 
 KERNELS = _specs()
 """What is compiled ahead of time."""
+
+
+def _trial(work: Callable[[Tensor], object]) -> Callable[[int, int, torch.device], Callable[[], object]]:
+    def trial(size: int, elements: int, device: torch.device) -> Callable[[], object]:
+        score = torch.rand(elements, device=device)
+        return lambda: work(score)
+
+    return trial
+
+
+TUNABLE = [
+    Tunable(_COUNTING, _trial(lambda score: leading_histogram([score])), sizes=(4,), warps=(4, 8, 16)),
+    Tunable(_LISTING, _trial(lambda score: indices_from([score], 0x3F7AE148, 0)), sizes=(4,)),  # 2% of [0, 1)
+]
+"""What `rlforget_kernels.tune` measures."""

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from rlforget_kernels.common.bits import bits_dtype, index_dtype
 from rlforget_kernels.common.dispatch import backend, operator, size_of_data
 
 
-def _fake(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    changed = size_of_data()
-    bits = bits_dtype(before.dtype)
-    return (
-        before.new_empty(changed, dtype=index_dtype(before.numel())),
-        before.new_empty(changed, dtype=bits),
-        before.new_empty(changed, dtype=bits),
+def _check(before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    if len(before) != len(after):
+        raise ValueError(
+            f"sparse_delta: expected as many tensors before as after; found {len(before)} and {len(after)}"
+        )
+    for old, new in zip(before, after, strict=True):
+        bits_dtype(old.dtype)
+        if old.shape != new.shape or old.dtype != new.dtype:
+            raise ValueError(
+                f"sparse_delta: expected two tensors of one shape and dtype; found {tuple(old.shape)} {old.dtype} "
+                f"and {tuple(new.shape)} {new.dtype}. Compare tensors of the same layout."
+            )
+
+
+def _fake_list(before: list[Tensor], after: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    _check(before, after)
+    changed = [size_of_data() for _ in before]
+    indices = [old.new_empty(count, dtype=index_dtype(old.numel())) for old, count in zip(before, changed, strict=True)]
+    bits_before, bits_after = (
+        [old.new_empty(count, dtype=bits_dtype(old.dtype)) for old, count in zip(before, changed, strict=True)]
+        for _ in range(2)
     )
+    return indices, bits_before, bits_after
+
+
+def _fake(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    (indices,), (bits_before,), (bits_after,) = _fake_list([before], [after])
+    return indices, bits_before, bits_after
 
 
 @operator(_fake)
@@ -42,10 +64,36 @@ def sparse_delta(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]
     Bytes moved: both inputs once, and per changed coordinate one index and two elements; on a GPU also one bit an
     element, written and read.
     """
-    if before.shape != after.shape or before.dtype != after.dtype:
-        raise ValueError(
-            f"sparse_delta: expected two tensors of one shape and dtype; found {tuple(before.shape)} {before.dtype} "
-            f"and {tuple(after.shape)} {after.dtype}. Compare tensors of the same layout."
-        )
-    found: tuple[Tensor, Tensor, Tensor] = backend(__name__, before, after).sparse_delta(before, after)
+    (indices,), (bits_before,), (bits_after,) = _run([before], [after])
+    return indices, bits_before, bits_after
+
+
+@operator(_fake_list)
+def foreach_sparse_delta(before: list[Tensor], after: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Do what `sparse_delta` does for every pair of two lists, in one launch group or one parallel region.
+
+    On a GPU a group has 400 million elements at most, or one tensor: it keeps a bit of each.
+
+    Args:
+        before: Tensors on one device, of any mix of shapes, dtypes and strides.
+        after: As many, each of the shape and dtype of its counterpart.
+
+    Returns:
+        Lists of the indices, the bits before and the bits after: to the bit what `sparse_delta` returns of each pair.
+
+    Raises:
+        ValueError: if lengths, shapes, dtypes or devices differ.
+        TypeError: if a dtype is not supported.
+
+    Bytes moved: see `sparse_delta`.
+    """
+    return _run(before, after)
+
+
+def _run(before: list[Tensor], after: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    _check(before, after)
+    if not before:
+        return [], [], []
+    found: tuple[list[Tensor], list[Tensor], list[Tensor]]
+    found = backend(__name__, *before, *after).foreach_sparse_delta(before, after)
     return found

@@ -1,66 +1,101 @@
-"""`sparse_delta` with numba: every thread compacts a slice in place, then the slices slide together."""
+"""`sparse_delta` with numba: changes go to scratch memory, are counted, and move into outputs of just their size.
+
+What the scratch has no room for is only counted, and read again once its place is known: it makes outputs that are
+larger than what is read. So memory stays within the outputs and the scratch at every density.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlforget_kernels.common.bits import as_bits, index_dtype
-from rlforget_kernels.common.threads import map_slices
+from rlforget_kernels.common.bits import as_bits, bits_dtype, index_dtype
+from rlforget_kernels.common.compaction_cpu import compaction, count_changes
+from rlforget_kernels.common.cpu_vectors import LANES
+from rlforget_kernels.common.scratch import borrowed, columns
+from rlforget_kernels.common.threads import map_pieces
 
-_BLOCK = 64  # elements compared at a time: one or a few vector registers, and most blocks have no change
+Array = npt.NDArray[Any]
+
+_INDEX: dict[torch.dtype, np.dtype[Any]] = {torch.int32: np.dtype(np.int32), torch.int64: np.dtype(np.int64)}
 
 
-def sparse_delta(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def foreach_sparse_delta(
+    before: Sequence[Tensor], after: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """See `rlforget_kernels.sparse_delta`."""
-    old, new = (as_bits(tensor).numpy() for tensor in (before, after))
-    numel, unsigned = old.size, f"u{old.itemsize}"
-    # Room for every coordinate: pages that are never written to take no memory, and shrinking gives the rest back.
-    indices = np.empty(numel, "i4" if index_dtype(numel) == torch.int32 else "i8")
-    bits_before, bits_after = np.empty(numel, old.dtype), np.empty(numel, old.dtype)
-    views = [bits.view(unsigned) for bits in (old, new, bits_before, bits_after)]
+    old, new = ([as_bits(tensor).numpy() for tensor in side] for side in (before, after))
+    sizes = [bits.size for bits in old]
+    dtypes = [(_INDEX[index_dtype(bits.size)], bits.dtype, bits.dtype) for bits in old]
+    compact = compaction()
+    with borrowed() as scratch:
+        shares = _shares(scratch, sizes)
 
-    def compact(start: int, stop: int) -> int:
-        return int(_compact(*views, indices, start, stop))
+        def find(position: int, start: int, stop: int) -> _Found:
+            room = columns(shares(position, start, stop), dtypes[position], stop - start)
+            count, reached = compact(old[position], new[position], start, stop, *room)
+            changed = count + count_changes(old[position], new[position], reached, stop)
+            return _Found([column[:count] for column in room], reached, changed)
 
-    end = 0
-    for start, count in map_slices(compact, numel, multiple=_BLOCK):
-        if start != end:
-            for output in (indices, bits_before, bits_after):
-                output[end : end + count] = output[start : start + count]
-        end += count
-    views.clear()
-    return _shrink(indices, end), _shrink(bits_before, end), _shrink(bits_after, end)
+        found = dict(map_pieces(find, sizes, LANES))
+        starts, changed = _places(found, len(sizes))
+        outputs = [_outputs(tensor, count) for tensor, count in zip(before, changed, strict=True)]
+
+        def place(position: int, start: int, stop: int) -> None:
+            part = found[position, start, stop]
+            begin = starts[position, start, stop]
+            end, middle = begin + part.changed, begin + part.kept[0].size
+            arrays = [output.numpy() for output in outputs[position]]
+            for array, kept in zip(arrays, part.kept, strict=True):
+                array[begin:middle] = kept
+            if middle < end:
+                rest = [array[middle:end] for array in arrays]
+                compact(old[position], new[position], part.reached, stop, *rest)
+
+        map_pieces(place, sizes, LANES)
+    indices, bits_before, bits_after = ([output[k] for output in outputs] for k in range(3))
+    return indices, bits_before, bits_after
 
 
-def _shrink(array: npt.NDArray[Any], length: int) -> Tensor:
-    """Cut `array` to its first `length` elements without a copy."""
-    array.resize(length, refcheck=False)
-    return torch.from_numpy(array)
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """The changes of a piece: those that are kept (indices, bits before, after), where they end, how many there are."""
+
+    kept: list[Array]
+    reached: int
+    changed: int
 
 
-@numba.njit(nogil=True, cache=True)
-def _compact(old, new, bits_before, bits_after, indices, start, stop):
-    """Write the changed coordinates of [start, stop) at positions `start` onwards; return how many there are."""
-    out = np.uint64(start)
-    block = np.uint64(start)
-    end = np.uint64(stop)
-    while block < end:
-        block_end = min(block + np.uint64(_BLOCK), end)
-        difference = old[block] ^ new[block]
-        for i in range(block, block_end):
-            difference |= old[i] ^ new[i]
-        if difference:
-            # Branch-free: write always, advance where changed. `out` never passes `i`, so it stays in the slice.
-            for i in range(block, block_end):
-                indices[out] = i
-                bits_before[out] = old[i]
-                bits_after[out] = new[i]
-                out += np.uint64(old[i] != new[i])
-        block = block_end
-    return out - np.uint64(start)
+def _outputs(tensor: Tensor, count: int) -> list[Tensor]:
+    """Return uninitialised indices, bits before and bits after for `count` changes of a tensor."""
+    bits = bits_dtype(tensor.dtype)
+    return [torch.empty(count, dtype=dtype) for dtype in (index_dtype(tensor.numel()), bits, bits)]
+
+
+def _shares(memory: Array, sizes: Sequence[int]) -> Callable[[int, int, int], Array]:
+    """Return what tells a piece its part of the memory, as large as the piece is among all elements."""
+    before = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+    lines = memory.size // 64  # a part begins where a cache line does
+
+    def share(position: int, start: int, stop: int) -> Array:
+        begin, end = ((before[position] + place) * lines // before[-1] * 64 for place in (start, stop))
+        return memory[begin:end]
+
+    return share
+
+
+def _places(
+    found: dict[tuple[int, int, int], _Found], tensors: int
+) -> tuple[dict[tuple[int, int, int], int], list[int]]:
+    """Return how many changes of its tensor lie before each piece, and how many every tensor has."""
+    starts, changed = {}, [0] * tensors
+    for piece, part in found.items():
+        starts[piece] = changed[piece[0]]
+        changed[piece[0]] += part.changed
+    return starts, changed

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from rlforget_kernels.common.bits import bits_dtype
 from rlforget_kernels.common.dispatch import backend, operator
+from rlforget_kernels.common.hashing import consecutive
 
 
 def _check(weight: Tensor, u: Tensor) -> None:
@@ -17,6 +20,13 @@ def _check(weight: Tensor, u: Tensor) -> None:
         raise TypeError(f"subtract_: u: expected float32; found {u.dtype}")
     if u.shape != weight.shape:
         raise ValueError(f"subtract_: u: expected the shape of weight, {tuple(weight.shape)}; found {tuple(u.shape)}")
+
+
+def _run(weights: list[Tensor], us: list[Tensor], seed: int | None, offsets: Sequence[int]) -> None:
+    for weight, u in zip(weights, us, strict=True):
+        _check(weight, u)
+    if weights:
+        backend(__name__, *weights, *us).foreach_subtract_(weights, us, seed, offsets)
 
 
 def _fake(weight: Tensor, u: Tensor, seed: int | None = None, offset: int = 0) -> None:
@@ -53,5 +63,48 @@ def subtract_(weight: Tensor, u: Tensor, seed: int | None = None, offset: int = 
 
     Source: stochastic rounding, as in Gupta et al. 2015, arXiv:1502.02551.
     """
-    _check(weight, u)
-    backend(__name__, weight, u).subtract_(weight, u, seed, offset)
+    _run([weight], [u], seed, [offset])
+
+
+def _following(weights: list[Tensor], us: list[Tensor], offsets: list[int] | None) -> list[int]:
+    """What stands for no offsets.
+
+    Raises:
+        ValueError: for lists of different lengths.
+    """
+    offsets = consecutive(weights) if offsets is None else offsets
+    if not len(weights) == len(us) == len(offsets):
+        raise ValueError(
+            "foreach_subtract_: expected weights, us and offsets of one length; "
+            f"found {[len(weights), len(us), len(offsets)]}"
+        )
+    return offsets
+
+
+def _fake_list(
+    weights: list[Tensor], us: list[Tensor], seed: int | None = None, offsets: list[int] | None = None
+) -> None:
+    _following(weights, us, offsets)
+    for weight, u in zip(weights, us, strict=True):
+        _check(weight, u)
+
+
+@operator(_fake_list, mutates=("weights",))
+def foreach_subtract_(
+    weights: list[Tensor], us: list[Tensor], seed: int | None = None, offsets: list[int] | None = None
+) -> None:
+    """Do what `subtract_` does for every weight of a list, in one launch group or one parallel region.
+
+    Args:
+        weights: Tensors on one device, of any mix of shapes, dtypes and strides. Written in place.
+        us: One a weight, as for `subtract_`.
+        seed: For all.
+        offsets: One a weight. None: each weight follows on the one before it in the list, the first at 0.
+
+    Raises:
+        TypeError: as `subtract_`.
+        ValueError: as `subtract_`, and for lists of different lengths. In every case nothing is written.
+
+    Bytes moved: see `subtract_`.
+    """
+    _run(weights, us, seed, _following(weights, us, offsets))
