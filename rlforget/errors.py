@@ -68,6 +68,10 @@ class NonFiniteError(RlforgetError):
     """NaN or Inf where a finite number is needed."""
 
 
+class ParameterError(RlforgetError):
+    """A parameter whose per-sample gradients cannot be taken in bounded memory."""
+
+
 class ConfigError(RlforgetError):
     """A configuration with an unknown key, a wrong type or an impossible value."""
 

@@ -1,5 +1,7 @@
 """How much changed: sparsity by bits and under two published tolerances, norms, and steps.
 
+`rlforget_kernels.delta_stats` measures; here its numbers are named, grouped and added up.
+
 Sources of the tolerances: |after - before| <= 1e-5 counts as unchanged in arXiv 2505.11711, and
 |after - before| <= 1e-3 * max(|before|, |after|) in arXiv 2511.08567. For non-zero bfloat16 values the second one means
 equal bits, so a sparsity says little without the storage dtype beside it.
@@ -12,16 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from rlforget.delta.naming import KINDS, kind_of, layer_of
 from rlforget.delta.sparse import Delta, TensorDelta
+from rlforget_kernels.delta_stats import STEP_BINS, foreach_delta_stats
+from rlforget_kernels.delta_stats import DeltaStats as Measured
 
-ABSOLUTE_TOLERANCE = 1e-5
-RELATIVE_TOLERANCE = 1e-3
-
-_TILE = 4096  # differences summed in one go; the tiles' sums are then added without rounding
-_CHUNK = _TILE << 4  # coordinates held in float64 at a time: they and what is made of them fit a cache
+_NO_STEPS = (0,) * STEP_BINS
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,12 @@ class Change:
         changed: Those whose stored bits differ.
         changed_absolute: Those beyond the absolute tolerance, 1e-5.
         changed_relative: Those beyond the relative tolerance, 1e-3 of max(|before|, |after|).
-        unit_steps: Those that moved to a neighbouring representable value, by one unit in the last place.
+        steps: Of the finite ones, by how many representable values they moved (units in the last place): bin 0 none,
+            as from -0 to 0, then bin b from 2**(b-1) up to 2**b - 1. 65 counts.
         non_finite: Changed coordinates that are NaN or infinite before or after. They count as beyond both tolerances
             and are left out of the norms.
-        l1: Sum of |after - before|, in float64.
-        sum_of_squares: Sum of (after - before)**2, in float64.
+        l1: Sum of |after - before|. Differences are those of float32 (float64 for float64 and integers), sums float64.
+        sum_of_squares: Sum of (after - before)**2.
         largest: Largest |after - before|.
     """
 
@@ -47,7 +46,7 @@ class Change:
     changed: int = 0
     changed_absolute: int = 0
     changed_relative: int = 0
-    unit_steps: int = 0
+    steps: tuple[int, ...] = _NO_STEPS
     non_finite: int = 0
     l1: float = 0.0
     sum_of_squares: float = 0.0
@@ -74,12 +73,17 @@ class Change:
         return _unchanged(self.changed_relative, self.numel)
 
     @property
+    def unit_steps(self) -> int:
+        """How many moved to a neighbouring representable value, by one unit in the last place."""
+        return self.steps[1]
+
+    @property
     def unit_step_share(self) -> float:
         """The share of the changed coordinates that moved by one unit in the last place; 0 where none changed."""
         return self.unit_steps / self.changed if self.changed else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return counts, shares and norms as plain numbers."""
+        """Return counts, shares and norms as plain numbers; of the steps, the bins up to the last that is not empty."""
         return {
             "dtypes": list(self.dtypes),
             "numel": self.numel,
@@ -89,6 +93,7 @@ class Change:
             "sparsity": self.sparsity,
             "sparsity_absolute": self.sparsity_absolute,
             "sparsity_relative": self.sparsity_relative,
+            "steps": list(self.steps[: max((b for b, count in enumerate(self.steps) if count), default=-1) + 1]),
             "unit_steps": self.unit_steps,
             "unit_step_share": self.unit_step_share,
             "non_finite": self.non_finite,
@@ -152,8 +157,26 @@ class DeltaStats:
 
 
 def measure(delta: Delta) -> DeltaStats:
-    """Measure every tensor of a delta, in O(changed) time and in bounded memory."""
-    return DeltaStats({name: measure_tensor(tensor) for name, tensor in delta.items()})
+    """Measure every tensor of a delta, in O(changed) time: what did not change is within every tolerance."""
+    tensors = list(delta.values())
+    measured = Measured(*foreach_delta_stats([t.before for t in tensors], [t.after for t in tensors]))
+    return DeltaStats({tensor.name: _change(tensor, measured, row) for row, tensor in enumerate(tensors)})
+
+
+def _change(tensor: TensorDelta, measured: Measured, row: int) -> Change:
+    """Name the numbers of one row."""
+    return Change(
+        dtypes=(str(tensor.dtype).removeprefix("torch."),),
+        numel=tensor.numel,
+        changed=tensor.changed,
+        changed_absolute=int(measured.count("over_absolute")[row]),
+        changed_relative=int(measured.count("over_relative")[row]),
+        steps=tuple(measured.steps[row].tolist()),
+        non_finite=int(measured.count("non_finite")[row]),
+        l1=float(measured.sum("total")[row]),
+        sum_of_squares=float(measured.sum("total_of_squares")[row]),
+        largest=float(measured.sum("largest")[row]),
+    )
 
 
 def combine(changes: Iterable[Change]) -> Change:
@@ -165,7 +188,7 @@ def combine(changes: Iterable[Change]) -> Change:
         changed=sum(change.changed for change in changes),
         changed_absolute=sum(change.changed_absolute for change in changes),
         changed_relative=sum(change.changed_relative for change in changes),
-        unit_steps=sum(change.unit_steps for change in changes),
+        steps=tuple(map(sum, zip(_NO_STEPS, *(change.steps for change in changes), strict=True))),
         non_finite=sum(change.non_finite for change in changes),
         l1=math.fsum(change.l1 for change in changes),
         sum_of_squares=math.fsum(change.sum_of_squares for change in changes),
@@ -173,59 +196,5 @@ def combine(changes: Iterable[Change]) -> Change:
     )
 
 
-def measure_tensor(tensor: TensorDelta) -> Change:
-    """Measure one tensor; unchanged coordinates are within every tolerance, so only the changed ones are read."""
-    start = Change(dtypes=(_short(tensor.dtype),), numel=tensor.numel)
-    chunks = (
-        _measure_chunk(before, after)
-        for before, after in zip(torch.split(tensor.before, _CHUNK), torch.split(tensor.after, _CHUNK), strict=True)
-    )
-    return combine([start, *chunks])
-
-
-def _measure_chunk(before: torch.Tensor, after: torch.Tensor) -> Change:
-    """Measure values that are known to differ in their bits."""
-    old, new = before.to(torch.float64), after.to(torch.float64)
-    finite = old.isfinite() & new.isfinite()
-    size = torch.where(finite, (new - old).abs(), 0.0)
-    scale = torch.where(finite, torch.maximum(old.abs(), new.abs()), 0.0)
-    return Change(
-        changed=before.numel(),
-        changed_absolute=int((~finite | (size > ABSOLUTE_TOLERANCE)).sum()),
-        changed_relative=int((~finite | (size > RELATIVE_TOLERANCE * scale)).sum()),
-        unit_steps=int((finite & _neighbours(before, after)).sum()),
-        non_finite=int((~finite).sum()),
-        l1=_sum(size),
-        sum_of_squares=_sum(size.square()),
-        largest=float(size.max()) if size.numel() else 0.0,
-    )
-
-
-def _neighbours(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Say where one value is the next representable one after the other. -0 and +0 are one value."""
-    old, new = _rank(before), _rank(after)
-    # The higher one is never the lowest integer, so that this does not wrap where a difference would.
-    return (torch.maximum(old, new) - 1 == torch.minimum(old, new)) & (old != new)
-
-
-def _rank(values: torch.Tensor) -> torch.Tensor:
-    """Return integers in the order of the values, neighbours one apart. int64."""
-    if not values.dtype.is_floating_point:
-        return values.to(torch.int64)
-    bits = values.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])
-    magnitude = bits.to(torch.int64) & torch.iinfo(bits.dtype).max
-    return torch.where(bits < 0, -magnitude, magnitude)
-
-
-def _sum(values: torch.Tensor) -> float:
-    """Add up float64 values to the same bits on every run: by tiles of fixed size, then exactly."""
-    tiles = torch.nn.functional.pad(values, (0, -values.numel() % _TILE)).view(-1, _TILE)
-    return math.fsum(tiles.sum(dim=1).tolist())
-
-
 def _unchanged(changed: int, numel: int) -> float:
     return 1.0 - changed / numel if numel else 1.0
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -9,7 +9,7 @@ backward pass a sample.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +109,7 @@ class SampleGradients:
             if not self._agrees({name: value[:2] for name, value in batch.items()}):
                 logger.info("per-sample gradients of %s: one backward pass a sample", type(self.model).__name__)
                 self._rules = None
-        with _measuring(self.model):
+        with measuring(self.model):
             if self._rules is None:
                 return _one_by_one(self.model, self.columns, batch, rows)
             return _layer_by_layer(self.model, self._rules, batch, rows)
@@ -119,7 +119,7 @@ class SampleGradients:
         device = batch["input_ids"].device
         fast, slow = torch.empty(shape, device=device), torch.empty(shape, device=device)
         assert self._rules is not None
-        with _measuring(self.model):
+        with measuring(self.model):
             try:
                 _layer_by_layer(self.model, self._rules, batch, fast)
             except _UnknownShapeError:
@@ -156,6 +156,27 @@ def _rules(model: nn.Module, wanted: Mapping[int, Column]) -> _Rules | None:
 
 
 def _layer_by_layer(model: nn.Module, rules: _Rules, batch: Batch, rows: Tensor) -> Tensor:
+    log_probs, calls = layer_calls(model, rules, batch)
+    rows.zero_()
+    for module, given, gradient in calls:
+        _add(module, *rules[module], given, gradient, rows)
+    return log_probs
+
+
+def layer_calls(
+    model: nn.Module, modules: Iterable[nn.Module], batch: Batch
+) -> tuple[Tensor, list[tuple[nn.Module, Tensor, Tensor]]]:
+    """Take one backward pass of Σ log π(completion | prompt) down to the outputs of some modules.
+
+    Args:
+        model: A causal language model; call this inside `measuring`.
+        modules: Their first input and their output are tensors.
+        batch: `input_ids`, `attention_mask`, `labels` [B, T].
+
+    Returns:
+        [B] log π of each completion, and of every call that it depends on: the module, what it was given, and the
+        gradient at its output.
+    """
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -165,16 +186,17 @@ def _layer_by_layer(model: nn.Module, rules: _Rules, batch: Batch, rows: Tensor)
         calls.append((module, given.detach(), output))
 
     with ExitStack() as hooks:
-        for module in rules:
+        for module in modules:
             hooks.callback(module.register_forward_hook(record, with_kwargs=True).remove)
         log_probs = completion_log_probs(model, batch)
     outputs = [output for _, _, output in calls]
     gradients = torch.autograd.grad(log_probs.sum(), outputs, allow_unused=True) if outputs else ()
-    rows.zero_()
-    for (module, given, _), gradient in zip(calls, gradients, strict=True):
-        if gradient is not None:
-            _add(module, *rules[module], given, gradient, rows)
-    return log_probs.detach()
+    used = [
+        (module, given, gradient)
+        for (module, given, _), gradient in zip(calls, gradients, strict=True)
+        if gradient is not None
+    ]
+    return log_probs.detach(), used
 
 
 def _add(
@@ -209,8 +231,8 @@ def _one_by_one(model: nn.Module, columns: Mapping[str, Column], batch: Batch, r
 
 
 @contextmanager
-def _measuring(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no parameter that requires a gradient; both as found afterwards."""
+def measuring(model: nn.Module) -> Iterator[None]:
+    """Set evaluation mode and let no parameter require a gradient; both as found afterwards."""
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     try:

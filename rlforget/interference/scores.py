@@ -12,6 +12,7 @@ from torch import Tensor
 from rlforget.errors import ConfigError, CoordinateError, LayoutError, NonFiniteError, UnknownNameError
 from rlforget.interference.coordinates import Coordinates
 from rlforget.interference.empirical_fisher import Fisher
+from rlforget_kernels.common.score_bits import INFINITY_BIN, LEADING_BINS
 from rlforget_kernels.conflict_score import conflict_score
 from rlforget_kernels.select_top import select_top
 
@@ -36,8 +37,6 @@ _HOW = {
     "own": "own=rf.diff(base, earlier_stage), the earlier domain's own update",
     "subspace": "subspace=rf.conflict_subspace(model, delta, restore=..., protect=...)",
 }
-_NAN_BIN, _INFINITY_BIN = 0x7FC0, 0x7F80  # of the histogram of score bits >> 16
-
 Fishers = Fisher | Sequence[Fisher]
 
 
@@ -49,7 +48,7 @@ class Conflict:
         delta: The delta that was scored.
         score: The name of the score.
         scores: For each changed tensor, float32 [changed], non-negative, in the order of the delta's indices.
-        histogram: int64 [32768], counts of the scores' bits >> 16 over all tensors.
+        histogram: int64 [4096], counts of the scores' bits >> 19 over all tensors.
     """
 
     delta: Delta
@@ -156,7 +155,7 @@ def conflict(
     fisher_a = _combined(earlier, changed) if "earlier" in NEEDS[score] else None
     fisher_b = _combined(later, changed) if "later" in NEEDS[score] else None
     scores: dict[str, Tensor] = {}
-    histogram = torch.zeros(1 << 15, dtype=torch.int64)
+    histogram = torch.zeros(LEADING_BINS, dtype=torch.int64)
     offset = 0
     damping = 0.0 if fisher_b is None else epsilon * fisher_b.mean
     if fisher_b is not None and not damping > 0.0:
@@ -269,7 +268,7 @@ def _correction_at(subspace: ConflictSubspace, tensor: TensorDelta) -> Tensor:
 
 
 def _check_finite(name: str, score: str, histogram: Tensor) -> None:
-    wrong = int(histogram[_NAN_BIN]) + int(histogram[_INFINITY_BIN])
+    wrong = int(histogram[INFINITY_BIN:].sum())
     if wrong:
         raise NonFiniteError(
             f"the score {score!r} of {name!r}",

@@ -1,0 +1,103 @@
+"""Results as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import discover
+from benchmarks.report.__main__ import main
+from benchmarks.report.bars import BARS, Bar, as_share, share
+from benchmarks.report.page import page
+from benchmarks.report.results import newest, read
+from tests.benchmarks.made_results import changed, written
+
+
+def lines_with(text: str, *words: str) -> list[str]:
+    return [line for line in text.splitlines() if all(word in line for word in words)]
+
+
+def test_every_bar_has_a_case():
+    missing = [(bar.operator, bar.case) for bar in BARS if bar.operator and (bar.operator, bar.case) not in discover()]
+    assert missing == []
+
+
+def test_a_record_is_a_row_of_ratios(tmp_path: Path):
+    text = page([read(written(tmp_path))])
+    row = "| bfloat16, 0.2% changed | 40.0 | 0.90 | 10.0× | 8.0× | 3 MiB |"
+    assert row in text.splitlines()
+    assert "- torch.compile: 1 graph break (dynamic shape operator)." in text.splitlines()
+
+
+def test_a_bar_is_met_or_falls_short_with_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    marks, causes = {"cpu": 0.8}, {"cpu": "stores are slow here"}
+    bar = Bar("sparse_delta", "bfloat16, 0.2% changed", "share", share, marks, as_share, causes=causes)
+    monkeypatch.setattr("benchmarks.report.page.BARS", [bar])
+    assert lines_with(page([read(written(tmp_path))]), "≥ 0.80", "0.90", "met")
+    slow = changed(seconds={"ours": 0.009, "ceiling": 0.0045})
+    text = page([read(written(tmp_path, operators=[slow]))])
+    assert lines_with(text, "≥ 0.80", "0.50", "fell short")
+    assert lines_with(text, "- `sparse_delta`", "stores are slow here.")
+    text = page([read(written(tmp_path, operators=[changed(case="another")]))])
+    assert lines_with(text, "≥ 0.80", "–", "not measured")
+
+
+def test_a_bar_on_all_cases_counts_the_worst(tmp_path: Path):
+    (bar,) = [bar for bar in BARS if not bar.operator]
+    extra = [{"ours": size, "torch": 0} for size in (1 << 20, 100 << 20, None)]
+    results = read(written(tmp_path, operators=[changed(extra_bytes=one) for one in extra]))
+    assert bar.reached(results) == 100
+    assert not bar.met(100, "cpu")
+    assert bar.met(64, "cpu")
+
+
+def test_ratios_of_bars(tmp_path: Path):
+    one = changed(
+        seconds={"ours": 2.0, "ceiling": 1.0, "torch": 10.0}, extra_bytes={"ours": 5, "torch": 100}, inputs=500
+    )
+    results = read(written(tmp_path, operators=[one]))
+    (record,) = results.records
+    assert (record.share, record.times("torch"), record.times("mergekit")) == (0.5, 5, None)
+    by_text = {bar.text: bar.quantity for bar in BARS}
+    assert by_text["temporaries, of the inputs"](record) == 0.01
+    assert by_text["time"](record) == 2000
+    assert by_text["memory, of torch.func.vmap's"](record) is None
+
+
+def test_the_whole_diff_is_accounted_for(tmp_path: Path):
+    text = page([read(written(tmp_path))])
+    assert "| `fingerprint` | 30 | 30% |" in text
+    assert "| the whole `rf.diff` | 100 | 100% |" in text
+    assert "10% of the time is outside" in text
+    assert "20.0 GB/s" in text
+    assert "| second call, a new process | 2.0 |" in text
+
+
+def test_the_newest_results_of_each_machine_are_read(tmp_path: Path):
+    written(tmp_path, "a-2026-02-01.json", date="2026-02-01")
+    last = written(tmp_path, "a-2026-03-01.json", date="2026-03-01")
+    gpu = written(
+        tmp_path, "gpu.json", device="cuda", gpu="H200", gpu_memory_bytes=1, compute_capability="9", cuda="13"
+    )
+    (tmp_path / "circuits.json").write_text("{}")
+    assert newest(tmp_path) == [last, gpu]
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path: Path):
+    results = str(written(tmp_path))
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        assert main([results, "--out", str(tmp_path / name / "performance.md")]) == 0
+        made.append([file.read_bytes() for file in sorted((tmp_path / name).rglob("*.*"))])
+    assert len(made[0]) == 2
+    assert made[0] == made[1]
+
+
+def test_without_results_the_command_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("benchmarks.report.__main__.newest", lambda: newest(tmp_path))
+    assert main(["--out", str(tmp_path / "performance.md")]) == 1
+    assert "make bench" in capsys.readouterr().err
