@@ -2,12 +2,16 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Of the benchmarks alone.
+THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+BENCH := --results benchmarks/results --benchmark-columns min,median,rounds --benchmark-sort name --quiet
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -1)
 # One thread a process: the models of the tests and the demo are too small to share among threads.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format types pytest test-slow test-gpu bench aot miniature induction results clean
+.PHONY: demo test lint format types pytest test-slow test-gpu bench bench-gpu performance aot tune miniature induction \
+	results clean
 
 demo: .venv/.ready
 	$(BIN)/rlforget demo --force
@@ -35,11 +39,23 @@ test-slow: .venv/.ready
 test-gpu: .venv/.ready
 	PYTHONPATH=.:kernels $(BIN)/python -m pytest tests/gpu -m gpu
 
+# Operators, a whole diff and its first call, on all cores unless THREADS says else; `make performance` then writes docs/performance.md.
+bench: export OMP_NUM_THREADS = $(THREADS)
 bench: .venv/.ready
-	$(BIN)/pytest benchmarks --benchmark-json benchmarks/results/latest.json
+	$(BIN)/pytest benchmarks --ignore benchmarks/circuits -m "not gpu" $(BENCH)
+
+bench-gpu: .venv/.ready
+	PYTHONPATH=.:kernels $(BIN)/python -m pytest benchmarks -m gpu $(BENCH)
+
+performance: .venv/.ready
+	$(BIN)/python -m benchmarks.report
 
 aot: .venv/.ready
 	$(BIN)/python -m rlforget_kernels.aot --arch 80 90 100
+
+# On the GPU at hand, into the table that is committed.
+tune: .venv/.ready
+	PYTHONPATH=.:kernels $(BIN)/python -m rlforget_kernels.tune
 
 # Trains the shipped miniature again, from nothing, and compares its scores with the shipped ones.
 miniature: .venv/.ready

@@ -1,0 +1,1 @@
+"""What is timed: a module an operator, found by `benchmarks.harness.discover`."""

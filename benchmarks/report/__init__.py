@@ -1,0 +1,1 @@
+"""`python -m benchmarks.report`: committed results as `docs/performance.md` and its picture."""

@@ -1,0 +1,155 @@
+"""The text of `docs/performance.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.report.bars import BARS, as_mebibytes, as_share, as_times
+from benchmarks.report.results import Record, Results
+
+PICTURE = "images/performance.svg"
+PEERS = ("torch", "torch.compile")  # columns of every table; other peers follow where an operator has them
+
+_HEAD = f"""# Performance
+
+Every operator beside the same task done by others, in one run on one machine. This page is made from the results in
+`benchmarks/results` by `make performance`; the results by `make bench`, or `make bench-gpu` on a machine with a GPU.
+What is measured, and how, is in [benchmarks/README.md](../benchmarks/README.md).
+
+- **GB/s** counts the fewest bytes that the task moves, over the best time.
+- **of ceiling** is that as a share of what the machine did, in turns with it, with a pass that moves as many bytes and
+  does nothing else: on a CPU a read of both inputs for a task that writes little, else a copy; on a GPU a copy.
+- **× torch** is how many times as long plain torch takes; **× torch.compile** the same code compiled.
+- **extra** is the peak of memory beyond inputs and outputs.
+
+Ratios travel between machines; seconds and GB/s do not.
+
+![Speed of every operator beside the machine's ceiling]({PICTURE})
+"""
+
+
+def page(every: Sequence[Results]) -> str:
+    """Write the page about results, one file a device."""
+    parts = [_HEAD]
+    if not any(results.device == "cuda" for results in every):
+        parts.append("No results from a GPU are committed yet: `make bench-gpu` makes them where there is one.\n")
+    for results in every:
+        parts += [f"## {results.name}\n", _environment(results), _bars(results)]
+        if results.records:
+            parts.append(_operators(results))
+        if results.diff:
+            parts.append(_diff(results.diff))
+        if results.calls:
+            parts.append(_calls(results.calls))
+    return "\n".join(parts)
+
+
+def _bars(results: Results) -> str:
+    """The bars of a device, and the causes where one was not reached."""
+    rows, causes = [], []
+    for bar in BARS:
+        if results.device not in bar.marks:
+            continue
+        value, name = bar.reached(results), f"`{bar.operator}`" if bar.operator else "every operator"
+        verdict = "not measured" if value is None else "met"
+        if value is not None and not bar.met(value, results.device):
+            verdict = "fell short"
+            cause = bar.causes.get(results.device, "the cause is not known yet")
+            causes.append(f"- {', '.join(filter(None, [name, bar.case, bar.text]))}: {cause}.")
+        rows.append([name, bar.case, bar.text, bar.asked(results.device), _or_dash(value, bar.show), verdict])
+    text = f"### Bars\n\n{table(['operator', 'case', 'what', 'bar', 'reached', ''], rows)}"
+    return text + ("\n" + "\n".join(causes) + "\n" if causes else "")
+
+
+def _environment(results: Results) -> str:
+    found = results.environment
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
+    memory = f"{found['memory_bytes'] / 2**30:.0f} GiB"
+    lines = [f"{found['cpu']}, {found['cores']} cores, {memory}, {found['system']}; {found['threads']} threads."]
+    if "gpu" in found:
+        memory = f"{found['gpu_memory_bytes'] / 2**30:.0f} GiB"
+        lines.insert(0, f"{found['gpu']}, {memory}, capability {found['compute_capability']}, CUDA {found['cuda']}.")
+    lines += [f"{versions}. {found['date']}, `{results.source.as_posix()}`."]
+    lines += [f"Tensors of {found['elements'] / 1e6:.1f} million coordinates, where a case does not say otherwise.\n"]
+    return "\n".join(lines)
+
+
+def _operators(results: Results) -> str:
+    return "\n".join(f"### `{name}`\n\n{_operator(records)}" for name, records in results.operators().items())
+
+
+def _operator(records: list[Record]) -> str:
+    others = dict.fromkeys(name for record in records for name in record.peers if name not in PEERS)
+    peers = [*PEERS, *others]
+    rows = [
+        [
+            record.case,
+            f"{record.speed:.1f}",
+            as_share(record.share),
+            *(_or_dash(record.times(peer), as_times) for peer in peers),
+            _or_dash(record.extra(), lambda extra: as_mebibytes(extra / 2**20)),
+        ]
+        for record in records
+    ]
+    header = ["case", "GB/s", "of ceiling", *(f"× {peer}" for peer in peers), "extra"]
+    notes = dict.fromkeys(
+        f"- {peer}: {note}." for record in records for peer, note in sorted(record.raw["notes"].items())
+    )
+    return table(header, rows) + ("\n" + "\n".join(notes) + "\n" if notes else "")
+
+
+def _or_dash(value: Any, show: Any) -> str:
+    return "–" if value is None else str(show(value))
+
+
+def _diff(found: dict[str, Any]) -> str:
+    seconds, parts = found["seconds"], found["parts"]
+    whole = seconds["diff"]
+    names = {"torch": "torch's own operators: copies, allocation", "rest": "all else: Python, opening files"}
+    rows = [
+        [names.get(part, f"`{part}`"), f"{1e3 * taken:.0f}", f"{taken / whole:.0%}"] for part, taken in parts.items()
+    ]
+    rows.append(["the whole `rf.diff`", f"{1e3 * whole:.0f}", "100%"])
+    rows += [
+        [
+            "*a bare read of fresh maps of the same files*",
+            f"{1e3 * seconds['fresh read']:.0f}",
+            _of(seconds, "fresh read"),
+        ],
+        ["*the same again, its pages mapped*", f"{1e3 * seconds['read']:.0f}", _of(seconds, "read")],
+    ]
+    size, gigabytes = found["size"].upper(), found["bytes"] / 1e9
+    changed = found["changed"] / found["coordinates"]
+    outside = (parts["torch"] + parts["rest"]) / whole
+    return f"""### One whole `rf.diff`
+
+Two checkpoints in the shapes of Qwen2.5 {size}, {found["tensors"]} tensors, {gigabytes:.2f} GB in both,
+{changed:.2%} of the coordinates changed, from files in the page cache to a delta in memory:
+{gigabytes / whole:.1f} GB/s. {outside:.0%} of the time is outside the operators' passes over the tensors.
+
+{table(["part", "ms", "share"], rows)}"""
+
+
+def _of(seconds: dict[str, float], name: str) -> str:
+    return f"{seconds[name] / seconds['diff']:.0%}"
+
+
+def _calls(calls: dict[str, float]) -> str:
+    rows = [
+        ["Python and the imports of torch, numba and rlforget alone", calls["start"]],
+        ["first call ever: the operators are compiled, and kept on disk", calls["first"]],
+        ["second call, a new process", calls["second"]],
+    ]
+    return f"""### First and second call
+
+`rlforget diff` of two small checkpoints, in processes of their own. The compiled code is kept beside the package, or in
+the user's cache folder where the package cannot be written (`NUMBA_CACHE_DIR` and `TRITON_CACHE_DIR` say otherwise).
+
+{table(["", "seconds"], [[name, f"{taken:.1f}"] for name, taken in rows])}"""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

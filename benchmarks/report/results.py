@@ -1,0 +1,123 @@
+"""Results as the page reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path("benchmarks/results")
+OWN = ("ours", "ceiling")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One case of one operator; see `benchmarks.harness.Measurement.record`."""
+
+    raw: dict[str, Any]
+
+    @property
+    def operator(self) -> str:
+        return str(self.raw["operator"])
+
+    @property
+    def case(self) -> str:
+        return str(self.raw["case"])
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        found: dict[str, float] = self.raw["seconds"]
+        return found
+
+    @property
+    def speed(self) -> float:
+        """GB/s of the fewest bytes that the task moves."""
+        return float(self.raw["moved"] / self.seconds["ours"] / 1e9)
+
+    @property
+    def ceiling_speed(self) -> float:
+        """GB/s of a pass that moves as many bytes and does nothing else."""
+        return float(self.raw["moved"] / self.seconds["ceiling"] / 1e9)
+
+    @property
+    def share(self) -> float:
+        """Ours as a share of the ceiling."""
+        return self.seconds["ceiling"] / self.seconds["ours"]
+
+    @property
+    def peers(self) -> list[str]:
+        """Those that were timed."""
+        return [name for name in self.seconds if name not in OWN]
+
+    def times(self, peer: str) -> float | None:
+        """How many times as long a peer takes; None where it was not timed."""
+        return self.seconds[peer] / self.seconds["ours"] if peer in self.seconds else None
+
+    def extra(self, name: str = "ours") -> int | None:
+        """Peak memory beyond inputs and outputs, in bytes; None where it is not known."""
+        found: int | None = self.raw["extra_bytes"].get(name)
+        return found
+
+
+@dataclass(frozen=True)
+class Results:
+    """One file: what was measured on one device on one day.
+
+    Attributes:
+        source: The file.
+        environment: The machine, the versions and the date.
+        records: The operators' cases.
+        diff: The parts of one whole `rf.diff`, where measured.
+        calls: Seconds of the first and second call, where measured.
+    """
+
+    source: Path
+    environment: dict[str, Any]
+    records: list[Record]
+    diff: dict[str, Any] | None
+    calls: dict[str, float] | None
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return str(self.environment["device"])
+
+    @property
+    def name(self) -> str:
+        """The device as people call it."""
+        gpu, cpu, threads = (self.environment.get(key) for key in ("gpu", "cpu", "threads"))
+        return str(gpu) if gpu else f"{cpu}, {threads} threads"
+
+    def operators(self) -> dict[str, list[Record]]:
+        """The records by operator, both in the order of the file."""
+        found: dict[str, list[Record]] = {}
+        for record in self.records:
+            found.setdefault(record.operator, []).append(record)
+        return found
+
+
+def read(path: Path) -> Results:
+    """Read one file of results."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    records = [Record(record) for record in raw.get("operators", [])]
+    return Results(path, raw["environment"], records, raw.get("diff"), raw.get("calls"))
+
+
+def newest(folder: Path = FOLDER) -> list[Path]:
+    """Return the newest file of each device and kind of machine, CPUs first."""
+    found: dict[tuple[str, str], tuple[str, Path]] = {}
+    for path in sorted(folder.glob("*.json")):
+        environment = json.loads(path.read_text(encoding="utf-8")).get("environment")
+        if environment is None:
+            continue
+        machine = (environment["device"], str(environment.get("gpu") or environment["cpu"]))
+        dated = (environment["date"], path)
+        found[machine] = max(found.get(machine, dated), dated)
+    return [found[machine][1] for machine in sorted(found)]
+
+
+def read_all(paths: Iterable[Path]) -> list[Results]:
+    """Read several files."""
+    return [read(path) for path in paths]
