@@ -32,6 +32,7 @@ DEPTH = 1024
 """Columns of a block: long rows, for memory is fastest read in order."""
 _PITCH = DEPTH + SIDE
 """From row to row of a block's terms: no power of two, for which rows would drive each other from the cache."""
+_TOGETHER = 16  # columns of a matrix that does not lie in rows
 _NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
 SUM = 256
 """Products that are added up before their sum is added to that of those before them."""
@@ -244,13 +245,14 @@ def _fill(sides, i, j, rows, columns, block, squares, exponent, mantissa):
                 target[l] = delta
                 squares[l] += delta * delta
     else:
-        for l in range(columns):
-            b_here, a_here = b_start + l * b_column, a_start + l * a_column
+        # A few columns at a time: as many lines of memory stay in the first cache as are read, and lines are written.
+        for first in range(0, columns, _TOGETHER):
             for k in range(rows):
-                old, new = before[b_here + k * b_row], after[a_here + k * a_row]
-                delta = _difference(new, old, block[0], exponent, mantissa)
-                block[k * DEPTH + l] = delta
-                squares[l] += delta * delta
+                for l in range(first, min(first + _TOGETHER, columns)):
+                    old, new = before[b_start + k * b_row + l * b_column], after[a_start + k * a_row + l * a_column]
+                    delta = _difference(new, old, block[0], exponent, mantissa)
+                    block[k * DEPTH + l] = delta
+                    squares[l] += delta * delta
 
 
 def _difference(new, old, like, exponent, mantissa):

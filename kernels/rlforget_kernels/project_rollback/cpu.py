@@ -64,7 +64,8 @@ def _kernel(layout: FloatFormat, stochastic: bool) -> Any:
         panels = -(-columns // _WIDTH)
         factor = np.zeros((ROWS, -(-rank // _WIDTH) * _WIDTH), np.float32)
         block = np.zeros(_BLOCK * ROWS * _WIDTH, np.float32)
-        noise = np.zeros(_WIDTH, np.uint32)
+        row = np.zeros(_BLOCK * _WIDTH, np.float32)
+        noise = np.zeros(_BLOCK * _WIDTH, np.uint32)
         for i in range(0, left.shape[0], ROWS):
             rows = min(ROWS, left.shape[0] - i)
             _multiply_left(left[i : i + rows], middle, factor)
@@ -74,18 +75,19 @@ def _kernel(layout: FloatFormat, stochastic: bool) -> Any:
                 here[:] = 0
                 b_start, a_row = begin * rank * _WIDTH, factor.shape[1]
                 multiply(factor.reshape(-1), 0, a_row, 1, rows, right, b_start, rank * _WIDTH, rank, here, ROWS)
-                for panel in range(count):
-                    j = (begin + panel) * _WIDTH
-                    for k in range(rows):
-                        start = (panel * ROWS + k) * _WIDTH
-                        change = here[start : start + min(_WIDTH, columns - j)]
-                        if stochastic:
-                            draw(noise[: change.size], mixed_seed, first + np.uint64((i + k) * pitch + j))
-                        place = (i + k) * row_step + j * column_step
-                        target, step = codes[place:], column_step
-                        if column_step == 1:
-                            target, step = target[: change.size], 1
-                        _subtract(target, step, change, noise, exponent, mantissa, overflow, nan, stochastic)
+                j = begin * _WIDTH
+                change = row[: min(count * _WIDTH, columns - j)]
+                for k in range(rows):
+                    for panel in range(count):
+                        for l in range(_WIDTH):
+                            row[panel * _WIDTH + l] = here[(panel * ROWS + k) * _WIDTH + l]
+                    if stochastic:
+                        draw(noise[: change.size], mixed_seed, first + np.uint64((i + k) * pitch + j))
+                    place = (i + k) * row_step + j * column_step
+                    target, step = codes[place:], column_step
+                    if column_step == 1:
+                        target, step = target[: change.size], 1
+                    _subtract(target, step, change, noise, exponent, mantissa, overflow, nan, stochastic)
 
     return subtract_product
 
