@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlforget_kernels.common.bits import bits_dtype
+
 _CHECKED = 1 << 24  # indices that are compared at a time
 
 
@@ -24,6 +26,24 @@ def require_indices(op: str, indices: Tensor, selected: Tensor, selected_name: s
             f"{op}: expected 1-D indices and {selected_name} of equal length; "
             f"found shapes {tuple(indices.shape)} and {tuple(selected.shape)}"
         )
+
+
+def require_same_layout(op: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    """Check that two lists are of one length, and the tensors of each pair of one shape and one supported dtype.
+
+    Raises:
+        TypeError: if a dtype is not supported.
+        ValueError: if lengths, shapes or dtypes differ.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{op}: expected as many tensors before as after; found {len(before)} and {len(after)}")
+    for old, new in zip(before, after, strict=True):
+        bits_dtype(old.dtype)
+        if old.shape != new.shape or old.dtype != new.dtype:
+            raise ValueError(
+                f"{op}: expected two tensors of one shape and dtype; found {tuple(old.shape)} {old.dtype} "
+                f"and {tuple(new.shape)} {new.dtype}. Compare tensors of the same layout."
+            )
 
 
 def require_in_range(op: str, indices: Tensor, numel: int) -> None:

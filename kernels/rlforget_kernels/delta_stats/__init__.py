@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from rlforget_kernels.common.bits import bits_dtype
+from rlforget_kernels.common.checks import require_same_layout
 from rlforget_kernels.common.dispatch import backend, operator
 
 COUNTS = (
@@ -54,20 +54,8 @@ class DeltaStats:
         return self.sums[..., SUMS.index(name)]
 
 
-def _check(before: list[Tensor], after: list[Tensor]) -> None:
-    if len(before) != len(after):
-        raise ValueError(f"delta_stats: expected as many tensors before as after; found {len(before)} and {len(after)}")
-    for old, new in zip(before, after, strict=True):
-        bits_dtype(old.dtype)
-        if old.shape != new.shape or old.dtype != new.dtype:
-            raise ValueError(
-                f"delta_stats: expected two tensors of one shape and dtype; found {tuple(old.shape)} {old.dtype} "
-                f"and {tuple(new.shape)} {new.dtype}. Compare tensors of the same layout."
-            )
-
-
 def _fake_list(before: list[Tensor], after: list[Tensor]) -> Columns:
-    _check(before, after)
+    require_same_layout("delta_stats", before, after)
     rows, device = len(before), before[0].device if before else torch.device("cpu")
     return (
         torch.empty((rows, len(COUNTS)), dtype=torch.int64, device=device),
@@ -142,7 +130,7 @@ def foreach_delta_stats(before: list[Tensor], after: list[Tensor]) -> tuple[Tens
 
 
 def _run(before: list[Tensor], after: list[Tensor]) -> Columns:
-    _check(before, after)
+    require_same_layout("delta_stats", before, after)
     if not before:
         return _fake_list(before, after)
     found: Columns = backend(__name__, *before, *after).foreach_delta_stats(before, after)

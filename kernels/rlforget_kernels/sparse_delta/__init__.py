@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from rlforget_kernels.common.bits import bits_dtype, index_dtype
+from rlforget_kernels.common.checks import require_same_layout
 from rlforget_kernels.common.dispatch import backend, operator, size_of_data
 
 
-def _check(before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
-    if len(before) != len(after):
-        raise ValueError(
-            f"sparse_delta: expected as many tensors before as after; found {len(before)} and {len(after)}"
-        )
-    for old, new in zip(before, after, strict=True):
-        bits_dtype(old.dtype)
-        if old.shape != new.shape or old.dtype != new.dtype:
-            raise ValueError(
-                f"sparse_delta: expected two tensors of one shape and dtype; found {tuple(old.shape)} {old.dtype} "
-                f"and {tuple(new.shape)} {new.dtype}. Compare tensors of the same layout."
-            )
-
-
 def _fake_list(before: list[Tensor], after: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    _check(before, after)
+    require_same_layout("sparse_delta", before, after)
     changed = [size_of_data() for _ in before]
     indices = [old.new_empty(count, dtype=index_dtype(old.numel())) for old, count in zip(before, changed, strict=True)]
     bits_before, bits_after = (
@@ -91,7 +76,7 @@ def foreach_sparse_delta(before: list[Tensor], after: list[Tensor]) -> tuple[lis
 
 
 def _run(before: list[Tensor], after: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    _check(before, after)
+    require_same_layout("sparse_delta", before, after)
     if not before:
         return [], [], []
     found: tuple[list[Tensor], list[Tensor], list[Tensor]]
