@@ -34,6 +34,10 @@ class DeltaFileError(RlforgetError):
     """A delta file that is truncated, forged, or of another format."""
 
 
+class HistoryError(RlforgetError):
+    """A history that is damaged, in use, or does not have what is asked of it: a stage, a name, a place for a change."""
+
+
 class CoordinateError(RlforgetError):
     """Coordinates that are out of range, out of order or not part of the delta."""
 
