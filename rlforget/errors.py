@@ -88,6 +88,18 @@ class OutputError(RlforgetError):
     """An output that exists already, is read-only, or whose disk is full."""
 
 
+class BusyError(RlforgetError):
+    """A checkpoint that another process, still alive, is writing in place."""
+
+
+class UnfinishedWriteError(RlforgetError):
+    """A checkpoint with an in-place write that did not finish and cannot be taken back here."""
+
+
+class JournalError(RlforgetError):
+    """A record of an in-place write that is damaged, or missing where one is needed."""
+
+
 class MissingExtraError(RlforgetError):
     """A feature whose optional dependency is not installed."""
 

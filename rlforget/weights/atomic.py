@@ -1,16 +1,21 @@
-"""Outputs that appear whole or not at all: written beside their place, synced, then renamed into it."""
+"""Outputs that appear whole or not at all: written beside their place, synced, then renamed into it.
+
+A crash, a kill or a full disk at any moment leaves at the place what was there before or what was written, and nothing
+in between. See `renaming` for how an existing folder is replaced in one step.
+"""
 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from rlforget.errors import OutputError
+from rlforget.errors import BusyError, OutputError
+from rlforget.weights.drafts import aside, draft_file, draft_folder, remove
+from rlforget.weights.locks import try_lock
+from rlforget.weights.renaming import exchange, rename_into_free
 
 
 @contextmanager
@@ -23,25 +28,19 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     check_free(path, force=force)
     if path.is_dir():
         raise _output_error(path, "a file's path", "a folder", "Choose another path.")
-    draft = _draft_of(path)
-    with _cannot_write(path):
-        try:
-            with open(draft, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            check_free(path, force=force)
-            os.replace(draft, path)
-            sync_folder(path.parent)
-        finally:
-            draft.unlink(missing_ok=True)
+    with cannot_write(path), draft_file(path.parent) as (draft, descriptor):
+        with open(descriptor, "w+b", closefd=False) as file:
+            yield file
+        os.fsync(descriptor)
+        check_free(path, force=force)
+        _take_place(draft, path)
 
 
 @contextmanager
 def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder to fill; it takes its place at `path` when the block ends without an exception.
 
-    The files written into it are synced before it does.
+    The files and folders written into it are synced before it does.
 
     Args:
         path: Where the folder is to appear. Its parent must exist.
@@ -49,22 +48,16 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
     Raises:
         OutputError: `path` exists and may not be replaced, or it cannot be written.
+        BusyError: Another process is writing the folder at `path` in place.
     """
     check_free(path, force=force)
     _check_replaceable(path)
-    draft = _draft_of(path)
-    with _cannot_write(path):
-        try:
-            draft.mkdir()
-            yield draft
-            for file in draft.iterdir():
-                _sync(file)
-            sync_folder(draft)
-            check_free(path, force=force)
-            _swap_in(draft, path)
-            sync_folder(path.parent)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+    with cannot_write(path), draft_folder(path.parent) as draft:
+        yield draft
+        _sync_tree(draft)
+        check_free(path, force=force)
+        with _held(path):
+            _take_place(draft, path)
 
 
 def check_free(path: Path, *, force: bool) -> None:
@@ -87,23 +80,41 @@ def check_new_folder(path: Path, *, force: bool) -> None:
     """
     check_free(path, force=force)
     _check_replaceable(path)
-    draft = _draft_of(path)
-    with _cannot_write(path):
-        draft.mkdir()
-        draft.rmdir()
+    with cannot_write(path), draft_folder(path.parent):
+        pass
 
 
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a crash."""
-    _sync(folder)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make the bytes of a file, or the names in a folder, survive a crash."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def cannot_write(
+    path: Path, fix: str = "Free some space or choose another place; nothing was left behind."
+) -> Iterator[None]:
+    """Turn a fault of the system into the named one, for something that is written at `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise _output_error(path, "a place that can be written", str(error), fix) from error
+
+
+def _sync_tree(folder: Path) -> None:
+    for path, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            if not os.path.islink(os.path.join(path, name)):
+                sync(Path(path, name))
+        sync(Path(path))
 
 
 def _check_replaceable(path: Path) -> None:
@@ -115,32 +126,65 @@ def _check_replaceable(path: Path) -> None:
         raise _output_error(path, "a checkpoint folder to replace", "a folder without one", "Choose another path.")
 
 
-def _swap_in(draft: Path, path: Path) -> None:
-    """Rename `draft` to `path`, moving aside and then deleting the folder that is there."""
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Keep everyone else from writing the folder at `path` in place, if there is one."""
     if not path.is_dir():
-        os.rename(draft, path)
+        yield
         return
-    old = _draft_of(path)
+    descriptor = try_lock(path)
+    if descriptor is None:
+        raise busy(path)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def busy(path: Path) -> BusyError:
+    """Build the error for a folder that another process is writing."""
+    return BusyError(
+        str(path),
+        expected="a folder that nobody is writing",
+        found="another process at work on it",
+        fix="Wait until it has finished.",
+    )
+
+
+def _take_place(draft: Path, path: Path) -> None:
+    """Rename `draft` to `path`, durably. What was there lies where the draft was afterwards, or is gone."""
+    free = not os.path.lexists(path)
+    if free:
+        rename_into_free(draft, path)
+    elif not exchange(draft, path):
+        _replace(draft, path)
+        return
+    try:
+        sync_folder(path.parent)
+    except OSError:
+        # On a disk that fails now, nothing says that the new names will last: the old state is the safer one.
+        if free:
+            os.rename(path, draft)
+        else:
+            exchange(draft, path)
+        raise
+
+
+def _replace(draft: Path, path: Path) -> None:
+    """Replace what is at `path` where the system cannot exchange: a file at once, a folder in two steps."""
+    if not path.is_dir():
+        os.replace(draft, path)
+        sync_folder(path.parent)
+        return
+    old = aside(path)
     os.rename(path, old)
     try:
         os.rename(draft, path)
     except BaseException:
         os.rename(old, path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _draft_of(path: Path) -> Path:
-    return path.parent / f".rlforget-{secrets.token_hex(8)}.partial"
-
-
-@contextmanager
-def _cannot_write(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        fix = "Free some space or choose another place; nothing was left behind."
-        raise _output_error(path, "a place that can be written", str(error), fix) from error
+    sync_folder(path.parent)
+    remove(old)
 
 
 def _output_error(path: Path, expected: str, found: str, fix: str) -> OutputError:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import tempfile
 from collections.abc import Iterator
@@ -159,22 +158,6 @@ def test_interrupt_leaves_nothing_behind_and_keeps_the_old(model: Path, tmp_path
         interrupted(file)
     assert sorted(tmp_path.iterdir()) == before
     assert (model / "1.safetensors").read_bytes() == old
-
-
-def test_failed_swap_puts_the_old_folder_back(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = os.rename, []
-
-    def fail_second(source: object, target: object) -> None:
-        calls.append(source)
-        if len(calls) == 2:
-            raise OSError("no")
-        real(source, target)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(os, "rename", fail_second)
-    with pytest.raises(OutputError), new_folder(model, force=True) as folder:
-        (folder / "x").write_text("new")
-    assert (model / "config.json").exists()
-    assert [path.name for path in model.parent.iterdir()] == ["model"]
 
 
 def test_file_may_be_replaced_with_force_only(tmp_path: Path) -> None:

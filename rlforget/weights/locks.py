@@ -1,0 +1,40 @@
+"""Locks that die with their owner: `flock` on the file or folder itself, so that a crash leaves none behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+
+def try_lock(path: Path) -> int | None:
+    """Lock a file or folder against every other process and thread that does the same.
+
+    Returns:
+        A descriptor; closing it unlocks. None where someone else holds the lock, or where another thing has taken the
+        place of `path` meanwhile.
+
+    Raises:
+        OSError: It is not there, cannot be opened, is a link, or lies on a filesystem without locks.
+    """
+    # Without O_NONBLOCK, opening a pipe that someone put there would wait for its other end.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_at(descriptor, path):
+            return descriptor
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file or folder is what lies at `path` now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
