@@ -83,7 +83,7 @@ def revert(
     """Write a new checkpoint with a delta taken back: from after to before."""
     from rlforget.delta import apply as write
 
-    _carry(write, weights, _load(delta).inverse(), out, force=force, dry_run=dry_run, as_json=as_json)
+    _carry(write, weights, _load(delta).invert(), out, force=force, dry_run=dry_run, as_json=as_json)
 
 
 def _load(path: Path) -> LoadedDelta:

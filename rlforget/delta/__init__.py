@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from rlforget.delta.compare import diff
+from rlforget.delta.delta import Delta
 from rlforget.delta.overlaps import Overlap, SetOverlap, overlap
 from rlforget.delta.patching import apply, revert
-from rlforget.delta.sparse import Delta, TensorDelta
 from rlforget.delta.stats import Change, DeltaStats
+from rlforget.delta.tensor_delta import TensorDelta
+from rlforget.delta.whole import FileDelta, WholeDelta
 
 __all__ = [
     "Change",
     "Delta",
     "DeltaStats",
+    "FileDelta",
     "Overlap",
     "SetOverlap",
     "TensorDelta",
+    "WholeDelta",
     "apply",
     "diff",
     "overlap",

@@ -7,38 +7,74 @@ from dataclasses import dataclass
 
 import torch
 
-from rlforget.delta.sparse import Delta, Fingerprint, TensorDelta
-from rlforget.weights import Weights, WeightsLike, merged_aliases, open_weights, pair_up
-from rlforget.weights.layout import Pair
-from rlforget_kernels.fingerprint import foreach_fingerprint
+from rlforget.delta.delta import Delta
+from rlforget.delta.scan import Comparison, WholePair
+from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
+from rlforget.delta.whole import FileDelta, WholeDelta
+from rlforget.weights import Pair, Weights, WeightsLike, open_weights
+from rlforget_kernels.fingerprint import fingerprint, foreach_fingerprint
 from rlforget_kernels.sparse_delta import foreach_sparse_delta
 
 _BATCH_BYTES = 64 << 20  # of one side: many small tensors share a launch, and a large cache still holds what it read
 
 
-def diff(before: WeightsLike, after: WeightsLike, *, metadata: Mapping[str, str] | None = None) -> Delta:
-    """Find every coordinate whose stored bits differ.
+def diff(
+    before: WeightsLike,
+    after: WeightsLike,
+    *,
+    renamed: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Delta:
+    """Find every coordinate whose stored bits differ, and all else that does.
 
     A batch of tensor pairs is read at a time; where one of the two is on an accelerator, the other one follows it
-    there.
+    there. Between two checkpoint folders the files that are no weights (config, tokenizer) are compared too.
 
     Args:
         before: A checkpoint folder or `.safetensors` file, a module, or `{name: tensor}`.
-        after: Likewise, with the same tensors.
+        after: Likewise.
+        renamed: {name before: name after}, for tensors that are not called the same.
         metadata: Strings to keep with the delta.
 
     Returns:
-        A lossless delta, held on the CPU: 8 bytes a changed coordinate in bfloat16.
+        A lossless delta, held on the CPU: 8 bytes a changed coordinate in bfloat16. Tensors on one side alone, resized
+        or retyped are in its `.whole`. To compare checkpoints in bounded memory, see `rlforget.delta.write_diff`.
 
     Raises:
-        LayoutError: Tensors are missing, extra, resized or retyped.
+        LayoutError: The two have no tensor in common.
+        UnknownNameError: `renamed` has a name that is not there.
         NotACheckpointError: A path that holds no readable checkpoint.
     """
-    old, new = open_weights(before), open_weights(after)
-    pairs = pair_up(old, new)
-    batches = _batches(_loaded(pairs, old, new))
-    tensors = (tensor for batch in batches for tensor in _compare(batch))
-    return Delta(tensors, aliases=merged_aliases(pairs, old, new), metadata=metadata)
+    found = Comparison(open_weights(before), open_weights(after), renamed)
+    batches = _batches(_loaded(found.pairs, found.before, found.after))
+    return Delta(
+        (tensor for batch in batches for tensor in _compare(batch)),
+        whole=(_whole(pair, found.before, found.after) for pair in found.whole),
+        files=changed_files(found.before, found.after),
+        renamed=found.renamed,
+        aliases=found.aliases,
+        metadata=metadata,
+    )
+
+
+def changed_files(before: Weights, after: Weights) -> list[FileDelta]:
+    """Return what changed among the files that are no weights; nothing where one side is not a checkpoint folder."""
+    old, new = before.files(), after.files()
+    if not old or not new:
+        return []
+    changed = []
+    for name in sorted(old.keys() | new.keys()):
+        was, now = (files[name].read_bytes() if name in files else None for files in (old, new))
+        if was != now:
+            changed.append(FileDelta(name, was, now))
+    return changed
+
+
+def _whole(pair: WholePair, old: Weights, new: Weights) -> WholeDelta:
+    before = None if pair.before is None else old.tensor(pair.before).cpu()
+    after = None if pair.after is None else new.tensor(pair.after).cpu()
+    lanes = [None if t is None else _lanes(fingerprint(t).tolist()) for t in (before, after)]
+    return WholeDelta(pair.name, before, after, *lanes)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from rlforget.delta.sparse import Delta, Fingerprint, TensorDelta
+from rlforget.delta.delta import Delta
+from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.errors import DeltaFileError, NotACheckpointError, RlforgetError
 from rlforget.weights import DTYPES, TensorMeta
 from rlforget.weights.atomic import new_file
@@ -49,7 +50,7 @@ class _Forged(Exception):
 _FAULTS = (_Forged, RlforgetError, SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError)
 
 
-def save(delta: Delta, path: str | PathLike[str], *, force: bool = False) -> None:
+def save(delta: Delta, path: str | PathLike[str], *, self_contained: bool = True, force: bool = False) -> None:
     """Write a delta to `path`, whole or not at all; see `Delta.save`."""
     parts = {
         f"{position}.{part}": values
@@ -73,7 +74,7 @@ def save(delta: Delta, path: str | PathLike[str], *, force: bool = False) -> Non
         write_tensors(file, metas, parts.__getitem__, header)
 
 
-def load(path: str | PathLike[str]) -> Delta:
+def load(path: str | PathLike[str], base: object = None) -> Delta:
     """Read a delta, memory-mapped, and check all of it; see `Delta.load`."""
     try:
         header = read_header(Path(path))

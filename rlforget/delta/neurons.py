@@ -11,7 +11,8 @@ from collections import defaultdict
 
 import torch
 
-from rlforget.delta.sparse import Delta, TensorDelta
+from rlforget.delta.delta import Delta
+from rlforget.delta.tensor_delta import TensorDelta
 
 # The projections into the channels (their rows are channels) and out of them (their columns are), as torch.nn.Linear
 # stores them, by the last part of the module's name.

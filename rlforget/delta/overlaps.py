@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from rlforget.delta.delta import Delta
 from rlforget.delta.neurons import neuron_edits, top_neurons
-from rlforget.delta.sparse import Delta, TensorDelta
+from rlforget.delta.tensor_delta import TensorDelta
 from rlforget.errors import LayoutError
 from rlforget.weights import pair_up
 

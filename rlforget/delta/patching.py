@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from rlforget.delta.sparse import Delta, TensorDelta
+from rlforget.delta.delta import Delta
+from rlforget.delta.tensor_delta import TensorDelta
 from rlforget.errors import LayoutError, OutputError, WrongBaseError
 from rlforget.weights import Weights, WeightsLike, open_weights, pair_up
 from rlforget.weights.checkpoint import CheckpointWeights
@@ -49,7 +50,7 @@ def apply(weights: WeightsLike, delta: Delta, out: str | PathLike[str] | None = 
 
 def revert(weights: WeightsLike, delta: Delta, out: str | PathLike[str] | None = None, *, force: bool = False) -> None:
     """Change weights from after back to before; see `apply`, which takes the same arguments and raises the same."""
-    apply(weights, delta.inverse(), out, force=force)
+    apply(weights, delta.invert(), out, force=force)
 
 
 def check_fits(weights: WeightsLike, delta: Delta) -> None:
@@ -123,7 +124,7 @@ def _patch_live(target: Weights, patches: dict[str, TensorDelta]) -> None:
         for name, patch in patches.items():
             tensor = target.tensor(name)
             # Registered before the write. Undoing a patch that was not written finds other bits and does nothing.
-            undo.callback(_patch, tensor, patch.inverse())
+            undo.callback(_patch, tensor, patch.invert())
             if _patch(tensor, patch):
                 _check_bits(target, name, patch)
         undo.pop_all()

@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from rlforget.delta.delta import Delta
 from rlforget.delta.naming import KINDS, kind_of, layer_of
-from rlforget.delta.sparse import Delta, TensorDelta
+from rlforget.delta.tensor_delta import TensorDelta
 from rlforget_kernels.delta_stats import STEP_BINS, foreach_delta_stats
 from rlforget_kernels.delta_stats import DeltaStats as Measured
 

@@ -76,19 +76,11 @@ def _checked(name: str, indices: Tensor) -> Tensor:
 
 
 def _positions(name: str, wanted: Tensor, delta: Delta) -> Tensor:
-    known_tensor = name in delta.layout
-    changed = delta[name].indices.to(torch.int64) if known_tensor else wanted.new_empty(0)
-    wanted = wanted.to(changed.device)
-    found = torch.searchsorted(changed, wanted)
-    known = torch.zeros_like(wanted, dtype=torch.bool)
-    inside = found < changed.numel()
-    known[inside] = changed[found[inside]] == wanted[inside]
-    if not bool(known.all()):
-        stray = int(wanted[~known][0])
+    if name not in delta.layout:
         raise CoordinateError(
-            f"coordinate {stray} of {name!r}",
-            expected="a coordinate that the delta changed",
-            found="one that it did not change" if known_tensor else "a tensor that the delta does not hold",
+            f"the coordinates of {name!r}",
+            expected="coordinates that the delta changed",
+            found="a tensor that the delta does not hold",
             fix="Choose coordinates from a conflict of this very delta.",
         )
-    return found
+    return delta[name].positions(wanted)

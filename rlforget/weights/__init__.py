@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from rlforget.weights.layout import DTYPES, Layout, Pair, TensorMeta, check_layout, merged_aliases, pair_up
+from rlforget.weights.layout import (
+    DTYPES,
+    Layout,
+    Matching,
+    Pair,
+    TensorMeta,
+    check_layout,
+    match,
+    merged_aliases,
+    pair_up,
+)
 from rlforget.weights.opening import open_weights
 from rlforget.weights.saving import save_checkpoint
 from rlforget.weights.source import Weights, WeightsLike
@@ -10,11 +20,13 @@ from rlforget.weights.source import Weights, WeightsLike
 __all__ = [
     "DTYPES",
     "Layout",
+    "Matching",
     "Pair",
     "TensorMeta",
     "Weights",
     "WeightsLike",
     "check_layout",
+    "match",
     "merged_aliases",
     "open_weights",
     "pair_up",

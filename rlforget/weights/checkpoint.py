@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
+from threading import Lock
 from typing import Any
 
 import torch
@@ -13,11 +15,13 @@ from safetensors import safe_open
 from rlforget.errors import NotACheckpointError
 from rlforget.weights.safetensors_file import Header, read_header
 from rlforget.weights.source import Weights
+from rlforget_kernels.common.bits import bits_dtype
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-ADAPTER_FILE = "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"})
+"""Suffixes of files that hold weights, in this format or another."""
 
 
 class CheckpointWeights(Weights):
@@ -25,7 +29,8 @@ class CheckpointWeights(Weights):
 
     Args:
         path: A `.safetensors` file or a checkpoint folder. In a folder `model.safetensors` goes before an index, as it
-            does for transformers; a file under another name is taken where it is the only one.
+            does for transformers; a file under another name, a PEFT adapter's for one, is taken where it is the only
+            one.
 
     Raises:
         NotACheckpointError: There is no readable checkpoint at `path`, or its index disagrees with its shards.
@@ -42,6 +47,8 @@ class CheckpointWeights(Weights):
             aliases=_dropped_names(self.shards.values(), entries),
         )
         self._handles: dict[Path, Any] = {}
+        self._descriptors: dict[Path, int] = {}
+        self._opening = Lock()
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor, memory-mapped and to be treated as read-only; aliases are accepted.
@@ -56,6 +63,52 @@ class CheckpointWeights(Weights):
         tensor: torch.Tensor = self._handles[shard].get_tensor(name)
         return tensor
 
+    def bits(self, name: str, start: int = 0, stop: int | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Read the stored bits of a range from the file; see `Weights.bits`."""
+        name = self.canonical(name)
+        shard, meta = self._shard_of[name], self.meta(name)
+        width = meta.dtype.itemsize
+        stop = meta.numel if stop is None else stop
+        if out is None:
+            out = torch.empty(stop - start, dtype=bits_dtype(meta.dtype))
+        if stop > start:
+            place = self.shards[shard].entries[name].start + start * width
+            _read_fully(self._descriptor(shard), memoryview(out.numpy()).cast("B"), place, shard)
+        return out
+
+    def files(self) -> Mapping[str, Path]:
+        """Return the folder's top-level files that hold no weights, by name; a single file has none beside it."""
+        if not self.path.is_dir():
+            return {}
+        found = sorted(self.path.iterdir())
+        return {file.name: file for file in found if is_companion(file.name) and file.is_file()}
+
+    def _descriptor(self, shard: Path) -> int:
+        with self._opening:
+            if shard not in self._descriptors:
+                self._descriptors[shard] = os.open(shard, os.O_RDONLY)
+            return self._descriptors[shard]
+
+    def __del__(self) -> None:
+        """Close the files that `bits` opened."""
+        for descriptor in getattr(self, "_descriptors", {}).values():
+            os.close(descriptor)
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file of this name in a checkpoint folder goes along with the weights: neither weights nor hidden."""
+    return not (name.startswith(".") or name == INDEX_FILE or PurePath(name).suffix in WEIGHT_SUFFIXES)
+
+
+def _read_fully(descriptor: int, buffer: memoryview, place: int, shard: Path) -> None:
+    """Fill `buffer` from `place` on; one read takes 2 GiB at most, and may always take less."""
+    while buffer:
+        count = os.preadv(descriptor, [buffer], place)
+        if count == 0:
+            fix = "Fetch or write the file again."
+            raise NotACheckpointError(str(shard), expected="a whole safetensors file", found="an early end", fix=fix)
+        buffer, place = buffer[count:], place + count
+
 
 def _shard_paths(path: Path) -> list[Path]:
     """Return the safetensors files that make up the checkpoint."""
@@ -68,8 +121,6 @@ def _shard_paths(path: Path) -> list[Path]:
     if (path / INDEX_FILE).is_file():
         return [path / shard for shard in sorted(set(_weight_map(path / INDEX_FILE).values()))]
     files = sorted(path.glob("*.safetensors"))
-    if [file.name for file in files] == [ADAPTER_FILE]:
-        raise _not_a_checkpoint(path, f"a PEFT adapter, {ADAPTER_FILE}", "Merge the adapter into its base first.")
     if len(files) == 1:
         return files
     if files:

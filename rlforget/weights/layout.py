@@ -108,30 +108,77 @@ class Pair(NamedTuple):
     after: str
 
 
-def pair_up(before: Layout, after: Layout) -> list[Pair]:
-    """Match the storages of two sets of weights by name, and check that they fit.
+@dataclass(frozen=True)
+class Matching:
+    """How the storages of two sets of weights go together.
+
+    Attributes:
+        pairs: Those with one shape and dtype on both sides, in the order of `before`. `Pair.name` is the canonical name
+            in `before` where that is known on both sides.
+        resized: Pairs whose shapes differ.
+        retyped: Pairs whose dtypes alone differ.
+        missing: Canonical names in `before` alone.
+        extra: Canonical names in `after` alone.
+    """
+
+    pairs: list[Pair]
+    resized: list[Pair]
+    retyped: list[Pair]
+    missing: list[str]
+    extra: list[str]
+
+
+def match(before: Layout, after: Layout, renamed: Mapping[str, str] | None = None) -> Matching:
+    """Match the storages of two sets of weights by name.
 
     Two storages match when any name of the one is a name of the other, so that a tied tensor may be canonical under
     different names, or be dropped under one of them. A storage that is tied on one side only appears once for each
     storage that it meets on the other.
 
-    Returns:
-        The pairs, in the order of `before`. `Pair.name` is the canonical name in `before` where that is known on both
-        sides.
+    Args:
+        before: One set of weights.
+        after: The other.
+        renamed: {name in `before`: its name in `after`}, for those that are not called the same.
+
+    Raises:
+        UnknownNameError: `renamed` has a name that is not there.
+    """
+    renamed = renamed or {}
+    taken = set()
+    for old, new in renamed.items():
+        before.canonical(old)
+        taken.add(after.canonical(new))
+    names: dict[tuple[str, str], str] = {}
+    for name in before.all_names():
+        new = renamed.get(name, name)
+        if new in after and (name in renamed or after.canonical(new) not in taken):
+            names.setdefault((before.canonical(name), after.canonical(new)), name)
+    pairs, resized, retyped = [], [], []
+    for (old, new), name in names.items():
+        was, now = before.meta(old), after.meta(new)
+        kind = pairs if was == now else retyped if was.shape == now.shape else resized
+        kind.append(Pair(name, old, new))
+    met_before, met_after = {old for old, _ in names}, {new for _, new in names}
+    return Matching(
+        pairs,
+        resized,
+        retyped,
+        missing=[name for name in before.names() if name not in met_before],
+        extra=[name for name in after.names() if name not in met_after],
+    )
+
+
+def pair_up(before: Layout, after: Layout) -> list[Pair]:
+    """Match the storages of two sets of weights by name, as `match` does, and check that they fit.
 
     Raises:
         LayoutError: Tensors are missing, extra, resized or retyped; the message lists them by name.
     """
-    names: dict[tuple[str, str], str] = {}
-    for name in [*before.all_names(), *after.all_names()]:
-        if name in before and name in after:
-            names.setdefault((before.canonical(name), after.canonical(name)), name)
-    pairs = [Pair(name, b, a) for (b, a), name in names.items()]
-
-    faults = _unmatched("missing", before, {pair.before for pair in pairs})
-    faults += _unmatched("extra", after, {pair.after for pair in pairs})
-    faults += _changed_shape(pairs, before, after)
-    faults += _changed_dtype(pairs, before, after)
+    found = match(before, after)
+    shapes = [f"{n} {list(before.meta(b).shape)} -> {list(after.meta(a).shape)}" for n, b, a in found.resized]
+    dtypes = [f"{n} {before.meta(b).dtype} -> {after.meta(a).dtype}" for n, b, a in found.retyped]
+    kinds = {"missing": found.missing, "extra": found.extra, "resized": shapes, "retyped": dtypes}
+    faults = [_listing(kind, items) for kind, items in kinds.items() if items]
     if faults:
         raise LayoutError(
             after.description,
@@ -139,7 +186,7 @@ def pair_up(before: Layout, after: Layout) -> list[Pair]:
             found="; ".join(faults),
             fix="Give two checkpoints of one architecture, in one dtype.",
         )
-    return pairs
+    return found.pairs
 
 
 def check_layout(before: Layout, after: Layout) -> None:
@@ -154,7 +201,8 @@ def check_layout(before: Layout, after: Layout) -> None:
 def merged_aliases(pairs: list[Pair], before: Layout, after: Layout) -> dict[str, str]:
     """Return every further name of the paired storages, with the pair's name it stands for.
 
-    A name that stands for two different pairs (tied on one side, untied on the other) is left out.
+    A name that stands for two different pairs (tied on one side, untied on the other) is left out, and so is one of a
+    storage that is in no pair.
     """
     by_before: dict[str, set[str]] = {}
     by_after: dict[str, set[str]] = {}
@@ -163,44 +211,17 @@ def merged_aliases(pairs: list[Pair], before: Layout, after: Layout) -> dict[str
         by_after.setdefault(pair.after, set()).add(pair.name)
     aliases = {}
     for name in dict.fromkeys([*before.all_names(), *after.all_names()]):
-        owners = by_before[before.canonical(name)] if name in before else by_after[after.canonical(name)]
+        known = by_before.get(before.canonical(name)) if name in before else by_after.get(after.canonical(name))
+        owners = known or set()
         if name in before and name in after:
-            owners = owners & by_after[after.canonical(name)]
+            owners = owners & by_after.get(after.canonical(name), set())
         if len(owners) == 1 and name not in owners:
             aliases[name] = next(iter(owners))
     return aliases
 
 
-def _unmatched(kind: str, layout: Layout, matched: set[str]) -> list[str]:
-    return _listing(kind, [name for name in layout.names() if name not in matched])
-
-
-def _changed_shape(pairs: list[Pair], before: Layout, after: Layout) -> list[str]:
-    return _listing(
-        "resized",
-        [
-            f"{name} {list(before.meta(b).shape)} -> {list(after.meta(a).shape)}"
-            for name, b, a in pairs
-            if before.meta(b).shape != after.meta(a).shape
-        ],
-    )
-
-
-def _changed_dtype(pairs: list[Pair], before: Layout, after: Layout) -> list[str]:
-    return _listing(
-        "retyped",
-        [
-            f"{name} {before.meta(b).dtype} -> {after.meta(a).dtype}"
-            for name, b, a in pairs
-            if before.meta(b).dtype != after.meta(a).dtype
-        ],
-    )
-
-
-def _listing(kind: str, items: list[str]) -> list[str]:
-    """Return `kind` with the items spelled out up to a limit, or nothing where there are none."""
-    if not items:
-        return []
+def _listing(kind: str, items: list[str]) -> str:
+    """Return `kind` with the items spelled out up to a limit."""
     rest = len(items) - _NAMES_SHOWN
     shown = ", ".join(items[:_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-    return [f"{len(items)} {kind}: {shown}"]
+    return f"{len(items)} {kind}: {shown}"

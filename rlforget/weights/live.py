@@ -11,6 +11,7 @@ from torch import nn
 from rlforget.errors import LayoutError
 from rlforget.weights.layout import DTYPES, TensorMeta
 from rlforget.weights.source import Weights
+from rlforget_kernels.common.bits import as_bits
 
 
 class LiveWeights(Weights):
@@ -50,6 +51,11 @@ class LiveWeights(Weights):
             UnknownNameError: There is no such tensor.
         """
         return self._tensors[self.canonical(name)]
+
+    def bits(self, name: str, start: int = 0, stop: int | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the stored bits of a range; see `Weights.bits`."""
+        found = as_bits(self.tensor(name))[start:stop].cpu()
+        return found if out is None else out.copy_(found)
 
 
 def module_tensors(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import TypeAlias, Union
 
 import torch
@@ -26,6 +27,32 @@ class Weights(Layout, ABC):
         Raises:
             UnknownNameError: There is no such tensor.
         """
+
+    @abstractmethod
+    def bits(self, name: str, start: int = 0, stop: int | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the stored bits of a range of a tensor; aliases are accepted. Safe to call from several threads.
+
+        Unlike `tensor`, a checkpoint is read, not mapped: pages that are mapped count as memory of the process for as
+        long as they stay, so that a pass over a model would seem to hold all of it.
+
+        Args:
+            name: The tensor.
+            start: Row-major flat index of the first coordinate.
+            stop: Index after the last one; None: to the end.
+            out: Where to put them: 1-D, contiguous, on the CPU, `stop - start` integers of the dtype's width.
+
+        Returns:
+            1-D integers of the dtype's width, on the CPU: `out` where it was given, else memory of its own or, from
+            live weights on the CPU, a view. Not to be written to.
+
+        Raises:
+            UnknownNameError: There is no such tensor.
+            NotACheckpointError: The file ends before its header says.
+        """
+
+    def files(self) -> Mapping[str, Path]:
+        """Return the files that belong to the weights without being weights, e.g. config and tokenizer, by name."""
+        return {}
 
 
 WeightsLike: TypeAlias = Union[str, "PathLike[str]", nn.Module, Mapping[str, torch.Tensor], Weights]

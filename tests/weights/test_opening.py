@@ -136,7 +136,6 @@ def test_other_objects_are_no_weights(source: object) -> None:
     [
         ({}, "a folder without any"),
         ({"pytorch_model.bin": b"x"}, "only pytorch_model.bin"),
-        ({"adapter_model.safetensors": b""}, "Merge the adapter"),
         ({"a.safetensors": b"", "b.safetensors": b""}, "2 safetensors files"),
         ({"model.safetensors": b""}, "header"),
         ({"model.safetensors": b"\xff" * 64}, "header"),

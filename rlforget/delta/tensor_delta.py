@@ -1,20 +1,14 @@
-"""A delta: the bits before and after, at every coordinate where they differ."""
+"""What changed in one tensor that kept its shape and dtype: the bits before and after, where they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from os import PathLike
-from typing import TYPE_CHECKING
 
 import torch
 
-from rlforget.errors import CoordinateError, UnknownNameError
-from rlforget.weights import Layout, TensorMeta
+from rlforget.errors import CoordinateError
+from rlforget.weights import TensorMeta
 from rlforget_kernels.common.bits import bits_dtype, index_dtype
-
-if TYPE_CHECKING:
-    from rlforget.delta.stats import DeltaStats
 
 Fingerprint = tuple[int, int]
 """Two signed 64-bit lanes, see `rlforget_kernels.fingerprint`."""
@@ -25,7 +19,7 @@ class TensorDelta:
     """What changed in one tensor. Bits are kept, never differences: `base + (tuned - base)` is not `tuned` in bfloat16.
 
     Args:
-        name: The tensor's canonical name.
+        name: The tensor's canonical name; where it was renamed, that before.
         dtype: Its stored dtype.
         shape: Its shape.
         indices: Row-major flat indices of the changed coordinates, ascending. 1-D, int32 (int64 from 2**31
@@ -88,7 +82,7 @@ class TensorDelta:
         wide = torch.float32 if self.dtype.is_floating_point and self.dtype != torch.float64 else torch.float64
         return (self.after.to(wide) - self.before.to(wide)).to(torch.float32)
 
-    def inverse(self) -> TensorDelta:
+    def invert(self) -> TensorDelta:
         """Return the delta that leads back."""
         return replace(
             self,
@@ -97,6 +91,32 @@ class TensorDelta:
             fingerprint_before=self.fingerprint_after,
             fingerprint_after=self.fingerprint_before,
         )
+
+    def positions(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return where flat indices stand among those that changed.
+
+        Args:
+            indices: 1-D integers, on any device.
+
+        Returns:
+            int64 positions p, as many, with `self.indices[p] == indices`.
+
+        Raises:
+            CoordinateError: One of them did not change.
+        """
+        changed = self.indices.to(device=indices.device, dtype=torch.int64)
+        found = torch.searchsorted(changed, indices.to(torch.int64))
+        known = torch.zeros_like(indices, dtype=torch.bool)
+        inside = found < changed.numel()
+        known[inside] = changed[found[inside]] == indices[inside]
+        if not bool(known.all()):
+            raise CoordinateError(
+                f"coordinate {int(indices[~known][0])} of {self.name!r}",
+                expected="a coordinate that the delta changed",
+                found="one that it did not change",
+                fix="Choose coordinates from a conflict of this very delta.",
+            )
+        return found
 
     def __eq__(self, other: object) -> bool:
         """Whether both say the same about a tensor of the same name, bit for bit."""
@@ -121,108 +141,3 @@ class TensorDelta:
         return CoordinateError(
             f"delta of {self.name!r}", expected=expected, found=found, fix="Make it with rlforget.diff."
         )
-
-
-class Delta(Mapping[str, TensorDelta]):
-    """What changed between two sets of weights: a mapping over all tensor names, in order; unchanged ones are empty.
-
-    Looking a tensor up by a tied name works too.
-
-    Args:
-        tensors: One entry a tensor.
-        aliases: Further names of tied tensors, with the names they stand for.
-        metadata: Strings that travel with the delta, e.g. the domain it was trained on.
-    """
-
-    def __init__(
-        self,
-        tensors: Iterable[TensorDelta],
-        *,
-        aliases: Mapping[str, str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        self._tensors = {tensor.name: tensor for tensor in tensors}
-        self.aliases: dict[str, str] = dict(aliases or {})
-        self.metadata: dict[str, str] = dict(metadata or {})
-
-    def __getitem__(self, name: str) -> TensorDelta:
-        """Return what changed in a tensor.
-
-        Raises:
-            UnknownNameError: There is no such tensor.
-        """
-        canonical = self.aliases.get(name, name)
-        if canonical not in self._tensors:
-            raise UnknownNameError(
-                f"tensor {name!r}",
-                expected=f"one of the delta's {len(self)} tensors",
-                found="no tensor of that name",
-                fix="List the names by iterating over the delta.",
-            )
-        return self._tensors[canonical]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def __repr__(self) -> str:
-        return f"Delta({len(self)} tensors, {self.changed} of {self.numel} coordinates changed)"
-
-    @property
-    def changed(self) -> int:
-        """The number of coordinates whose bits differ."""
-        return sum(tensor.changed for tensor in self.values())
-
-    @property
-    def numel(self) -> int:
-        """The number of coordinates of all tensors; tied ones count once."""
-        return sum(tensor.numel for tensor in self.values())
-
-    @property
-    def sparsity(self) -> float:
-        """The share of coordinates whose bits are the same; 1 where there are none."""
-        return 1.0 - self.changed / self.numel if self.numel else 1.0
-
-    @property
-    def layout(self) -> Layout:
-        """Names, dtypes and shapes of the tensors that the delta fits."""
-        metas = {name: TensorMeta(tensor.dtype, tensor.shape) for name, tensor in self.items()}
-        return Layout("the delta", metas, self.aliases)
-
-    def inverse(self) -> Delta:
-        """Return the delta that leads back."""
-        tensors = (tensor.inverse() for tensor in self.values())
-        return Delta(tensors, aliases=self.aliases, metadata=self.metadata)
-
-    def stats(self) -> DeltaStats:
-        """Measure the delta: sparsity, norms and steps, per tensor and in total."""
-        from rlforget.delta.stats import measure
-
-        return measure(self)
-
-    def save(self, path: str | PathLike[str], *, force: bool = False) -> None:
-        """Write the delta to a safetensors file, whole or not at all.
-
-        Args:
-            path: The file, by custom `NAME.delta.safetensors`.
-            force: Replace a file that is there.
-
-        Raises:
-            OutputError: The file exists, or cannot be written.
-        """
-        from rlforget.delta.file import save
-
-        save(self, path, force=force)
-
-    @classmethod
-    def load(cls, path: str | PathLike[str]) -> Delta:
-        """Read a delta from its file, memory-mapped, and check all of it.
-
-        Raises:
-            DeltaFileError: The file is missing, truncated, forged, or of another format.
-        """
-        from rlforget.delta.file import load
-
-        return load(path)

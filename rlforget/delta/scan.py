@@ -1,0 +1,172 @@
+"""Reading two sets of weights side by side, range by range, and keeping what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlforget.delta.tensor_delta import Fingerprint
+from rlforget.errors import LayoutError
+from rlforget.weights import Pair, Weights, match, merged_aliases
+from rlforget.weights.ahead import map_ahead
+from rlforget_kernels.common.bits import index_dtype
+from rlforget_kernels.fingerprint import fingerprint_after_patch, foreach_fingerprint
+from rlforget_kernels.sparse_delta import foreach_sparse_delta
+
+PIECE = 1 << 22
+"""Coordinates that are read at a time, and that a frame of a delta file covers at most."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The changes within a range of a tensor that keeps its shape and dtype.
+
+    Attributes:
+        name: The tensor, as the delta calls it.
+        dtype: Its stored dtype.
+        start: Row-major flat index of the range's first coordinate, a multiple of `PIECE`.
+        stop: Index after its last one, at most `PIECE` further.
+        indices: Flat indices in the whole tensor of what changed, ascending. 1-D, int32 (int64 in tensors of 2**31
+            coordinates and more), on the CPU.
+        before_bits: The bits there before. 1-D integers of the dtype's width.
+        after_bits: The bits there after.
+        after: All bits of the range after, where they are at hand. 1-D, `stop - start`.
+        fingerprint_before: What the range adds to the tensor's fingerprint before, where it was read.
+        fingerprint_after: Likewise after.
+    """
+
+    name: str
+    dtype: torch.dtype
+    start: int
+    stop: int
+    indices: Tensor
+    before_bits: Tensor
+    after_bits: Tensor
+    after: Tensor | None = None
+    fingerprint_before: Fingerprint = (0, 0)
+    fingerprint_after: Fingerprint = (0, 0)
+
+
+@dataclass(frozen=True)
+class WholePair:
+    """A tensor that changed as a whole: what the delta calls it, and its name on each side where it is there."""
+
+    name: str
+    before: str | None
+    after: str | None
+
+
+class Comparison:
+    """Two sets of weights, matched tensor by tensor.
+
+    Args:
+        before: One.
+        after: The other.
+        renamed: {name before: name after}, for tensors that are not called the same.
+
+    Attributes:
+        before: One.
+        after: The other.
+        pairs: The tensors that keep shape and dtype, in the order of `before`.
+        whole: Those that do not.
+        renamed: As given, by canonical names, without those that are called the same after all.
+        aliases: Further names of tied tensors, with the names they stand for.
+
+    Raises:
+        UnknownNameError: `renamed` has a name that is not there.
+        LayoutError: No tensor of the one is in the other; or a tensor took the old name of a renamed one.
+    """
+
+    def __init__(self, before: Weights, after: Weights, renamed: Mapping[str, str] | None = None) -> None:
+        self.before, self.after = before, after
+        found = match(before, after, renamed)
+        self.pairs = found.pairs
+        changed = [*found.resized, *found.retyped]
+        self.whole = [WholePair(*pair) for pair in changed]
+        self.whole += [WholePair(name, name, None) for name in found.missing]
+        self.whole += [WholePair(name, None, name) for name in found.extra]
+        matched = [*found.pairs, *changed]
+        if not matched and before.names() and after.names():
+            raise LayoutError(
+                after.description,
+                expected=f"a tensor of {before.description}, e.g. {before.names()[0]!r}",
+                found=f"none of them among its {len(after.names())}",
+                fix="Give two checkpoints of one model, or say how its tensors were renamed.",
+            )
+        _check_names(after, [pair.name for pair in matched] + found.missing, found.extra)
+        self.renamed = {
+            pair.name: (renamed or {}).get(pair.name, pair.name)
+            for pair in matched
+            if (renamed or {}).get(pair.name, pair.name) != pair.name
+        }
+        self.aliases = merged_aliases(matched, before, after)
+        for side, names in ((before, found.missing), (after, found.extra)):
+            self.aliases |= {alias: name for alias, name in side.aliases.items() if name in names}
+
+    def pieces(self) -> Iterator[Piece]:
+        """Read both sides once, in bounded memory; yield what changed, in order, ranges without changes included."""
+        for batch in map_ahead(self._compare, _batches(self._ranges())):
+            yield from batch
+
+    def _ranges(self) -> Iterator[_Range]:
+        for pair in self.pairs:
+            numel = self.before.meta(pair.before).numel
+            for start in range(0, numel, PIECE):
+                yield _Range(pair, numel, start, min(start + PIECE, numel))
+
+    def _compare(self, batch: list[_Range]) -> list[Piece]:
+        before = [self.before.bits(r.pair.before, r.start, r.stop) for r in batch]
+        after = [self.after.bits(r.pair.after, r.start, r.stop) for r in batch]
+        lanes = foreach_fingerprint(before, [r.start for r in batch])
+        return [
+            self._piece(*parts) for parts in zip(batch, after, lanes, *foreach_sparse_delta(before, after), strict=True)
+        ]
+
+    def _piece(self, r: _Range, after: Tensor, lanes: Tensor, near: Tensor, old: Tensor, new: Tensor) -> Piece:
+        indices = near.to(index_dtype(r.numel)) + r.start
+        first, second = lanes.tolist()
+        third, fourth = fingerprint_after_patch(lanes, indices, old, new).tolist()
+        dtype = self.before.meta(r.pair.before).dtype
+        return Piece(r.pair.name, dtype, r.start, r.stop, indices, old, new, after, (first, second), (third, fourth))
+
+
+@dataclass(frozen=True)
+class _Range:
+    pair: Pair
+    numel: int
+    start: int
+    stop: int
+
+
+def _batches(ranges: Iterable[_Range]) -> Iterator[list[_Range]]:
+    """Yield runs of ranges of at most `PIECE` coordinates together: many small tensors share a pass of the operators."""
+    batch: list[_Range] = []
+    room = PIECE
+    for one in ranges:
+        if batch and one.stop - one.start > room:
+            yield batch
+            batch, room = [], PIECE
+        batch.append(one)
+        room -= one.stop - one.start
+    if batch:
+        yield batch
+
+
+def added(first: Fingerprint, second: Fingerprint) -> Fingerprint:
+    """Add two parts of a fingerprint, modulo 2**64, as signed numbers."""
+    low, high = ((a + b + 2**63) % 2**64 - 2**63 for a, b in zip(first, second, strict=True))
+    return low, high
+
+
+def _check_names(after: Weights, taken: list[str], extra: list[str]) -> None:
+    both = sorted(set(taken) & set(extra))
+    if both:
+        raise LayoutError(
+            f"{after.description}, tensor {both[0]!r}",
+            expected="a name that no tensor had before",
+            found="that of a tensor that was renamed",
+            fix="Make two deltas: first rename, then add.",
+        )

@@ -1,0 +1,37 @@
+"""Work done ahead of its reader: on threads, with results in order and a bound on how many wait."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+I = TypeVar("I")
+T = TypeVar("T")
+
+
+def map_ahead(work: Callable[[I], T], items: Iterable[I]) -> Iterator[T]:
+    """Yield work(item) for each item, in order, while threads are at the next ones.
+
+    As many threads as torch has, and as many results waiting beyond those being worked on, so that memory is bounded.
+    An exception in `work` reaches the reader in its turn. A reader that stops early stops the threads.
+
+    Args:
+        work: Must be safe to run beside itself.
+        items: Read by the calling thread.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

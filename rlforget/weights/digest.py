@@ -1,0 +1,36 @@
+"""One short text that tells two whole sets of weights apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from rlforget.weights.layout import TensorMeta
+from rlforget.weights.source import Weights
+from rlforget_kernels.fingerprint import fingerprint
+
+_LENGTH = 32  # hexadecimal digits: 128 bits, as many as a fingerprint has
+
+
+def digest(tensors: Mapping[str, tuple[TensorMeta, Sequence[int]]]) -> str:
+    """Return a digest of names, dtypes, shapes and bits, whatever the order.
+
+    Args:
+        tensors: For each canonical name the tensor's dtype and shape, and the two lanes of its fingerprint
+            (`rlforget_kernels.fingerprint`).
+
+    Returns:
+        32 hexadecimal digits: the head of the SHA-256 of one line a tensor, sorted by name,
+        `NAME DTYPE (SIZES) [LANE, LANE]`.
+    """
+    text = hashlib.sha256()
+    for name in sorted(tensors):
+        meta, lanes = tensors[name]
+        dtype = str(meta.dtype).removeprefix("torch.")
+        text.update(f"{name} {dtype} {tuple(meta.shape)} {list(lanes)}\n".encode("utf-8", "surrogatepass"))
+    return text.hexdigest()[:_LENGTH]
+
+
+def weights_digest(weights: Weights) -> str:
+    """Read all of `weights` and return their digest."""
+    return digest({name: (weights.meta(name), fingerprint(weights.tensor(name)).tolist()) for name in weights.names()})
