@@ -141,9 +141,7 @@ def _changes(delta: Delta) -> list[Change]:
 
 def _change(delta: Delta, name: str) -> Change | None:
     canonical = delta.aliases.get(name, name)
-    if canonical in delta.whole:
-        return delta.whole[canonical]
-    return delta[canonical] if canonical in delta else None
+    return delta.whole.get(canonical) or delta.get(canonical)
 
 
 def _lanes_before(change: Change) -> Fingerprint | None:

@@ -131,13 +131,15 @@ class Delta(Mapping[str, TensorDelta]):
     @property
     def fingerprint_before(self) -> str:
         """Digest of all weights before; see `rlforget.weights.digest`."""
-        lanes = {name: t.fingerprint_before for name, t in [*self.items(), *self.whole.items()]}
+        lanes: dict[str, Fingerprint | None] = {name: t.fingerprint_before for name, t in self.items()}
+        lanes |= {name: t.fingerprint_before for name, t in self.whole.items()}
         return _digest(self.layout_before, lanes)
 
     @property
     def fingerprint_after(self) -> str:
         """Digest of all weights after."""
-        lanes = {self.name_after(name): t.fingerprint_after for name, t in [*self.items(), *self.whole.items()]}
+        lanes: dict[str, Fingerprint | None] = {self.name_after(n): t.fingerprint_after for n, t in self.items()}
+        lanes |= {self.name_after(name): t.fingerprint_after for name, t in self.whole.items()}
         return _digest(self.layout_after, lanes)
 
     def name_after(self, name: str) -> str:

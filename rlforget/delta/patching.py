@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rlforget.errors import LayoutError, OutputError, WrongBaseError
 from rlforget.weights import Weights, WeightsLike, open_weights, pair_up
 from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.saving import save_like
+from rlforget.weights.undo import SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.patch import patch_
 
@@ -120,14 +120,14 @@ def _hex(bits: torch.Tensor) -> str:
 
 
 def _patch_live(target: Weights, patches: dict[str, TensorDelta]) -> None:
-    with ExitStack() as undo:
+    def write(saved: dict[str, SavedBits]) -> None:
         for name, patch in patches.items():
-            tensor = target.tensor(name)
-            # Registered before the write. Undoing a patch that was not written finds other bits and does nothing.
-            undo.callback(_patch, tensor, patch.invert())
-            if _patch(tensor, patch):
+            saved[name] = SavedBits(patch.before_bits, patch.indices)
+            if _patch(target.tensor(name), patch):
+                del saved[name]  # nothing was written there
                 _check_bits(target, name, patch)
-        undo.pop_all()
+
+    all_or_nothing(target, write)
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ class _Range:
 
 
 def _batches(ranges: Iterable[_Range]) -> Iterator[list[_Range]]:
-    """Yield runs of ranges of at most `PIECE` coordinates together: many small tensors share a pass of the operators."""
+    """Yield runs of ranges of at most `PIECE` coordinates: small tensors share a pass of the operators."""
     batch: list[_Range] = []
     room = PIECE
     for one in ranges:

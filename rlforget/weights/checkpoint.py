@@ -73,7 +73,7 @@ class CheckpointWeights(Weights):
             out = torch.empty(stop - start, dtype=bits_dtype(meta.dtype))
         if stop > start:
             place = self.shards[shard].entries[name].start + start * width
-            _read_fully(self._descriptor(shard), memoryview(out.numpy()).cast("B"), place, shard)
+            _read_fully(self._descriptor(shard), out.numpy().view("uint8").data, place, shard)
         return out
 
     def files(self) -> Mapping[str, Path]:

@@ -153,7 +153,9 @@ def match(before: Layout, after: Layout, renamed: Mapping[str, str] | None = Non
         new = renamed.get(name, name)
         if new in after and (name in renamed or after.canonical(new) not in taken):
             names.setdefault((before.canonical(name), after.canonical(new)), name)
-    pairs, resized, retyped = [], [], []
+    pairs: list[Pair] = []
+    resized: list[Pair] = []
+    retyped: list[Pair] = []
     for (old, new), name in names.items():
         was, now = before.meta(old), after.meta(new)
         kind = pairs if was == now else retyped if was.shape == now.shape else resized
