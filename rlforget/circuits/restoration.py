@@ -93,8 +93,11 @@ def restore(model: nn.Module, base: WeightsLike, heads: Heads, *, shared: Litera
         by_tensor[band.tensor].append(band)
     weights, source = open_weights(model), open_weights(base)
     names = {target: _name_in(source, weights, target, bands) for target, bands in by_tensor.items()}
-    coordinates = written = 0
-    with all_or_nothing(model) as saved:
+    taken = {band for bands in by_tensor.values() for band in bands}
+    left = sorted(head for head in chosen if not taken.issuperset(slices.of(head)))
+
+    def write(saved: dict[str, SavedBits]) -> Restoration:
+        coordinates = written = 0
         for target, bands in by_tensor.items():
             live, old = weights.tensor(target), source.tensor(names[target])
             found = live.clone()
@@ -104,10 +107,10 @@ def restore(model: nn.Module, base: WeightsLike, heads: Heads, *, shared: Litera
                 coordinates += band.of(live).numel()
             saved[target], changed = SavedBits.changed(found, live)
             written += changed
-    taken = {band for bands in by_tensor.values() for band in bands}
-    left = sorted(head for head in chosen if not taken.issuperset(slices.of(head)))
-    report = RestorationReport(tuple(sorted(chosen)), coordinates, written, shared, tuple(left))
-    return Restoration(model, saved, report)
+        report = RestorationReport(tuple(sorted(chosen)), coordinates, written, shared, tuple(left))
+        return Restoration(model, saved, report)
+
+    return all_or_nothing(weights, write)
 
 
 def _bits(band: HeadSlice, tensor: Tensor) -> Tensor:

@@ -111,29 +111,47 @@ def _chosen(coordinates: Coordinates, delta: Delta, names: Mapping[str, str]) ->
 def _put_back(
     source: WeightsLike, weights: Weights, delta: Delta, chosen: Mapping[str, _Chosen], strength: float
 ) -> Rollback:
-    entries, written, taken = 0, 0, 0.0
-    with all_or_nothing(source) as saved:
-        for target, one in chosen.items():
-            weight = weights.tensor(target)
-            at = one.tensor.indices[one.positions].to(weight.device)
-            old = as_bits(weight).index_select(0, at)
+    places = {target: _places(weights.tensor(target), one) for target, one in chosen.items()}
+    whole = _delta_square(delta)
+
+    def write(saved: dict[str, SavedBits]) -> Rollback:
+        entries, written, taken = 0, 0, 0.0
+        for target, (weight, at, before, old) in places.items():
             saved[target] = SavedBits(old, at)
-            rollback_(weight, one.tensor.before[one.positions].to(weight.device), indices=at, strength=strength)
+            rollback_(weight, before, indices=at, strength=strength)
             new = as_bits(weight).index_select(0, at)
             entries += at.numel()
             written += int((new != old).sum())
             taken += _square(_difference(old.view(weight.dtype), new.view(weight.dtype)))
-    report = RollbackReport(entries, written, strength, _norm_share(taken, _delta_square(delta)))
-    return Rollback(source, saved, report)
+        return Rollback(source, saved, RollbackReport(entries, written, strength, _norm_share(taken, whole)))
+
+    return all_or_nothing(weights, write)
+
+
+class _Places(NamedTuple):
+    """What is needed to write one tensor: made for all of them before the first is written."""
+
+    weight: Tensor
+    at: Tensor  # flat indices
+    before: Tensor  # the delta's before there
+    old: Tensor  # the bits held there now
+
+
+def _places(weight: Tensor, one: _Chosen) -> _Places:
+    at = one.tensor.indices[one.positions].to(weight.device)
+    before = one.tensor.before[one.positions].to(weight.device)
+    return _Places(weight, at, before, as_bits(weight).index_select(0, at))
 
 
 def _subtract_correction(
     source: WeightsLike, weights: Weights, delta: Delta, subspace: ConflictSubspace, strength: float, seed: int
 ) -> Rollback:
-    written, entries, taken, error, wanted = 0, 0, 0.0, 0.0, 0.0
     names = names_in(weights, delta)
-    harm, repair = torch.zeros(PROBES, dtype=torch.float64), torch.zeros(PROBES, dtype=torch.float64)
-    with all_or_nothing(source) as saved:
+    whole = _delta_square(delta)
+
+    def write(saved: dict[str, SavedBits]) -> Rollback:
+        written, entries, taken, error, wanted = 0, 0, 0.0, 0.0, 0.0
+        harm, repair = torch.zeros(PROBES, dtype=torch.float64), torch.zeros(PROBES, dtype=torch.float64)
         for name, correction in subspace.correction.items():
             target = names[name]
             weight = weights.tensor(target)
@@ -150,15 +168,17 @@ def _subtract_correction(
             probes = subspace.probes[name]
             harm += (probes @ missed.to(probes)).double()
             repair += (probes @ step.flatten().to(probes)).double()
-    report = RollbackReport(
-        coordinates=entries,
-        written=written,
-        strength=strength,
-        norm_share=_norm_share(taken, _delta_square(delta)),
-        rounding=_norm_share(error, wanted),
-        rounding_damage=_norm_share(_square(harm), _square(repair)),
-    )
-    return Rollback(source, saved, report)
+        report = RollbackReport(
+            coordinates=entries,
+            written=written,
+            strength=strength,
+            norm_share=_norm_share(taken, whole),
+            rounding=_norm_share(error, wanted),
+            rounding_damage=_norm_share(_square(harm), _square(repair)),
+        )
+        return Rollback(source, saved, report)
+
+    return all_or_nothing(weights, write)
 
 
 def _union(first: Tensor, second: Tensor) -> Tensor:

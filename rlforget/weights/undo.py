@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor
 
+from rlforget.weights.interrupts import deferring_interrupts
 from rlforget.weights.opening import open_weights
 from rlforget.weights.source import WeightsLike
-from rlforget_kernels.common.bits import as_bits, write_back
+from rlforget_kernels.common.bits import as_bits, bits_dtype
 from rlforget_kernels.sparse_delta import sparse_delta
+
+T = TypeVar("T")
+
+_RESTORED_AT_ONCE = 1 << 20
+"""Entries: to put bits back must need next to no memory, because running out of it may be why."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,17 @@ class SavedBits:
 
     def restore(self, weight: Tensor) -> None:
         """Write the bits back into `weight`, which may have moved to another device since."""
-        bits = as_bits(weight)
+        stored = weight.detach().view(bits_dtype(weight.dtype))
         if self.indices is None:
-            bits.copy_(self.bits)
-        else:
-            bits[self.indices.to(bits.device).long()] = self.bits.to(bits.device)
-        write_back(weight, bits)
+            stored.copy_(self.bits.view(stored.shape))
+            return
+        parts = zip(self.indices.split(_RESTORED_AT_ONCE), self.bits.split(_RESTORED_AT_ONCE), strict=True)
+        for indices, bits in parts:
+            at = indices.to(stored.device).long()
+            if stored.is_contiguous():
+                as_bits(weight)[at] = bits.to(stored.device)
+            else:
+                stored[torch.unravel_index(at, stored.shape)] = bits.to(stored.device)
 
 
 class Report(Protocol):
@@ -103,19 +114,38 @@ class Undo(Generic[ReportT]):
         return self.report.written
 
 
-@contextmanager
-def all_or_nothing(source: WeightsLike) -> Iterator[dict[str, SavedBits]]:
-    """Collect the bits saved before each write, by tensor name, and put them all back if the block raises."""
+def all_or_nothing(source: WeightsLike, write: Callable[[dict[str, SavedBits]], T]) -> T:
+    """Call `write` to change live weights, and put every bit back if it raises.
+
+    Ctrl-C takes effect when `write` has ended, and then counts as raised by it. For any other exception, wherever it
+    comes from, to find all of this undone, the call must be the last thing its caller does. It is no context manager
+    because an exception on the way into or out of one escapes it.
+
+    Args:
+        source: The weights.
+        write: Takes an empty dict, into which it must put the bits of each tensor, by name, before it changes them.
+
+    Returns:
+        What `write` returned.
+    """
     saved: dict[str, SavedBits] = {}
     try:
-        yield saved
+        return deferring_interrupts(lambda: write(saved))
     except BaseException:
         put_back(source, saved)
         raise
 
 
 def put_back(source: WeightsLike, saved: dict[str, SavedBits]) -> None:
-    """Put saved bits back into live weights."""
-    weights = open_weights(source)
-    for name, one in saved.items():
-        one.restore(weights.tensor(name))
+    """Put saved bits back into live weights; an exception on the way does not keep it from finishing."""
+
+    def restore() -> None:
+        weights = open_weights(source)
+        for name, one in saved.items():
+            one.restore(weights.tensor(name))
+
+    try:
+        deferring_interrupts(restore)
+    except BaseException:
+        deferring_interrupts(restore)
+        raise
