@@ -32,9 +32,9 @@ def peak_extra(function: Callable[[], object], device: torch.device) -> int | No
         return None
     ctypes.CDLL(None).malloc_trim(0)  # else a call reuses pages that an earlier one left, and seems to need none
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     returned = bytes_of(function())
-    return max(0, _resident("VmHWM") - before - returned)
+    return max(0, resident("VmHWM") - before - returned)
 
 
 def bytes_of(result: object) -> int:
@@ -57,7 +57,8 @@ def _tensors(result: object) -> list[Tensor]:
     return []
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
+    """Read a field of the process's memory, `VmRSS` or its high-water mark `VmHWM`, in bytes."""
     found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
     assert found is not None
     return 1024 * int(found.group(1))
