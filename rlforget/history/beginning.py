@@ -1,0 +1,128 @@
+"""Beginning a history, and finding the weights it begins with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePath
+
+from rlforget.errors import HistoryError, NotACheckpointError, OutputError
+from rlforget.history.index import COPIED_BASE, DELTAS, Base, Index, is_history, read_index, write_index
+from rlforget.history.lock import locked
+from rlforget.weights import Weights, WeightsLike, open_weights, save_checkpoint
+from rlforget.weights.checkpoint import CheckpointWeights
+from rlforget.weights.digest import weights_digest
+
+
+def begin(folder: Path, base: WeightsLike, *, copy: bool, wait: float) -> None:
+    """Write the first index of a history, or give one that is there a new place for the same base.
+
+    Raises:
+        HistoryError: The folder cannot be a history, or it is one of another base.
+        NotACheckpointError: `base` is a path without a readable checkpoint.
+        OutputError: The folder cannot be written.
+    """
+    source = open_weights(base)
+    _check_apart(folder, source)
+    fingerprint = weights_digest(source)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        fix = "Choose another place."
+        raise OutputError(str(folder), expected="a folder's place", found=str(fault), fix=fix) from fault
+    with locked(folder, wait):
+        index = _current(folder, fingerprint)
+        placed = source
+        if copy or not isinstance(source, CheckpointWeights):
+            placed = _copied(folder, source, fingerprint)
+        record = _record(folder, placed, fingerprint)
+        if index is None:
+            index = Index(record)
+        write_index(folder, replace(index, base=record))
+
+
+def base_weights(folder: Path, base: Base, moved_to: WeightsLike | None) -> Weights:
+    """Open the weights that a history begins with.
+
+    Args:
+        folder: The history's folder.
+        base: Its record of them.
+        moved_to: Where they are, where that is not what the record says.
+
+    Raises:
+        HistoryError: They are not where they should be.
+        NotACheckpointError: `moved_to` is a path without a readable checkpoint.
+    """
+    if moved_to is not None:
+        return open_weights(moved_to)
+    place = Path(os.path.realpath(folder)) / base.path
+    if base.copied and place.is_symlink():
+        raise HistoryError(str(place), expected="the history's own copy", found="a link", fix="Copy its target here.")
+    try:
+        return open_weights(place)
+    except NotACheckpointError as fault:
+        raise HistoryError(
+            str(folder),
+            expected=f"its base in {os.path.normpath(place)}",
+            found=fault.found,
+            fix="Put it back, or run init on this history with the place where the base is now.",
+        ) from fault
+
+
+def file_checksums(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file, by name."""
+    found = {}
+    for name, path in files.items():
+        with open(path, "rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _current(folder: Path, fingerprint: str) -> Index | None:
+    """Return the index of the history that the folder is already, after checking that it is one of this base."""
+    if is_history(folder):
+        index = read_index(folder)
+        if index.base.fingerprint != fingerprint:
+            raise HistoryError(
+                str(folder),
+                expected=f"its own base, {index.base.fingerprint}",
+                found=f"other weights, {fingerprint}",
+                fix="A history keeps its base: commit these weights as a stage, or begin another history.",
+            )
+        return index
+    if (folder / DELTAS).is_symlink() or ((folder / DELTAS).exists() and any((folder / DELTAS).iterdir())):
+        fix = "Choose another folder."
+        raise HistoryError(str(folder), expected="a folder without deltas", found=f"files in {DELTAS}", fix=fix)
+    return None
+
+
+def _copied(folder: Path, source: Weights, fingerprint: str) -> CheckpointWeights:
+    """Copy the base into the history. A whole copy that is there already, from an init that was killed, is taken."""
+    place = folder / COPIED_BASE
+    if not place.is_dir() or place.is_symlink():
+        like = source.path if isinstance(source, CheckpointWeights) and source.path.is_dir() else None
+        save_checkpoint(place, source, like=like)
+    copy = CheckpointWeights(place)
+    if weights_digest(copy) != fingerprint:
+        fix = "Rename it, or begin the history in another folder."
+        raise HistoryError(str(place), expected="nothing, or a copy of the base", found="other weights", fix=fix)
+    return copy
+
+
+def _record(folder: Path, placed: Weights, fingerprint: str) -> Base:
+    assert isinstance(placed, CheckpointWeights)
+    relative = os.path.relpath(os.path.realpath(placed.path), os.path.realpath(folder))
+    path = PurePath(relative).as_posix()
+    return Base(path, copied=path == COPIED_BASE, fingerprint=fingerprint, files=file_checksums(placed.files()))
+
+
+def _check_apart(folder: Path, source: Weights) -> None:
+    if isinstance(source, CheckpointWeights) and os.path.realpath(source.path) == os.path.realpath(folder):
+        raise HistoryError(
+            str(folder),
+            expected="a folder of its own",
+            found="the checkpoint itself, whose files a history's would be",
+            fix="Begin the history beside it.",
+        )
