@@ -58,6 +58,8 @@ setup(
         "safetensors>=0.5",
         "numba>=0.61",
         "scipy>=1.13",
+        "zstandard>=0.23",
+        "xxhash>=3.4",
     ],
     extras_require={
         "train": TRAIN,
