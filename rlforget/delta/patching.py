@@ -4,25 +4,38 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
+from rlforget.delta.composed import ComposedWeights
 from rlforget.delta.delta import Delta
+from rlforget.delta.layers import Layer, MemoryLayer, wrong_bits
 from rlforget.delta.tensor_delta import TensorDelta
-from rlforget.errors import LayoutError, OutputError, WrongBaseError
+from rlforget.errors import LayoutError, OutputError
 from rlforget.weights import Weights, WeightsLike, open_weights, pair_up
 from rlforget.weights.checkpoint import CheckpointWeights
-from rlforget.weights.saving import save_like
 from rlforget.weights.undo import SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.patch import patch_
 
+DeltaLike: TypeAlias = Delta
+"""What stands for a delta."""
 
-def apply(weights: WeightsLike, delta: Delta, out: str | PathLike[str] | None = None, *, force: bool = False) -> None:
+
+def apply(
+    weights: WeightsLike,
+    delta: DeltaLike,
+    out: str | PathLike[str] | None = None,
+    *,
+    force: bool = False,
+) -> None:
     """Change weights from before to after, bit for bit, wholly or not at all.
 
     A live module or mapping is changed in place. If anything goes wrong on the way, an interrupt included, the old
-    bits are put back. Coordinates outside the delta are neither read nor changed.
+    bits are put back. Coordinates outside the delta are neither read nor changed, and its files are left aside.
+
+    A checkpoint is read once, range by range, and written anew at `out`: memory does not grow with the model.
 
     Args:
         weights: The weights before: a module or `{name: tensor}`, or a checkpoint, which needs `out`.
@@ -31,44 +44,76 @@ def apply(weights: WeightsLike, delta: Delta, out: str | PathLike[str] | None = 
         force: Replace a checkpoint that is at `out`.
 
     Raises:
-        LayoutError: The delta is for other tensors.
+        LayoutError: The delta is for other tensors, or changes the shape, dtype or name of live ones.
         WrongBaseError: The weights do not hold the bits that the delta expects.
         OutputError: `out` is missing, exists or cannot be written.
         NotACheckpointError: A path that holds no readable checkpoint.
     """
-    target = open_weights(weights)
-    if isinstance(target, CheckpointWeights) and out is None:
-        raise _bad_out(target, "out=, a place for the new checkpoint", "none", "Checkpoints are not changed in place.")
-    if not isinstance(target, CheckpointWeights) and out is not None:
-        raise _bad_out(target, "a checkpoint to write anew", "live weights", "Leave out= away: they change in place.")
-    patches = _checked_plan(target, delta)
-    if isinstance(target, CheckpointWeights) and out is not None:
-        _write_checkpoint(target, patches, Path(out), force=force)
-    else:
-        _patch_live(target, patches)
+    _carry(open_weights(weights), delta, out, force=force, backward=False)
 
 
-def revert(weights: WeightsLike, delta: Delta, out: str | PathLike[str] | None = None, *, force: bool = False) -> None:
+def revert(
+    weights: WeightsLike,
+    delta: DeltaLike,
+    out: str | PathLike[str] | None = None,
+    *,
+    force: bool = False,
+) -> None:
     """Change weights from after back to before; see `apply`, which takes the same arguments and raises the same."""
-    apply(weights, delta.invert(), out, force=force)
+    _carry(open_weights(weights), delta, out, force=force, backward=True)
 
 
-def check_fits(weights: WeightsLike, delta: Delta) -> None:
-    """Check that `apply` would find weights that fit the delta, without writing anything.
+def check_fits(weights: WeightsLike, delta: DeltaLike, *, backward: bool = False) -> None:
+    """Check that `apply` (or `revert`) would find weights that fit the delta, without writing anything.
 
     Raises:
         LayoutError: The delta is for other tensors.
         WrongBaseError: The weights do not hold the bits that the delta expects.
         NotACheckpointError: A path that holds no readable checkpoint.
     """
-    _checked_plan(open_weights(weights), delta)
+    target = open_weights(weights)
+    if isinstance(target, CheckpointWeights):
+        ComposedWeights(target, [_layer(delta, backward)]).verify()
+    else:
+        _checked_plan(target, delta.invert() if backward else delta)
+
+
+def _carry(target: Weights, delta: DeltaLike, out: str | PathLike[str] | None, *, force: bool, backward: bool) -> None:
+    if isinstance(target, CheckpointWeights):
+        if out is None:
+            fix = "Checkpoints are not changed in place."
+            raise _bad_out(target, "out=, a place for the new checkpoint", "none", fix)
+        ComposedWeights(target, [_layer(delta, backward)]).save(Path(out), force=force)
+    elif out is not None:
+        fix = "Leave out= away: they change in place."
+        raise _bad_out(target, "a checkpoint to write anew", "live weights", fix)
+    else:
+        # Last, so that an interrupt after it meets a caller who has been told that it is done.
+        _patch_live(target, _checked_plan(target, delta.invert() if backward else delta))
+
+
+def _layer(delta: DeltaLike, backward: bool) -> Layer:
+    return MemoryLayer(delta.invert() if backward else delta)
 
 
 def _checked_plan(target: Weights, delta: Delta) -> dict[str, TensorDelta]:
+    _check_only_bits(target, delta)
     patches = _plan(target, delta)
     for name, patch in patches.items():
         _check_bits(target, name, patch)
     return patches
+
+
+def _check_only_bits(target: Weights, delta: Delta) -> None:
+    """Hold that a delta changes nothing but bits: the tensors of live weights keep names, shapes and dtypes."""
+    others = [*delta.whole, *delta.renamed]
+    if others:
+        raise LayoutError(
+            f"{target.description}, tensor {others[0]!r}",
+            expected="a delta of tensors that keep their names, shapes and dtypes",
+            found=f"one that adds, drops, resizes, retypes or renames {len(others)} of them",
+            fix="Apply it to the checkpoint with out=, and load the model from there.",
+        )
 
 
 def _plan(target: Weights, delta: Delta) -> dict[str, TensorDelta]:
@@ -98,25 +143,7 @@ def _check_bits(target: Weights, name: str, patch: TensorDelta) -> None:
         )
     held = as_bits(tensor).index_select(0, patch.indices.to(tensor.device)).cpu()
     if not torch.equal(held, patch.before_bits):
-        raise _wrong_base(target, name, patch, held)
-
-
-def _wrong_base(target: Weights, name: str, patch: TensorDelta, held: torch.Tensor) -> WrongBaseError:
-    wrong = (held != patch.before_bits).nonzero().flatten()
-    first = int(wrong[0])
-    done = torch.equal(held, patch.after_bits)
-    return WrongBaseError(
-        f"{target.description}, tensor {name!r}",
-        expected=f"the delta's old bits at {patch.changed} coordinates",
-        found=f"other bits at {wrong.numel()} of them, first at index {int(patch.indices[first])}: "
-        f"{_hex(held[first])} in place of {_hex(patch.before_bits[first])}",
-        fix="It holds the new bits already." if done else "Take the weights that the delta was made from.",
-    )
-
-
-def _hex(bits: torch.Tensor) -> str:
-    width = bits.element_size()
-    return f"0x{int(bits) % (1 << 8 * width):0{2 * width}x}"
+        raise wrong_bits(target.description, patch, held)
 
 
 def _patch_live(target: Weights, patches: dict[str, TensorDelta]) -> None:
@@ -136,18 +163,6 @@ def _patch(tensor: torch.Tensor, patch: TensorDelta) -> int:
     device = tensor.device
     mismatches = patch_(tensor, patch.indices.to(device), patch.before_bits.to(device), patch.after_bits.to(device))
     return int(mismatches)
-
-
-def _write_checkpoint(target: CheckpointWeights, patches: dict[str, TensorDelta], out: Path, *, force: bool) -> None:
-    def patched(name: str) -> torch.Tensor | None:
-        if name not in patches:
-            return None
-        tensor = target.tensor(name).clone()
-        if _patch(tensor, patches[name]):
-            _check_bits(target, name, patches[name])
-        return tensor
-
-    save_like(out, target, patched, force=force)
 
 
 def _bad_out(target: Weights, expected: str, found: str, fix: str) -> OutputError:

@@ -12,11 +12,12 @@ from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.errors import LayoutError
 from rlforget.weights import Pair, Weights, match, merged_aliases
 from rlforget.weights.ahead import map_ahead
+from rlforget.weights.source import CHUNK
 from rlforget_kernels.common.bits import index_dtype
 from rlforget_kernels.fingerprint import fingerprint_after_patch, foreach_fingerprint
 from rlforget_kernels.sparse_delta import foreach_sparse_delta
 
-PIECE = 1 << 22
+PIECE = CHUNK
 """Coordinates that are read at a time, and that a frame of a delta file covers at most."""
 
 

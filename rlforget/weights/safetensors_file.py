@@ -8,7 +8,7 @@ here reads the offsets, which the package does not tell, and writes in a stream,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,7 +36,6 @@ DTYPE_OF_CODE: dict[str, torch.dtype] = {
 CODE_OF_DTYPE = {dtype: code for code, dtype in DTYPE_OF_CODE.items()}
 
 _ALIGNMENT = 8  # of the first tensor's first byte, as the format's own writer does
-_COPY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -99,28 +98,6 @@ def _meta(path: Path, name: str, entry: Mapping[str, Any]) -> TensorMeta:
     return TensorMeta(DTYPE_OF_CODE[entry["dtype"]], tuple(entry["shape"]))
 
 
-def copy_with(source: Path, header: Header, file: BinaryIO, replacement: Callable[[str], torch.Tensor | None]) -> None:
-    """Write `source` anew into `file`, byte for byte but for the tensors that `replacement` gives.
-
-    One tensor is held in memory at a time.
-
-    Args:
-        source: The file to copy.
-        header: Its header.
-        file: An empty file, open for writing.
-        replacement: Returns a tensor of the same dtype and shape, or None to keep the bytes of `source`.
-    """
-    with open(source, "rb") as original:
-        _copy_bytes(original, file, header.data_start)
-        for name, entry in header.entries.items():
-            tensor = replacement(name)
-            if tensor is None:
-                original.seek(entry.start)
-                _copy_bytes(original, file, entry.stop - entry.start)
-            else:
-                _write_tensor(file, tensor)
-
-
 def write_tensors(
     file: BinaryIO,
     metas: Mapping[str, TensorMeta],
@@ -134,6 +111,24 @@ def write_tensors(
         metas: Dtype and shape of each tensor.
         tensor: Returns the values of a tensor.
         metadata: Strings for the file's header.
+    """
+    text, order = header_text(metas, metadata)
+    file.write(text)
+    for name in order:
+        flat = tensor(name).detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            file.write(flat.view(torch.uint8).numpy().data)
+
+
+def header_text(metas: Mapping[str, TensorMeta], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """Lay out a file.
+
+    Args:
+        metas: Dtype and shape of each tensor.
+        metadata: Strings for the header.
+
+    Returns:
+        All bytes that go before the first tensor's, and the names in the order in which their bytes follow.
     """
     # Widest first, so that every tensor starts at a multiple of its own item size.
     order = sorted(metas, key=lambda name: (-metas[name].dtype.itemsize, name))
@@ -150,26 +145,4 @@ def write_tensors(
         offset = stop
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name in order:
-        _write_tensor(file, tensor(name))
-
-
-def _write_tensor(file: BinaryIO, tensor: torch.Tensor) -> None:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    if flat.numel():
-        file.write(flat.view(torch.uint8).numpy().data)
-
-
-def _copy_bytes(source: BinaryIO, target: BinaryIO, count: int) -> None:
-    for size in _chunks(count):
-        data = source.read(size)
-        if len(data) != size:
-            raise OSError(f"{source.name} ends before its header says")
-        target.write(data)
-
-
-def _chunks(count: int) -> Iterable[int]:
-    while count > 0:
-        yield min(count, _COPY_BYTES)
-        count -= _COPY_BYTES
+    return len(text).to_bytes(8, "little") + text, order

@@ -1,23 +1,54 @@
-"""Writing checkpoints: one that is like another, with some or all tensors replaced."""
+"""Writing checkpoints: alone, or in the shape of another, range by range."""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
-from rlforget.errors import LayoutError, OutputError
+from rlforget.errors import LayoutError, OutputError, RlforgetError
+from rlforget.weights.ahead import map_ahead
 from rlforget.weights.atomic import new_file, new_folder
-from rlforget.weights.checkpoint import SINGLE_FILE, CheckpointWeights
-from rlforget.weights.layout import pair_up
+from rlforget.weights.checkpoint import INDEX_FILE, SINGLE_FILE, CheckpointWeights
+from rlforget.weights.layout import TensorMeta, pair_up
 from rlforget.weights.opening import open_weights
-from rlforget.weights.safetensors_file import copy_with, write_tensors
-from rlforget.weights.source import WeightsLike
+from rlforget.weights.safetensors_file import Header, header_text
+from rlforget.weights.source import CHUNK, Weights, WeightsLike
+from rlforget_kernels.fingerprint import fingerprint
 
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor of a checkpoint to be written.
+
+    Attributes:
+        name: Its name there.
+        source: Its name in the weights that are written.
+        like: Its name in the checkpoint whose shape is taken over; None: it is new.
+    """
+
+    name: str
+    source: str
+    like: str | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the tensors written must be.
+
+    Attributes:
+        lanes: {name in the weights that are written: its fingerprint}, for those that are checked.
+        fault: Builds the error for a tensor, by that name, that is another.
+    """
+
+    lanes: Mapping[str, tuple[int, int]]
+    fault: Callable[[str], RlforgetError]
 
 
 def save_checkpoint(
@@ -44,9 +75,10 @@ def save_checkpoint(
     """
     source = open_weights(weights)
     if like is None:
-        metas = {name: source.meta(name) for name in source.names()}
+        own = {name: source.meta(name) for name in source.names()}
         with new_folder(Path(path), force=force) as folder, open(folder / SINGLE_FILE, "xb") as file:
-            write_tensors(file, metas, source.tensor, {"format": "pt"})
+            text, order = header_text(own, {"format": "pt"})
+            _write(file, text, order, source, None)
         return
     pattern = CheckpointWeights(Path(like))
     pairs = pair_up(pattern, source)
@@ -58,40 +90,135 @@ def save_checkpoint(
             found="separate tensors where it keeps one",
             fix="Tie them, or save like a checkpoint that holds both.",
         )
-    save_like(Path(path), pattern, lambda name: source.tensor(name_in_source[name]), force=force)
+    placed = [Placed(name, name_in_source[name], name) for name in pattern.names()]
+    save_like(Path(path), pattern, source, placed, pattern.files(), force=force)
 
 
 def save_like(
     path: Path,
     pattern: CheckpointWeights,
-    replacement: Callable[[str], torch.Tensor | None],
+    source: Weights,
+    placed: Sequence[Placed],
+    files: Mapping[str, Path | bytes],
     *,
+    check: Check | None = None,
     force: bool = False,
 ) -> None:
-    """Write `pattern` anew at `path`, byte for byte but for the tensors that `replacement` gives.
+    """Write weights in the shape of the checkpoint `pattern`: its shards, and their headers where they still fit.
+
+    Memory does not grow with the model: ranges of the tensors are read ahead by threads and written in order.
 
     Args:
         path: The folder to create, or the file where `pattern` is a file.
-        pattern: The checkpoint to copy.
-        replacement: Returns the new values of a tensor by its canonical name, or None to keep the old ones.
+        pattern: The checkpoint whose shape is taken over.
+        source: The weights to write.
+        placed: The tensors to write. A new one goes into the last shard.
+        files: The other files to write, from a path or from bytes; nothing where `pattern` is a file.
+        check: What the tensors must be; nothing appears at `path` where they are others.
         force: Replace a checkpoint that is at `path`.
 
     Raises:
         OutputError: `path` exists and may not be replaced, or it cannot be written (read-only, disk full).
+        RlforgetError: What `check` says.
     """
     if pattern.path.is_file():
         ((shard, header),) = pattern.shards.items()
         with new_file(path, force=force) as file:
-            copy_with(shard, header, file, replacement)
+            _write_shard(file, shard, header, source, placed, check)
         return
     _check_apart(path, pattern.path)
+    by_shard = _by_shard(pattern, placed)
     with new_folder(path, force=force) as folder:
-        for shard, header in pattern.shards.items():
+        for shard, here in by_shard.items():
             with open(folder / shard.name, "xb") as file:
-                copy_with(shard, header, file, replacement)
-        for other in pattern.path.iterdir():
-            if other.is_file() and other.suffix not in _WEIGHT_SUFFIXES:
-                shutil.copyfile(other, folder / other.name)
+                _write_shard(file, shard, pattern.shards[shard], source, here, check)
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                (folder / name).write_bytes(content)
+            else:
+                shutil.copyfile(content, folder / name)
+        if (pattern.path / INDEX_FILE).is_file():
+            _write_index(folder, pattern.path / INDEX_FILE, by_shard, source)
+
+
+def _by_shard(pattern: CheckpointWeights, placed: Sequence[Placed]) -> dict[Path, list[Placed]]:
+    """Return the tensors of each shard; a shard that would be empty is left out, unless all are."""
+    home = {name: shard for shard, header in pattern.shards.items() for name in header.entries}
+    last = list(pattern.shards)[-1]
+    found: dict[Path, list[Placed]] = {shard: [] for shard in pattern.shards}
+    for one in placed:
+        found[last if one.like is None else home[one.like]].append(one)
+    return {shard: here for shard, here in found.items() if here or len(found) == 1}
+
+
+def _write_shard(
+    file: BinaryIO, shard: Path, header: Header, source: Weights, placed: Sequence[Placed], check: Check | None
+) -> None:
+    metas = {one.name: source.meta(one.source) for one in placed}
+    if metas == {name: entry.meta for name, entry in header.entries.items()}:
+        with open(shard, "rb") as original:
+            text = original.read(header.data_start)
+        order = list(header.entries)
+    else:
+        text, order = header_text(metas, header.metadata)
+    source_of = {one.name: one.source for one in placed}
+    _write(file, text, [source_of[name] for name in order], source, check)
+
+
+def _write(file: BinaryIO, text: bytes, order: Sequence[str], source: Weights, check: Check | None) -> None:
+    """Write a file's header, and after it the tensors of `source` in the given order."""
+    file.write(text)
+    for bits in checked_parts(source, order, check):
+        file.write(bits.numpy().data)
+
+
+def checked_parts(source: Weights, names: Sequence[str], check: Check | None) -> Iterator[torch.Tensor]:
+    """Yield the bits of tensors range by range, in order, read ahead by threads; check them at the end.
+
+    Raises:
+        RlforgetError: What `check` says of a tensor that is another.
+    """
+    lanes_of = {} if check is None else check.lanes
+
+    def read(part: tuple[str, int, int]) -> tuple[str, torch.Tensor, list[int]]:
+        name, start, stop = part
+        bits = source.bits(name, start, stop)
+        lanes: list[int] = fingerprint(bits, start).tolist() if name in lanes_of else []
+        return name, bits, lanes
+
+    found: dict[str, list[int]] = {}
+    for name, bits, lanes in map_ahead(read, _parts(names, source)):
+        yield bits
+        if lanes:
+            found[name] = [a + b for a, b in zip(found.get(name, (0, 0)), lanes, strict=True)]
+    for name in names:
+        expected = lanes_of.get(name)
+        lanes = found.get(name, [0, 0])
+        if check is not None and expected and any((a - b) % 2**64 for a, b in zip(lanes, expected, strict=True)):
+            raise check.fault(name)
+
+
+def _parts(order: Sequence[str], source: Weights) -> Iterator[tuple[str, int, int]]:
+    for name in order:
+        numel = source.meta(name).numel
+        yield from ((name, start, min(start + CHUNK, numel)) for start in range(0, numel, CHUNK))
+
+
+def _write_index(folder: Path, pattern: Path, by_shard: Mapping[Path, Sequence[Placed]], source: Weights) -> None:
+    """Write the index of the shards: the pattern's own bytes where it still says the truth."""
+    weight_map = {one.name: shard.name for shard, here in by_shard.items() for one in here}
+    text = pattern.read_text(encoding="utf-8")
+    index = json.loads(text)
+    if index["weight_map"] != weight_map:
+        total = sum(_nbytes(source.meta(one.source)) for here in by_shard.values() for one in here)
+        index["metadata"] = {**index.get("metadata", {}), "total_size": total}
+        index["weight_map"] = dict(sorted(weight_map.items()))
+        text = json.dumps(index, indent=2) + "\n"
+    (folder / INDEX_FILE).write_text(text, encoding="utf-8")
+
+
+def _nbytes(meta: TensorMeta) -> int:
+    return meta.numel * meta.dtype.itemsize
 
 
 def _check_apart(path: Path, source: Path) -> None:

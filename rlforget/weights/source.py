@@ -55,5 +55,9 @@ class Weights(Layout, ABC):
         return {}
 
 
+CHUNK = 1 << 22
+"""Coordinates that are read at a time where a whole model passes by: small enough for caches, large enough for disks."""
+
+
 WeightsLike: TypeAlias = Union[str, "PathLike[str]", nn.Module, Mapping[str, torch.Tensor], Weights]
 """What stands for weights: a checkpoint folder or `.safetensors` file, a module, `{name: tensor}`, or `Weights`."""

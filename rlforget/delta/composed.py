@@ -1,0 +1,210 @@
+"""Weights and a chain of deltas over them, composed while they are read: no stage between is ever written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlforget.delta.layers import Layer
+from rlforget.delta.tensor_delta import Fingerprint
+from rlforget.errors import LayoutError, RlforgetError, WrongBaseError
+from rlforget.weights import Layout, TensorMeta, Weights, pair_up
+from rlforget.weights.checkpoint import CheckpointWeights
+from rlforget.weights.saving import Check, Placed, checked_parts, save_like
+from rlforget_kernels.common.bits import bits_dtype
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One layer's change of a tensor, and what the layer calls it."""
+
+    layer: Layer
+    name: str
+
+
+@dataclass(frozen=True)
+class _Track:
+    """How a tensor comes about: where its bits begin, and which layers change them.
+
+    Attributes:
+        meta: Its dtype and shape.
+        base: Its name in the base, whose slot in a checkpoint it takes; None: it came later.
+        whole: The layer that brought its bits as a whole; None: they begin with the base.
+        steps: The layers that change coordinates of it, in order.
+        lanes: Its fingerprint at the end, where a layer tells it.
+        sure: Whether a wrong base shows without a look at `lanes`.
+    """
+
+    meta: TensorMeta
+    base: str | None
+    whole: _Step | None = None
+    steps: tuple[_Step, ...] = ()
+    lanes: Fingerprint | None = None
+    sure: bool = True
+
+
+class ComposedWeights(Weights):
+    """What weights become under a chain of deltas, range by range as they are read.
+
+    A layer that knows the old bits checks them as it meets them. One that knows steps alone cannot: `check` gives the
+    fingerprints that tell, and `save` holds what it writes against them.
+
+    Args:
+        base: The weights before the first layer.
+        layers: The deltas, each of which begins where the one before ends.
+
+    Raises:
+        LayoutError: A delta is for other tensors; or it changes apart what the base ties.
+    """
+
+    def __init__(self, base: Weights, layers: Sequence[Layer]) -> None:
+        self.base, self._layers = base, list(layers)
+        layout: Layout = base
+        self._tracks = {name: _Track(base.meta(name), name) for name in base.names()}
+        for layer in self._layers:
+            self._tracks, aliases = _followed(self._tracks, layout, layer)
+            metas = {name: track.meta for name, track in self._tracks.items()}
+            layout = Layout(f"{base.description} and {layer.description}", metas, aliases)
+        super().__init__(layout.description, {name: layout.meta(name) for name in layout.names()}, layout.aliases)
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a whole tensor, in memory of its own; aliases are accepted."""
+        meta = self.meta(name)
+        return self.bits(name).clone().view(meta.dtype).view(meta.shape)
+
+    def bits(self, name: str, start: int = 0, stop: int | None = None, out: Tensor | None = None) -> Tensor:
+        """Compose a range of a tensor; see `Weights.bits`.
+
+        Raises:
+            WrongBaseError: The base does not hold the bits that a delta expects.
+        """
+        track = self._tracks[self.canonical(name)]
+        stop = track.meta.numel if stop is None else stop
+        if out is None:
+            out = torch.empty(stop - start, dtype=bits_dtype(track.meta.dtype))
+        if track.whole is not None:
+            out.copy_(track.whole.layer.whole_bits(track.whole.name, start, stop))
+        elif track.base is not None:
+            self.base.bits(track.base, start, stop, out)
+        for step in track.steps:
+            step.layer.change_(step.name, start, stop, out)
+        return out
+
+    def files(self) -> Mapping[str, Path]:
+        """Return the base's files that no layer changed."""
+        changed = {name for layer in self._layers for name in layer.files()}
+        return {name: path for name, path in self.base.files().items() if name not in changed}
+
+    def check(self, *, all_tensors: bool = False) -> Check:
+        """Return what the composed tensors must be.
+
+        Args:
+            all_tensors: Also those that no layer changes; otherwise those alone where a wrong base would not show.
+        """
+        lanes = {
+            name: track.lanes
+            for name, track in self._tracks.items()
+            if track.lanes is not None and (all_tensors or not track.sure)
+        }
+        return Check(lanes, self._fault)
+
+    def verify(self, *, all_tensors: bool = False) -> None:
+        """Read everything that `save` would write, and check it likewise, without writing.
+
+        Raises:
+            WrongBaseError: The base is not the one that the deltas were made from.
+        """
+        self._all_files()
+        check = self.check(all_tensors=all_tensors)
+        changed = [name for name, track in self._tracks.items() if track.steps or name in check.lanes]
+        for _ in checked_parts(self, changed, check):
+            pass
+
+    def save(self, path: Path, *, all_tensors: bool = False, force: bool = False) -> None:
+        """Write the composed weights as a checkpoint in the shape of the base, in one pass and in bounded memory.
+
+        Args:
+            path: The folder to create, or the file where the base is a file.
+            all_tensors: Check every tensor's fingerprint; otherwise where a wrong base would not show.
+            force: Replace a checkpoint that is at `path`.
+
+        Raises:
+            WrongBaseError: The base is not the one that the deltas were made from.
+            OutputError: `path` exists and may not be replaced, or it cannot be written.
+        """
+        assert isinstance(self.base, CheckpointWeights)  # the one kind of weights that has a shape on disk
+        placed = [Placed(name, name, track.base) for name, track in self._tracks.items()]
+        check = self.check(all_tensors=all_tensors)
+        save_like(path, self.base, self, placed, self._all_files(), check=check, force=force)
+
+    def _all_files(self) -> dict[str, Path | bytes]:
+        """Return the files after the last layer."""
+        found: dict[str, Path | bytes] = dict(self.base.files())
+        if isinstance(self.base, CheckpointWeights) and self.base.path.is_file():
+            return {}
+        for layer in self._layers:
+            for name, (before, after) in layer.files().items():
+                held = found.pop(name, None)
+                if (held.read_bytes() if isinstance(held, Path) else held) != before:
+                    raise WrongBaseError(
+                        f"{self.base.description}, file {name!r}",
+                        expected="the bytes that the delta was made from" if before is not None else "no such file",
+                        found="none" if held is None else "other bytes",
+                        fix="Take the folder that the delta was made from, or apply to its weights file alone.",
+                    )
+                if after is not None:
+                    found[name] = after
+        return found
+
+    def _fault(self, name: str) -> RlforgetError:
+        return WrongBaseError(
+            f"{self.base.description}, tensor {name!r}",
+            expected="the weights that the delta was made from",
+            found="others, by the fingerprint of what they become",
+            fix="Take the weights that the delta was made from; it may have been applied already.",
+        )
+
+
+def _followed(tracks: Mapping[str, _Track], layout: Layout, layer: Layer) -> tuple[dict[str, _Track], dict[str, str]]:
+    """Return the tracks after one more layer, and the aliases of their names."""
+    names: dict[str, str] = {}  # a track's name: what the layer calls it
+    for pair in pair_up(layer.before, layout):
+        known = names.setdefault(pair.after, pair.before)
+        if known != pair.before and layer.lanes(known) != layer.lanes(pair.before):
+            raise LayoutError(
+                f"{layout.description}, tensor {pair.after!r}",
+                expected=f"{known!r} and {pair.before!r} apart, as the delta has them",
+                found="one tied tensor, which cannot take two different changes",
+                fix="Untie the two first.",
+            )
+    found: dict[str, _Track] = {}
+    called: dict[str, str] = {}
+    for name, track in tracks.items():
+        new_name = layer.renamed.get(names[name], name)
+        new = _next(track, layer, names[name], layer.renamed.get(names[name], names[name]))
+        if new is not None:
+            found[new_name], called[name] = new, new_name
+    for name in layer.after.names():
+        if name not in layer.before and name not in found:
+            step = _Step(layer, name)
+            found[name] = _Track(layer.after.meta(name), None, whole=step, lanes=layer.lanes(name)[1], sure=False)
+    aliases = {alias: called[name] for alias, name in layout.aliases.items() if name in called}
+    aliases |= {alias: name for alias, name in layer.after.aliases.items() if name in found}
+    return found, {alias: name for alias, name in aliases.items() if alias not in found}
+
+
+def _next(track: _Track, layer: Layer, name: str, name_after: str) -> _Track | None:
+    """Return a tensor's track after one more layer, which calls it `name`; None where it is no more."""
+    lanes = layer.lanes(name)[1]
+    if not layer.kept(name):
+        if lanes is None:
+            return None
+        return _Track(layer.after.meta(name_after), track.base, whole=_Step(layer, name), lanes=lanes, sure=False)
+    if not layer.changed(name):
+        return _Track(track.meta, track.base, track.whole, track.steps, lanes, track.sure)
+    sure = track.sure and layer.checks_bits
+    return _Track(track.meta, track.base, track.whole, (*track.steps, _Step(layer, name)), lanes, sure)

@@ -1,0 +1,128 @@
+"""A delta as a layer over weights: what it makes of a range of bits, in one direction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rlforget.delta.delta import Delta
+from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
+from rlforget.errors import WrongBaseError
+from rlforget.weights import Layout
+from rlforget_kernels.common.bits import as_bits
+from rlforget_kernels.patch import patch_
+
+
+class Layer(ABC):
+    """A delta, forward or backward. Tensors go by their names before, unless another is said."""
+
+    description: str
+    before: Layout
+    after: Layout
+    renamed: Mapping[str, str]
+
+    @abstractmethod
+    def kept(self, name: str) -> bool:
+        """Whether a tensor keeps its shape and dtype."""
+
+    @abstractmethod
+    def changed(self, name: str) -> bool:
+        """Whether any coordinate of a tensor that keeps its shape and dtype changes."""
+
+    @abstractmethod
+    def lanes(self, name: str) -> tuple[Fingerprint | None, Fingerprint | None]:
+        """Return a tensor's fingerprints before and after; None where it is not there."""
+
+    @abstractmethod
+    def change_(self, name: str, start: int, stop: int, bits: Tensor) -> None:
+        """Turn the bits of [start, stop) before into those after, in place.
+
+        Raises:
+            WrongBaseError: They are not the bits before, as far as the delta knows them.
+        """
+
+    @abstractmethod
+    def whole_bits(self, name: str, start: int, stop: int) -> Tensor:
+        """Return the bits of a range after, of a tensor that changed as a whole."""
+
+    @abstractmethod
+    def files(self) -> Mapping[str, tuple[bytes | None, bytes | None]]:
+        """Return the bytes before and after of the files that are no weights and changed; None: not there."""
+
+    @property
+    @abstractmethod
+    def checks_bits(self) -> bool:
+        """Whether `change_` finds a wrong base by itself; if not, the fingerprint of what it makes must be checked."""
+
+
+class MemoryLayer(Layer):
+    """A delta in memory.
+
+    Args:
+        delta: Run forward; give its inverse to run it backward.
+    """
+
+    def __init__(self, delta: Delta) -> None:
+        self._delta = delta
+        self.description = "the delta"
+        self.before, self.after, self.renamed = delta.layout_before, delta.layout_after, delta.renamed
+
+    def kept(self, name: str) -> bool:
+        """Whether it keeps its shape and dtype."""
+        return name not in self._delta.whole and name in self._delta
+
+    def changed(self, name: str) -> bool:
+        """Whether any coordinate changes."""
+        return self._delta[name].changed > 0
+
+    def lanes(self, name: str) -> tuple[Fingerprint | None, Fingerprint | None]:
+        """Return the fingerprints before and after."""
+        tensor = self._delta[name] if self.kept(name) else self._delta.whole[name]
+        return tensor.fingerprint_before, tensor.fingerprint_after
+
+    def change_(self, name: str, start: int, stop: int, bits: Tensor) -> None:
+        """Write the new bits where the old ones are."""
+        patch = self._delta[name]
+        first, last = torch.searchsorted(patch.indices, torch.tensor([start, stop], dtype=patch.indices.dtype)).tolist()
+        at = patch.indices[first:last] - start
+        old, new = patch.before_bits[first:last], patch.after_bits[first:last]
+        if int(patch_(bits, at, old, new)):
+            raise wrong_bits("the weights", patch, bits.index_select(0, at), first, last)
+
+    def whole_bits(self, name: str, start: int, stop: int) -> Tensor:
+        """Return bits of the tensor after."""
+        value = self._delta.whole[name].after
+        assert value is not None  # asked for where it is there
+        return as_bits(value)[start:stop]
+
+    def files(self) -> Mapping[str, tuple[bytes | None, bytes | None]]:
+        """Return the changed files."""
+        return {name: (file.before, file.after) for name, file in self._delta.files.items()}
+
+    @property
+    def checks_bits(self) -> bool:
+        """It knows the old bits."""
+        return True
+
+
+def wrong_bits(where: str, patch: TensorDelta, held: Tensor, first: int = 0, last: int | None = None) -> WrongBaseError:
+    """Build the error for weights that hold `held` where the changes [first, last) of `patch` expect their old bits."""
+    expected, after, indices = (t[first:last] for t in (patch.before_bits, patch.after_bits, patch.indices))
+    wrong = (held != expected).nonzero().flatten()
+    place = int(wrong[0])
+    done = torch.equal(held, after)
+    return WrongBaseError(
+        f"{where}, tensor {patch.name!r}",
+        expected=f"the delta's old bits at {expected.numel()} coordinates",
+        found=f"other bits at {wrong.numel()} of them, first at index {int(indices[place])}: "
+        f"{_hex(held[place])} in place of {_hex(expected[place])}",
+        fix="It holds the new bits already." if done else "Take the weights that the delta was made from.",
+    )
+
+
+def _hex(bits: Tensor) -> str:
+    width = bits.element_size()
+    return f"0x{int(bits) % (1 << 8 * width):0{2 * width}x}"
