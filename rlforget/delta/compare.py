@@ -22,7 +22,7 @@ def diff(
     before: WeightsLike,
     after: WeightsLike,
     *,
-    renamed: Mapping[str, str] | None = None,
+    rename: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Delta:
     """Find every coordinate whose stored bits differ, and all else that does.
@@ -33,7 +33,7 @@ def diff(
     Args:
         before: A checkpoint folder or `.safetensors` file, a module, or `{name: tensor}`.
         after: Likewise.
-        renamed: {name before: name after}, for tensors that are not called the same.
+        rename: {name before: name after}, for tensors that are not called the same.
         metadata: Strings to keep with the delta.
 
     Returns:
@@ -42,10 +42,10 @@ def diff(
 
     Raises:
         LayoutError: The two have no tensor in common.
-        UnknownNameError: `renamed` has a name that is not there.
+        UnknownNameError: `rename` has a name that is not there.
         NotACheckpointError: A path that holds no readable checkpoint.
     """
-    found = Comparison(open_weights(before), open_weights(after), renamed)
+    found = Comparison(open_weights(before), open_weights(after), rename)
     batches = _batches(_loaded(found.pairs, found.before, found.after))
     return Delta(
         (tensor for batch in batches for tensor in _compare(batch)),
