@@ -103,7 +103,9 @@ class Comparison:
             for pair in matched
             if (renamed or {}).get(pair.name, pair.name) != pair.name
         }
-        self.aliases = merged_aliases(matched, before, after)
+        new_names = set(self.renamed.values())
+        aliases = merged_aliases(matched, before, after)
+        self.aliases = {alias: name for alias, name in aliases.items() if alias not in new_names}
         for side, names in ((before, found.missing), (after, found.extra)):
             self.aliases |= {alias: name for alias, name in side.aliases.items() if name in names}
 
