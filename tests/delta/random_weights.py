@@ -15,9 +15,12 @@ from rlforget.weights import DTYPES
 Tensors = dict[str, torch.Tensor]
 
 SPECIAL = {
+    1: [0x00, 0x80, 0x7F, 0xFF, 0x7C, 0x7D, 0x01],
     2: [0x0000, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0x7FC1, 0xFFFF, 0x7C00, 0x0001],
     4: [0x00000000, 0x80000000, 0x7F800000, 0x7FC00000, 0x7FC00001, 0xFFFFFFFF, 0x00000001],
+    8: [0, 1 << 63, 0x7FF0 << 48, 0x7FF8 << 48, (0x7FF8 << 48) + 1, (1 << 64) - 1, 1],
 }
+"""Zeros of both signs, infinities, NaNs of several payloads, denormals, the largest integers; by width in bytes."""
 
 names = (
     st.text(min_size=1, max_size=10)
@@ -77,15 +80,19 @@ def pairs(draw: st.DrawFn) -> tuple[Tensors, Tensors]:
     return before, {name: tuned(tensor, share, rng) for name, tensor in before.items()}
 
 
-def write_checkpoint(folder: Path, tensors: Tensors, shards: int) -> Path:
-    """Write a checkpoint folder; `shards` = 0 is a single file without an index."""
+def write_checkpoint(folder: Path, tensors: Tensors, shards: int, ties: dict[str, str] | None = None) -> Path:
+    """Write a checkpoint folder; `shards` = 0 is a single file without an index.
+
+    `ties` are names that the files leave out, with the tensors they stand for, as `safetensors.torch.save_model` does.
+    """
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     if not shards:
-        save_file(tensors, folder / "model.safetensors")
+        save_file(tensors, folder / "model.safetensors", metadata=ties or None)
         return folder
     weight_map = {name: f"{position % shards}.safetensors" for position, name in enumerate(tensors)}
     for shard in set(weight_map.values()):
-        save_file({name: tensors[name] for name in tensors if weight_map[name] == shard}, folder / shard)
+        mine = {name: tensors[name] for name in tensors if weight_map[name] == shard}
+        save_file(mine, folder / shard, metadata={alias: name for alias, name in (ties or {}).items() if name in mine})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return folder
