@@ -11,7 +11,7 @@ from torch import Tensor
 from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.errors import LayoutError
 from rlforget.weights import Pair, Weights, match, merged_aliases
-from rlforget.weights.ahead import map_ahead
+from rlforget.weights.ahead import Progress, map_ahead
 from rlforget.weights.source import CHUNK
 from rlforget_kernels.common.bits import index_dtype
 from rlforget_kernels.fingerprint import fingerprint_after_patch, foreach_fingerprint
@@ -109,10 +109,23 @@ class Comparison:
         for side, names in ((before, found.missing), (after, found.extra)):
             self.aliases |= {alias: name for alias, name in side.aliases.items() if name in names}
 
-    def pieces(self) -> Iterator[Piece]:
-        """Read both sides once, in bounded memory; yield what changed, in order, ranges without changes included."""
+    @property
+    def numel(self) -> int:
+        """The coordinates of all tensors that keep shape and dtype."""
+        return sum(self.before.meta(pair.before).numel for pair in self.pairs)
+
+    def pieces(self, progress: Progress | None = None) -> Iterator[Piece]:
+        """Read both sides once, in bounded memory; yield what changed, in order, ranges without changes included.
+
+        Args:
+            progress: Told how many coordinates were read.
+        """
+        done, total = 0, self.numel
         for batch in map_ahead(self._compare, _batches(self._ranges())):
             yield from batch
+            done += sum(piece.stop - piece.start for piece in batch)
+            if progress is not None:
+                progress(done, total)
 
     def _ranges(self) -> Iterator[_Range]:
         for pair in self.pairs:

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from rlforget.delta.delta import Delta
 from rlforget.delta.naming import KINDS, kind_of, layer_of
-from rlforget.delta.tensor_delta import TensorDelta
+from rlforget.delta.scan import Comparison, Piece
+from rlforget.delta.whole import FileDelta
+from rlforget.weights import TensorMeta
 from rlforget_kernels.delta_stats import STEP_BINS, foreach_delta_stats
 from rlforget_kernels.delta_stats import DeltaStats as Measured
 
@@ -109,10 +113,21 @@ class DeltaStats:
     """How much changed in each tensor.
 
     Attributes:
-        tensors: {tensor name: its change}, in the delta's order.
+        tensors: {tensor name: its change}, in the delta's order, of those that kept their shape and dtype.
+        whole: {tensor name: what became of it}, of the others: `added`, `removed`, `resized` or `retyped`.
+        files: {file name: what became of it}, of the files that are no weights: `added`, `removed` or `changed`.
+        renamed: {tensor name before: after}.
     """
 
     tensors: dict[str, Change]
+    whole: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing changed at all."""
+        return not (self.whole or self.files or self.renamed or self.total.changed)
 
     @property
     def total(self) -> Change:
@@ -154,6 +169,9 @@ class DeltaStats:
                 name: {"kind": kind_of(name), "layer": layer_of(name), **change.to_dict()}
                 for name, change in self.tensors.items()
             },
+            "whole": dict(self.whole),
+            "files": dict(self.files),
+            "renamed": dict(self.renamed),
         }
 
 
@@ -161,15 +179,70 @@ def measure(delta: Delta) -> DeltaStats:
     """Measure every tensor of a delta, in O(changed) time: what did not change is within every tolerance."""
     tensors = list(delta.values())
     measured = Measured(*foreach_delta_stats([t.before for t in tensors], [t.after for t in tensors]))
-    return DeltaStats({tensor.name: _change(tensor, measured, row) for row, tensor in enumerate(tensors)})
+    return DeltaStats(
+        {t.name: _change(t.dtype, t.numel, t.changed, measured, row) for row, t in enumerate(tensors)},
+        {t.name: fate(t.meta_before, t.meta_after) for t in delta.whole.values()},
+        {file.name: fate_of_file(file.before, file.after) for file in delta.files.values()},
+        delta.renamed,
+    )
 
 
-def _change(tensor: TensorDelta, measured: Measured, row: int) -> Change:
+class Tally:
+    """The statistics of two sets of weights, range by range as they are read side by side.
+
+    Args:
+        found: The two, matched.
+        files: What changed among the files that are no weights.
+    """
+
+    def __init__(self, found: Comparison, files: Iterable[FileDelta]) -> None:
+        metas = {pair.name: found.before.meta(pair.before) for pair in found.pairs}
+        self._changes = {name: Change(dtypes=(_name(meta.dtype),)) for name, meta in metas.items()}
+        self._whole = {
+            pair.name: fate(
+                None if pair.before is None else found.before.meta(pair.before),
+                None if pair.after is None else found.after.meta(pair.after),
+            )
+            for pair in found.whole
+        }
+        self._files = {file.name: fate_of_file(file.before, file.after) for file in files}
+        self._renamed = found.renamed
+
+    def add(self, piece: Piece) -> None:
+        """Measure one range."""
+        before, after = piece.before_bits.view(piece.dtype), piece.after_bits.view(piece.dtype)
+        measured = Measured(*foreach_delta_stats([before], [after]))
+        numel = piece.stop - piece.start
+        change = _change(piece.dtype, numel, piece.indices.numel(), measured, 0)
+        self._changes[piece.name] = combine([self._changes[piece.name], change])
+
+    def stats(self) -> DeltaStats:
+        """Return what was measured so far."""
+        return DeltaStats(dict(self._changes), self._whole, self._files, self._renamed)
+
+
+def fate(before: TensorMeta | None, after: TensorMeta | None) -> str:
+    """Return what became of a tensor that changed as a whole."""
+    if before is None or after is None:
+        return "added" if before is None else "removed"
+    return "retyped" if before.shape == after.shape else "resized"
+
+
+def fate_of_file(before: bytes | None, after: bytes | None) -> str:
+    """Return what became of a file."""
+    return "added" if before is None else "removed" if after is None else "changed"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _change(dtype: torch.dtype, numel: int, changed: int, measured: Measured, row: int) -> Change:
     """Name the numbers of one row."""
     return Change(
-        dtypes=(str(tensor.dtype).removeprefix("torch."),),
-        numel=tensor.numel,
-        changed=tensor.changed,
+        dtypes=(_name(dtype),),
+        numel=numel,
+        changed=changed,
         changed_absolute=int(measured.count("over_absolute")[row]),
         changed_relative=int(measured.count("over_relative")[row]),
         steps=tuple(measured.steps[row].tolist()),

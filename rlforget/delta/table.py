@@ -21,7 +21,16 @@ _SHORT = {
 
 def render(stats: DeltaStats, *, layers: bool, tensors: bool) -> str:
     """Return the table; see `DeltaStats.table`."""
-    return "\n".join([_HEAD, *_body(stats, layers=layers, tensors=tensors), _legend(stats.total)])
+    return "\n".join([_HEAD, *_body(stats, layers=layers, tensors=tensors), *_others(stats), _legend(stats.total)])
+
+
+def _others(stats: DeltaStats) -> Iterator[str]:
+    """Say what changed that has no coordinates to count."""
+    for what, names in (("tensor", stats.whole), ("file", stats.files)):
+        for name, fate in names.items():
+            yield f"{fate} {what}: {name.encode('unicode_escape').decode()}"
+    for before, after in stats.renamed.items():
+        yield "renamed tensor: " + f"{before} -> {after}".encode("unicode_escape").decode()
 
 
 def _body(stats: DeltaStats, *, layers: bool, tensors: bool) -> Iterator[str]:

@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 
 
 def names_in(weights: Weights, delta: Delta) -> dict[str, str]:
-    """Return the name that each tensor of `delta` goes by in `weights`.
+    """Return the name that each tensor of `delta` goes by in `weights`, which are at its after side.
+
+    Tensors that the delta adds, resizes or retypes must be there as it leaves them, and are left out: there is nothing
+    in them to put back.
 
     Raises:
         LayoutError: The delta is of another architecture, or of a model that ties what these weights keep apart.
     """
     names: dict[str, str] = {}
-    for pair in pair_up(delta.layout, weights):
-        known = names.setdefault(pair.before, pair.after)
+    called_before = {new: old for old, new in delta.renamed.items()}
+    for pair in pair_up(delta.layout_after, weights):
+        name = called_before.get(pair.before, pair.before)
+        if name in delta.whole:
+            continue
+        known = names.setdefault(name, pair.after)
         if known != pair.after:
             raise LayoutError(
                 f"{weights.description}, tensor {pair.after!r}",

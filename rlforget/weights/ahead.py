@@ -12,6 +12,9 @@ import torch
 I = TypeVar("I")
 T = TypeVar("T")
 
+Progress = Callable[[int, int], None]
+"""Told how much of long work is done, and of how much, as it goes on: `progress(done, total)`."""
+
 
 def map_ahead(work: Callable[[I], T], items: Iterable[I]) -> Iterator[T]:
     """Yield work(item) for each item, in order, while threads are at the next ones.
