@@ -112,7 +112,7 @@ def positions_of(gaps: Numbers, coordinates: int) -> Numbers | None:
 
 
 def pack(numbers: Numbers, coding: Coding) -> list[Bytes]:
-    """Return the streams of `numbers` [n] in the order above, empty ones left out."""
+    """Return the streams of `numbers` [n] in the order above, each plane by itself, empty ones left out."""
     streams: list[Bytes] = _cpu().pack(numbers, coding)
     return streams
 

@@ -62,9 +62,9 @@ def pack(numbers: Numbers, coding: Coding) -> list[Bytes]:
         rest = beyond[: kernel(rest, shift, stream, beyond)]
         shift = np.uint64(0)
         streams.append(stream)
-    planes = np.empty(rest.size * rest.itemsize, np.uint8)
+    planes = np.empty((rest.itemsize, rest.size), np.uint8)
     _pack_planes(rest, shift, planes)
-    return [stream for stream in (*streams, planes) if stream.size]
+    return [stream for stream in (*streams, *planes) if stream.size]
 
 
 def unpack(payload: Bytes, start: int, count: int, coding: Coding, dtype: Any) -> tuple[Numbers, int] | None:
@@ -229,9 +229,8 @@ def _pack_bytes(numbers, shift, out, beyond):
 def _pack_planes(numbers, shift, out):
     size = np.uint64(numbers.size)
     for plane in range(np.uint64(numbers.itemsize)):
-        down = shift + _8 * plane
         for i in range(size):
-            out[plane * size + i] = (np.uint64(numbers[i]) >> down) & _BYTE
+            out[plane, i] = ((np.uint64(numbers[i]) >> shift) >> (_8 * plane)) & _BYTE
 
 
 @jit
@@ -323,7 +322,8 @@ def _cheapest(sample, width, max_shift):
     for number in sample:
         highest = max(highest, np.uint64(number))
     # Every byte by itself.
-    best, mode, chosen = 0.0, np.int64(2), np.int64(0)
+    best = np.float64(0)
+    mode, chosen = np.int64(2), np.int64(0)
     for plane in range(width // 8):
         bytes_ = np.zeros(256, np.int64)
         for number in sample:
@@ -337,13 +337,13 @@ def _cheapest(sample, width, max_shift):
             rest = np.uint64(number) >> np.uint64(shift)
             nibbles[min(rest, _NIBBLE)] += 1
             bytes_[min(rest, _BYTE)] += 1
-            beyond += rest >= _BYTE
+            beyond += int(rest >= _BYTE)
             if rest >= _NIBBLE:
                 rest -= _NIBBLE
                 in_bytes[min(rest, _BYTE)] += 1
                 marked += 1
-                marked_twice += rest >= _BYTE
-        low = shift * size
+                marked_twice += int(rest >= _BYTE)
+        low = np.float64(shift) * size
         cost = low + _symbol_bits(bytes_, sample.size, 1) + beyond * width
         if cost < best:
             best, mode, chosen = cost, np.int64(1), shift

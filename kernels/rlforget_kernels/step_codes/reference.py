@@ -63,7 +63,7 @@ def pack(numbers: Numbers, coding: Coding) -> list[Bytes]:
         limit = min(LIMITS[level], np.iinfo(rest.dtype).max)
         streams.append(_level(np.minimum(rest, limit), level))
         rest = rest[rest >= limit] - rest.dtype.type(limit)
-    streams.append(np.ascontiguousarray(rest.view(np.uint8).reshape(-1, rest.itemsize).T).reshape(-1))
+    streams.extend(np.ascontiguousarray(rest.view(np.uint8).reshape(-1, rest.itemsize).T))
     return [stream for stream in streams if stream.size]
 
 
