@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,20 @@ from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.saving import Check, Placed, checked_parts, save_like
 from rlforget_kernels.common.bits import bits_dtype
 
+BASE = -1
+"""What stands for the base where the number of a layer could stand."""
+
 
 @dataclass(frozen=True)
-class _Step:
-    """One layer's change of a tensor, and what the layer calls it."""
+class Step:
+    """One point in the making of a tensor: where its bits begin, or a layer that changes some of them.
 
-    layer: Layer
+    Attributes:
+        number: The layer's place in the chain; -1: the base.
+        name: What the layer, or the base, calls the tensor.
+    """
+
+    number: int
     name: str
 
 
@@ -33,16 +41,14 @@ class _Track:
     Attributes:
         meta: Its dtype and shape.
         base: Its name in the base, whose slot in a checkpoint it takes; None: it came later.
-        whole: The layer that brought its bits as a whole; None: they begin with the base.
-        steps: The layers that change coordinates of it, in order.
+        steps: The base or the layer that brought its bits as a whole, then the layers that change coordinates of it.
         lanes: Its fingerprint at the end, where a layer tells it.
         sure: Whether a wrong base shows without a look at `lanes`.
     """
 
     meta: TensorMeta
     base: str | None
-    whole: _Step | None = None
-    steps: tuple[_Step, ...] = ()
+    steps: tuple[Step, ...]
     lanes: Fingerprint | None = None
     sure: bool = True
 
@@ -64,9 +70,9 @@ class ComposedWeights(Weights):
     def __init__(self, base: Weights, layers: Sequence[Layer]) -> None:
         self.base, self._layers = base, list(layers)
         layout: Layout = base
-        self._tracks = {name: _Track(base.meta(name), name) for name in base.names()}
-        for layer in self._layers:
-            self._tracks, aliases = _followed(self._tracks, layout, layer)
+        self._tracks = {name: _Track(base.meta(name), name, (Step(BASE, name),)) for name in base.names()}
+        for number, layer in enumerate(self._layers):
+            self._tracks, aliases = _followed(self._tracks, layout, layer, number)
             metas = {name: track.meta for name, track in self._tracks.items()}
             layout = Layout(f"{base.description} and {layer.description}", metas, aliases)
         super().__init__(layout.description, {name: layout.meta(name) for name in layout.names()}, layout.aliases)
@@ -82,22 +88,71 @@ class ComposedWeights(Weights):
         Raises:
             WrongBaseError: The base does not hold the bits that a delta expects.
         """
-        track = self._tracks[self.canonical(name)]
-        stop = track.meta.numel if stop is None else stop
+        meta = self.meta(name)
+        stop = meta.numel if stop is None else stop
         if out is None:
-            out = torch.empty(stop - start, dtype=bits_dtype(track.meta.dtype))
-        if track.whole is not None:
-            out.copy_(track.whole.layer.whole_bits(track.whole.name, start, stop))
-        elif track.base is not None:
-            self.base.bits(track.base, start, stop, out)
-        for step in track.steps:
-            step.layer.change_(step.name, start, stop, out)
+            out = torch.empty(stop - start, dtype=bits_dtype(meta.dtype))
+        for _ in self.making(name, start, stop, out):
+            pass
         return out
 
-    def files(self) -> Mapping[str, Path]:
-        """Return the base's files that no layer changed."""
-        changed = {name for layer in self._layers for name in layer.files()}
-        return {name: path for name, path in self.base.files().items() if name not in changed}
+    def steps(self, name: str) -> tuple[Step, ...]:
+        """Return how a tensor comes about; aliases are accepted.
+
+        Returns:
+            First the base, or the layer that brought the tensor as a whole; then the layers that change some of its
+            coordinates, in order.
+        """
+        return self._tracks[self.canonical(name)].steps
+
+    def making(self, name: str, start: int, stop: int, out: Tensor) -> Iterator[Step]:
+        """Compose a range of a tensor step by step: after each one that is yielded, `out` holds the bits it made.
+
+        Args:
+            name: The tensor; aliases are accepted.
+            start: Row-major flat index of the first coordinate.
+            stop: Index after the last one.
+            out: 1-D, contiguous, on the CPU, `stop - start` integers of the dtype's width.
+
+        Raises:
+            WrongBaseError: The base does not hold the bits that a delta expects.
+        """
+        first, *others = self.steps(name)
+        if first.number == BASE:
+            self.base.bits(first.name, start, stop, out)
+        else:
+            out.copy_(self._layers[first.number].whole_bits(first.name, start, stop))
+        yield first
+        for step in others:
+            self._layers[step.number].change_(step.name, start, stop, out)
+            yield step
+
+    def changed_files(self) -> set[str]:
+        """Return the names of the files that are no weights and that a layer changes."""
+        return {name for layer in self._layers for name in layer.files()}
+
+    def files(self) -> Mapping[str, Path | bytes]:
+        """Return the files that are no weights, after the last layer; none where the base is a single file.
+
+        Raises:
+            WrongBaseError: One is not as a delta expects it.
+        """
+        found: dict[str, Path | bytes] = dict(self.base.files())
+        if isinstance(self.base, CheckpointWeights) and self.base.path.is_file():
+            return {}
+        for layer in self._layers:
+            for name, (before, after) in layer.files().items():
+                held = found.pop(name, None)
+                if (held.read_bytes() if isinstance(held, Path) else held) != before:
+                    raise WrongBaseError(
+                        f"{self.base.description}, file {name!r}",
+                        expected="the bytes that the delta was made from" if before is not None else "no such file",
+                        found="none" if held is None else "other bytes",
+                        fix="Take the folder that the delta was made from, or apply to its weights file alone.",
+                    )
+                if after is not None:
+                    found[name] = after
+        return found
 
     def check(self, *, all_tensors: bool = False) -> Check:
         """Return what the composed tensors must be.
@@ -118,9 +173,9 @@ class ComposedWeights(Weights):
         Raises:
             WrongBaseError: The base is not the one that the deltas were made from.
         """
-        self._all_files()
+        self.files()
         check = self.check(all_tensors=all_tensors)
-        changed = [name for name, track in self._tracks.items() if track.steps or name in check.lanes]
+        changed = [name for name, track in self._tracks.items() if len(track.steps) > 1 or name in check.lanes]
         for _ in checked_parts(self, changed, check):
             pass
 
@@ -139,26 +194,7 @@ class ComposedWeights(Weights):
         assert isinstance(self.base, CheckpointWeights)  # the one kind of weights that has a shape on disk
         placed = [Placed(name, name, track.base) for name, track in self._tracks.items()]
         check = self.check(all_tensors=all_tensors)
-        save_like(path, self.base, self, placed, self._all_files(), check=check, force=force)
-
-    def _all_files(self) -> dict[str, Path | bytes]:
-        """Return the files after the last layer."""
-        found: dict[str, Path | bytes] = dict(self.base.files())
-        if isinstance(self.base, CheckpointWeights) and self.base.path.is_file():
-            return {}
-        for layer in self._layers:
-            for name, (before, after) in layer.files().items():
-                held = found.pop(name, None)
-                if (held.read_bytes() if isinstance(held, Path) else held) != before:
-                    raise WrongBaseError(
-                        f"{self.base.description}, file {name!r}",
-                        expected="the bytes that the delta was made from" if before is not None else "no such file",
-                        found="none" if held is None else "other bytes",
-                        fix="Take the folder that the delta was made from, or apply to its weights file alone.",
-                    )
-                if after is not None:
-                    found[name] = after
-        return found
+        save_like(path, self.base, self, placed, self.files(), check=check, force=force)
 
     def _fault(self, name: str) -> RlforgetError:
         return WrongBaseError(
@@ -169,7 +205,9 @@ class ComposedWeights(Weights):
         )
 
 
-def _followed(tracks: Mapping[str, _Track], layout: Layout, layer: Layer) -> tuple[dict[str, _Track], dict[str, str]]:
+def _followed(
+    tracks: Mapping[str, _Track], layout: Layout, layer: Layer, number: int
+) -> tuple[dict[str, _Track], dict[str, str]]:
     """Return the tracks after one more layer, and the aliases of their names."""
     names: dict[str, str] = {}  # a track's name: what the layer calls it
     for pair in pair_up(layer.before, layout):
@@ -185,26 +223,26 @@ def _followed(tracks: Mapping[str, _Track], layout: Layout, layer: Layer) -> tup
     called: dict[str, str] = {}
     for name, track in tracks.items():
         new_name = layer.renamed.get(names[name], name)
-        new = _next(track, layer, names[name], layer.renamed.get(names[name], names[name]))
+        new = _next(track, layer, Step(number, names[name]), layer.renamed.get(names[name], names[name]))
         if new is not None:
             found[new_name], called[name] = new, new_name
     for name in layer.after.names():
         if name not in layer.before and name not in found:
-            step = _Step(layer, name)
-            found[name] = _Track(layer.after.meta(name), None, whole=step, lanes=layer.lanes(name)[1], sure=False)
+            steps = (Step(number, name),)
+            found[name] = _Track(layer.after.meta(name), None, steps, layer.lanes(name)[1], sure=False)
     aliases = {alias: called[name] for alias, name in layout.aliases.items() if name in called}
     aliases |= {alias: name for alias, name in layer.after.aliases.items() if name in found}
     return found, {alias: name for alias, name in aliases.items() if alias not in found}
 
 
-def _next(track: _Track, layer: Layer, name: str, name_after: str) -> _Track | None:
-    """Return a tensor's track after one more layer, which calls it `name`; None where it is no more."""
-    lanes = layer.lanes(name)[1]
-    if not layer.kept(name):
+def _next(track: _Track, layer: Layer, step: Step, name_after: str) -> _Track | None:
+    """Return a tensor's track after one more layer; None where it is no more."""
+    lanes = layer.lanes(step.name)[1]
+    if not layer.kept(step.name):
         if lanes is None:
             return None
-        return _Track(layer.after.meta(name_after), track.base, whole=_Step(layer, name), lanes=lanes, sure=False)
-    if not layer.changed(name):
-        return _Track(track.meta, track.base, track.whole, track.steps, lanes, track.sure)
+        return _Track(layer.after.meta(name_after), track.base, (step,), lanes, sure=False)
+    if not layer.changed(step.name):
+        return _Track(track.meta, track.base, track.steps, lanes, track.sure)
     sure = track.sure and layer.checks_bits
-    return _Track(track.meta, track.base, track.whole, (*track.steps, _Step(layer, name)), lanes, sure)
+    return _Track(track.meta, track.base, (*track.steps, step), lanes, sure)
