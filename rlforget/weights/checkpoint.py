@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from rlforget.errors import NotACheckpointError
+from rlforget.weights.in_place import recover
 from rlforget.weights.safetensors_file import Header, read_header
 from rlforget.weights.source import Weights
 from rlforget_kernels.common.bits import bits_dtype
@@ -31,12 +32,18 @@ class CheckpointWeights(Weights):
         path: A `.safetensors` file or a checkpoint folder. In a folder `model.safetensors` goes before an index, as it
             does for transformers; a file under another name, a PEFT adapter's for one, is taken where it is the only
             one.
+        recovered: Whether an in-place write that was cut short is taken back first; see `in_place.recover`.
 
     Raises:
         NotACheckpointError: There is no readable checkpoint at `path`, or its index disagrees with its shards.
+        BusyError: Another process is writing it in place.
+        UnfinishedWriteError: A write that was cut short cannot be taken back here.
+        JournalError: The record of one is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, recovered: bool = True) -> None:
+        if recovered:
+            recover(path)
         self.path = path
         self.shards: Mapping[Path, Header] = {shard: read_header(shard) for shard in _shard_paths(path)}
         self._shard_of = _owners(path, self.shards)

@@ -53,9 +53,9 @@ class SavedBits:
         if self.indices is None:
             stored.copy_(self.bits.view(stored.shape))
             return
-        parts = zip(self.indices.split(_RESTORED_AT_ONCE), self.bits.split(_RESTORED_AT_ONCE), strict=True)
-        for indices, bits in parts:
-            at = indices.to(stored.device).long()
+        for start in range(0, self.indices.numel(), _RESTORED_AT_ONCE):
+            part = slice(start, start + _RESTORED_AT_ONCE)
+            at, bits = self.indices[part].to(stored.device).long(), self.bits[part]
             if stored.is_contiguous():
                 as_bits(weight)[at] = bits.to(stored.device)
             else:
