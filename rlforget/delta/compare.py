@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -64,10 +65,14 @@ def changed_files(before: Weights, after: Weights) -> list[FileDelta]:
         return []
     changed = []
     for name in sorted(old.keys() | new.keys()):
-        was, now = (files[name].read_bytes() if name in files else None for files in (old, new))
+        was, now = (_content(files.get(name)) for files in (old, new))
         if was != now:
             changed.append(FileDelta(name, was, now))
     return changed
+
+
+def _content(file: Path | bytes | None) -> bytes | None:
+    return file.read_bytes() if isinstance(file, Path) else file
 
 
 def _whole(pair: WholePair, old: Weights, new: Weights) -> WholeDelta:

@@ -13,6 +13,7 @@ from rlforget.delta.layers import Layer
 from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.errors import LayoutError, RlforgetError, WrongBaseError
 from rlforget.weights import Layout, TensorMeta, Weights, pair_up
+from rlforget.weights.ahead import Progress
 from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.saving import Check, Placed, checked_parts, save_like
 from rlforget_kernels.common.bits import bits_dtype
@@ -179,13 +180,16 @@ class ComposedWeights(Weights):
         for _ in checked_parts(self, changed, check):
             pass
 
-    def save(self, path: Path, *, all_tensors: bool = False, force: bool = False) -> None:
+    def save(
+        self, path: Path, *, all_tensors: bool = False, force: bool = False, progress: Progress | None = None
+    ) -> None:
         """Write the composed weights as a checkpoint in the shape of the base, in one pass and in bounded memory.
 
         Args:
             path: The folder to create, or the file where the base is a file.
             all_tensors: Check every tensor's fingerprint; otherwise where a wrong base would not show.
             force: Replace a checkpoint that is at `path`.
+            progress: Told how many coordinates were written.
 
         Raises:
             WrongBaseError: The base is not the one that the deltas were made from.
@@ -194,7 +198,7 @@ class ComposedWeights(Weights):
         assert isinstance(self.base, CheckpointWeights)  # the one kind of weights that has a shape on disk
         placed = [Placed(name, name, track.base) for name, track in self._tracks.items()]
         check = self.check(all_tensors=all_tensors)
-        save_like(path, self.base, self, placed, self.files(), check=check, force=force)
+        save_like(path, self.base, self, placed, self.files(), check=check, force=force, progress=progress)
 
     def _fault(self, name: str) -> RlforgetError:
         return WrongBaseError(

@@ -190,3 +190,14 @@ def _is_count(value: Any) -> bool:
 def _require(condition: bool, fault: str) -> None:
     if not condition:
         raise _Forged(fault)
+
+
+class DeltaFile:
+    """A delta on disk; see the format, which is being replaced."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._delta = load(path)
+
+    def read(self, base: Any) -> Delta:
+        """Return the delta."""
+        return self._delta

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from rlforget.errors import WrongBaseError
 from rlforget.weights import Layout
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.patch import patch_
+
+if TYPE_CHECKING:
+    from rlforget.delta.file import DeltaFile
 
 
 class Layer(ABC):
@@ -106,6 +110,66 @@ class MemoryLayer(Layer):
     def checks_bits(self) -> bool:
         """It knows the old bits."""
         return True
+
+
+class FileLayer(Layer):
+    """A delta in its file: frames are decoded as the ranges they cover are asked for.
+
+    Args:
+        file: The file.
+        backward: Lead back, from after to before.
+
+    Raises:
+        DeltaFileError: It is to lead back and lacks the bits before of something that changed as a whole.
+    """
+
+    def __init__(self, file: DeltaFile, *, backward: bool = False) -> None:
+        self._file, self._backward = file, backward
+        self.description = str(file.path)
+        sides = (file.layout_before, file.layout_after)
+        self.before, self.after = sides[::-1] if backward else sides
+        self._first = {new: old for old, new in file.renamed.items()} if backward else {}
+        self.renamed = self._first if backward else file.renamed
+        if backward:
+            file.check_leads_back()
+
+    def _own(self, name: str) -> str:
+        """Return what the file calls a tensor: the name before, where it runs forward."""
+        return self._first.get(name, name)
+
+    def kept(self, name: str) -> bool:
+        """Whether it keeps its shape and dtype."""
+        return self._own(name) in self._file.tensors
+
+    def changed(self, name: str) -> bool:
+        """Whether any coordinate changes."""
+        return self._file.tensors[self._own(name)].changed > 0
+
+    def lanes(self, name: str) -> tuple[Fingerprint | None, Fingerprint | None]:
+        """Return the fingerprints before and after."""
+        name = self._own(name)
+        entry = self._file.tensors[name] if name in self._file.tensors else self._file.whole[name]
+        lanes = (entry.fingerprint_before, entry.fingerprint_after)
+        return lanes[::-1] if self._backward else lanes
+
+    def change_(self, name: str, start: int, stop: int, bits: Tensor) -> None:
+        """Take the steps that lie in the range."""
+        patch = self._file.patch(self._own(name), start, stop)
+        (patch.backward_ if self._backward else patch.forward_)(bits)
+
+    def whole_bits(self, name: str, start: int, stop: int) -> Tensor:
+        """Return bits of the tensor at the end."""
+        return self._file.whole_bits(self._own(name), start, stop, before=self._backward)
+
+    def files(self) -> Mapping[str, tuple[bytes | None, bytes | None]]:
+        """Return the changed files."""
+        found = {name: self._file.file_bytes(name) for name in self._file.files}
+        return {name: pair[::-1] for name, pair in found.items()} if self._backward else found
+
+    @property
+    def checks_bits(self) -> bool:
+        """Steps lead somewhere from any bits."""
+        return False
 
 
 def wrong_bits(where: str, patch: TensorDelta, held: Tensor, first: int = 0, last: int | None = None) -> WrongBaseError:

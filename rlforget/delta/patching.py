@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, Union
 
 import torch
 
 from rlforget.delta.composed import ComposedWeights
 from rlforget.delta.delta import Delta
-from rlforget.delta.layers import Layer, MemoryLayer, wrong_bits
+from rlforget.delta.file import DeltaFile
+from rlforget.delta.in_place import write_composed
+from rlforget.delta.layers import FileLayer, MemoryLayer, wrong_bits
 from rlforget.delta.tensor_delta import TensorDelta
 from rlforget.errors import LayoutError, OutputError
 from rlforget.weights import Weights, WeightsLike, open_weights, pair_up
+from rlforget.weights.ahead import Progress
 from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.undo import SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.patch import patch_
 
-DeltaLike: TypeAlias = Delta
-"""What stands for a delta."""
+DeltaLike: TypeAlias = Union[Delta, DeltaFile, str, "PathLike[str]"]
+"""What stands for a delta: one in memory, its file, or the file's path."""
 
 
 def apply(
@@ -28,28 +32,38 @@ def apply(
     delta: DeltaLike,
     out: str | PathLike[str] | None = None,
     *,
+    in_place: bool = False,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Change weights from before to after, bit for bit, wholly or not at all.
 
     A live module or mapping is changed in place. If anything goes wrong on the way, an interrupt included, the old
     bits are put back. Coordinates outside the delta are neither read nor changed, and its files are left aside.
 
-    A checkpoint is read once, range by range, and written anew at `out`: memory does not grow with the model.
+    A checkpoint is read once, range by range, and written anew at `out`; or it is changed where it lies, as one
+    transaction that a crash cannot cut in half and that `rlforget.weights.undo` takes back. Either way memory does not
+    grow with the model.
 
     Args:
-        weights: The weights before: a module or `{name: tensor}`, or a checkpoint, which needs `out`.
-        delta: What to change. A tied tensor is changed once; copies of it that the target keeps apart, all of them.
+        weights: The weights before: a module or `{name: tensor}`, or a checkpoint, which needs `out` or `in_place`.
+        delta: What to change: a delta, or its file. A tied tensor is changed once; copies of it that the target keeps
+            apart, all of them.
         out: Where to write a new checkpoint with the shards and other files of `weights`.
+        in_place: Change the checkpoint itself.
         force: Replace a checkpoint that is at `out`.
+        progress: Told how far the work on a checkpoint is, in coordinates.
 
     Raises:
         LayoutError: The delta is for other tensors, or changes the shape, dtype or name of live ones.
         WrongBaseError: The weights do not hold the bits that the delta expects.
-        OutputError: `out` is missing, exists or cannot be written.
+        OutputError: `out` is missing, exists or cannot be written; or the checkpoint cannot be changed in place.
+        DeltaFileError: The delta's file is damaged, or cannot lead this way.
+        BusyError: Another process is writing the checkpoint.
         NotACheckpointError: A path that holds no readable checkpoint.
     """
-    _carry(open_weights(weights), delta, out, force=force, backward=False)
+    job = _Job(open_weights(weights), delta, backward=False)
+    job.run(out, in_place=in_place, force=force, progress=progress)
 
 
 def revert(
@@ -57,10 +71,13 @@ def revert(
     delta: DeltaLike,
     out: str | PathLike[str] | None = None,
     *,
+    in_place: bool = False,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Change weights from after back to before; see `apply`, which takes the same arguments and raises the same."""
-    _carry(open_weights(weights), delta, out, force=force, backward=True)
+    job = _Job(open_weights(weights), delta, backward=True)
+    job.run(out, in_place=in_place, force=force, progress=progress)
 
 
 def check_fits(weights: WeightsLike, delta: DeltaLike, *, backward: bool = False) -> None:
@@ -71,29 +88,61 @@ def check_fits(weights: WeightsLike, delta: DeltaLike, *, backward: bool = False
         WrongBaseError: The weights do not hold the bits that the delta expects.
         NotACheckpointError: A path that holds no readable checkpoint.
     """
-    target = open_weights(weights)
-    if isinstance(target, CheckpointWeights):
-        ComposedWeights(target, [_layer(delta, backward)]).verify()
-    else:
-        _checked_plan(target, delta.invert() if backward else delta)
+    _Job(open_weights(weights), delta, backward=backward).check()
 
 
-def _carry(target: Weights, delta: DeltaLike, out: str | PathLike[str] | None, *, force: bool, backward: bool) -> None:
-    if isinstance(target, CheckpointWeights):
-        if out is None:
-            fix = "Checkpoints are not changed in place."
-            raise _bad_out(target, "out=, a place for the new checkpoint", "none", fix)
-        ComposedWeights(target, [_layer(delta, backward)]).save(Path(out), force=force)
-    elif out is not None:
-        fix = "Leave out= away: they change in place."
-        raise _bad_out(target, "a checkpoint to write anew", "live weights", fix)
-    else:
-        # Last, so that an interrupt after it meets a caller who has been told that it is done.
-        _patch_live(target, _checked_plan(target, delta.invert() if backward else delta))
+@dataclass(frozen=True)
+class _Job:
+    """A delta to carry to weights, in one direction."""
+
+    target: Weights
+    delta: DeltaLike
+    backward: bool
+
+    def check(self) -> None:
+        """Check that it fits."""
+        if isinstance(self.target, CheckpointWeights):
+            self._composed().verify()
+        else:
+            _checked_plan(self.target, self._in_memory())
+
+    def run(self, out: str | PathLike[str] | None, *, in_place: bool, force: bool, progress: Progress | None) -> None:
+        """Carry it."""
+        if isinstance(self.target, CheckpointWeights):
+            if (out is None) == (not in_place):
+                found = "both" if in_place else "neither"
+                raise _bad_out(
+                    self.target, "out=, a place for the new checkpoint, or in_place=True", found, "Give one."
+                )
+            if out is None:
+                write_composed(self._composed(), note=self._note(), progress=progress)
+            else:
+                self._composed().save(Path(out), force=force, progress=progress)
+        elif out is not None:
+            fix = "Leave out= away: they change in place."
+            raise _bad_out(self.target, "a checkpoint to write anew", "live weights", fix)
+        else:
+            # Last, so that an interrupt after it meets a caller who has been told that it is done.
+            _patch_live(self.target, _checked_plan(self.target, self._in_memory()))
+
+    def _composed(self) -> ComposedWeights:
+        delta = _opened(self.delta)
+        if isinstance(delta, Delta):
+            return ComposedWeights(self.target, [MemoryLayer(delta.invert() if self.backward else delta)])
+        return ComposedWeights(self.target, [FileLayer(delta, backward=self.backward)])
+
+    def _in_memory(self) -> Delta:
+        delta = _opened(self.delta)
+        held = delta if isinstance(delta, Delta) else delta.read(self.target)
+        return held.invert() if self.backward else held
+
+    def _note(self) -> str:
+        what = "a delta" if isinstance(self.delta, Delta) else str(self.delta)
+        return f"{'revert' if self.backward else 'apply'} {what}"
 
 
-def _layer(delta: DeltaLike, backward: bool) -> Layer:
-    return MemoryLayer(delta.invert() if backward else delta)
+def _opened(delta: DeltaLike) -> Delta | DeltaFile:
+    return DeltaFile(delta) if isinstance(delta, str | PathLike) else delta
 
 
 def _checked_plan(target: Weights, delta: Delta) -> dict[str, TensorDelta]:

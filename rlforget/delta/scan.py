@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -109,26 +109,23 @@ class Comparison:
         for side, names in ((before, found.missing), (after, found.extra)):
             self.aliases |= {alias: name for alias, name in side.aliases.items() if name in names}
 
-    @property
-    def numel(self) -> int:
-        """The coordinates of all tensors that keep shape and dtype."""
-        return sum(self.before.meta(pair.before).numel for pair in self.pairs)
-
-    def pieces(self, progress: Progress | None = None) -> Iterator[Piece]:
+    def pieces(self, progress: Progress | None = None, *, only: Container[str] | None = None) -> Iterator[Piece]:
         """Read both sides once, in bounded memory; yield what changed, in order, ranges without changes included.
 
         Args:
             progress: Told how many coordinates were read.
+            only: The tensors to read; None: all.
         """
-        done, total = 0, self.numel
-        for batch in map_ahead(self._compare, _batches(self._ranges())):
+        pairs = [pair for pair in self.pairs if only is None or pair.name in only]
+        done, total = 0, sum(self.before.meta(pair.before).numel for pair in pairs)
+        for batch in map_ahead(self._compare, _batches(self._ranges(pairs))):
             yield from batch
             done += sum(piece.stop - piece.start for piece in batch)
             if progress is not None:
                 progress(done, total)
 
-    def _ranges(self) -> Iterator[_Range]:
-        for pair in self.pairs:
+    def _ranges(self, pairs: Iterable[Pair]) -> Iterator[_Range]:
+        for pair in pairs:
             numel = self.before.meta(pair.before).numel
             for start in range(0, numel, PIECE):
                 yield _Range(pair, numel, start, min(start + PIECE, numel))

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 
 from rlforget.errors import LayoutError, OutputError, RlforgetError
-from rlforget.weights.ahead import map_ahead
+from rlforget.weights.ahead import Progress, map_ahead
 from rlforget.weights.atomic import new_file, new_folder
 from rlforget.weights.checkpoint import INDEX_FILE, SINGLE_FILE, CheckpointWeights
 from rlforget.weights.layout import TensorMeta, pair_up
@@ -78,7 +78,7 @@ def save_checkpoint(
         own = {name: source.meta(name) for name in source.names()}
         with new_folder(Path(path), force=force) as folder, open(folder / SINGLE_FILE, "xb") as file:
             text, order = header_text(own, {"format": "pt"})
-            _write(file, text, order, source, None)
+            _write(file, text, order, source, None, lambda count: None)
         return
     pattern = CheckpointWeights(Path(like))
     pairs = pair_up(pattern, source)
@@ -103,6 +103,7 @@ def save_like(
     *,
     check: Check | None = None,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Write weights in the shape of the checkpoint `pattern`: its shards, and their headers where they still fit.
 
@@ -116,22 +117,31 @@ def save_like(
         files: The other files to write, from a path or from bytes; nothing where `pattern` is a file.
         check: What the tensors must be; nothing appears at `path` where they are others.
         force: Replace a checkpoint that is at `path`.
+        progress: Told how many coordinates were written.
 
     Raises:
         OutputError: `path` exists and may not be replaced, or it cannot be written (read-only, disk full).
         RlforgetError: What `check` says.
     """
+    total, done = sum(source.meta(one.source).numel for one in placed), 0
+
+    def wrote(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
     if pattern.path.is_file():
         ((shard, header),) = pattern.shards.items()
         with new_file(path, force=force) as file:
-            _write_shard(file, shard, header, source, placed, check)
+            _write_shard(file, header, shard, source, placed, check, wrote)
         return
     _check_apart(path, pattern.path)
     by_shard = _by_shard(pattern, placed)
     with new_folder(path, force=force) as folder:
         for shard, here in by_shard.items():
             with open(folder / shard.name, "xb") as file:
-                _write_shard(file, shard, pattern.shards[shard], source, here, check)
+                _write_shard(file, pattern.shards[shard], shard, source, here, check, wrote)
         for name, content in files.items():
             if isinstance(content, bytes):
                 (folder / name).write_bytes(content)
@@ -152,7 +162,13 @@ def _by_shard(pattern: CheckpointWeights, placed: Sequence[Placed]) -> dict[Path
 
 
 def _write_shard(
-    file: BinaryIO, shard: Path, header: Header, source: Weights, placed: Sequence[Placed], check: Check | None
+    file: BinaryIO,
+    header: Header,
+    shard: Path,
+    source: Weights,
+    placed: Sequence[Placed],
+    check: Check | None,
+    wrote: Callable[[int], None],
 ) -> None:
     metas = {one.name: source.meta(one.source) for one in placed}
     if metas == {name: entry.meta for name, entry in header.entries.items()}:
@@ -162,14 +178,22 @@ def _write_shard(
     else:
         text, order = header_text(metas, header.metadata)
     source_of = {one.name: one.source for one in placed}
-    _write(file, text, [source_of[name] for name in order], source, check)
+    _write(file, text, [source_of[name] for name in order], source, check, wrote)
 
 
-def _write(file: BinaryIO, text: bytes, order: Sequence[str], source: Weights, check: Check | None) -> None:
+def _write(
+    file: BinaryIO,
+    text: bytes,
+    order: Sequence[str],
+    source: Weights,
+    check: Check | None,
+    wrote: Callable[[int], None],
+) -> None:
     """Write a file's header, and after it the tensors of `source` in the given order."""
     file.write(text)
     for bits in checked_parts(source, order, check):
         file.write(bits.numpy().data)
+        wrote(bits.numel())
 
 
 def checked_parts(source: Weights, names: Sequence[str], check: Check | None) -> Iterator[torch.Tensor]:

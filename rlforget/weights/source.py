@@ -50,8 +50,12 @@ class Weights(Layout, ABC):
             NotACheckpointError: The file ends before its header says.
         """
 
-    def files(self) -> Mapping[str, Path]:
-        """Return the files that belong to the weights without being weights, e.g. config and tokenizer, by name."""
+    def files(self) -> Mapping[str, Path | bytes]:
+        """Return the files that belong to the weights without being weights, e.g. config and tokenizer, by name.
+
+        Returns:
+            Each file's path, or its bytes where it is on no disk.
+        """
         return {}
 
 
