@@ -12,6 +12,7 @@ from rlforget.cli import models, output
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
+    from rlforget.delta.file import DeltaFile
     from rlforget.domains import Domain
     from rlforget.interference import Conflict, ConflictSubspace
 
@@ -39,7 +40,7 @@ class Measurement:
         seed: int,
     ) -> None:
         from rlforget import domains
-        from rlforget.delta import Delta
+        from rlforget.delta.file import DeltaFile
         from rlforget.errors import UnknownNameError
         from rlforget.interference.scores import NEEDS
 
@@ -58,7 +59,7 @@ class Measurement:
         self.score, self.where, self.samples, self.seed = score, where, samples, seed
         self.earlier = [domains.get(name) for name in earlier]
         self.later = [domains.get(name) for name in later]
-        self.own = None if own is None else Delta.load(own)
+        self._own = None if own is None else DeltaFile(own)
 
     def subspace(self, loaded: models.Loaded, delta: Delta) -> ConflictSubspace:
         """Solve the conflict subspace."""
@@ -99,7 +100,21 @@ class Measurement:
             score=self.score,
             earlier=[fisher(domain, self.where) for domain in self.earlier] if "earlier" in needs else None,
             later=[fisher(domain, "now") for domain in self.later] if "later" in needs else None,
-            own=self.own,
+            own=None if self._own is None else _read_own(self._own, loaded, delta),
             subspace=self.subspace(loaded, delta) if "subspace" in needs else None,
             seed=self.seed,
         )
+
+
+def _read_own(file: DeltaFile, loaded: models.Loaded, later: Delta) -> Delta:
+    """Read the earlier domain's own delta, which ends where the later one begins, or at the model itself."""
+    from rlforget.delta.composed import ComposedWeights
+    from rlforget.delta.layers import MemoryLayer
+    from rlforget.errors import WrongBaseError
+    from rlforget.weights import open_weights
+
+    now = open_weights(loaded.folder)
+    try:
+        return file.read(ComposedWeights(now, [MemoryLayer(later.invert())]))
+    except WrongBaseError:
+        return file.read(now)

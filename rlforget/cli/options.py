@@ -16,5 +16,21 @@ Samples = Annotated[int, typer.Option(help="Completions sampled a domain.", min=
 Model = Annotated[str, typer.Argument(help="A checkpoint folder, or `miniature`.", metavar="MODEL")]
 Delta = Annotated[Path, typer.Argument(help="A *.delta.safetensors file.", metavar="DELTA")]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="The folder to create.", metavar="FOLDER")]
+OutFolderOrNone = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The checkpoint to create.", metavar="FOLDER")
+]
+InPlace = Annotated[
+    bool, typer.Option("--in-place", help="Change the checkpoint itself; `rlforget undo` takes it back.")
+]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto: a GPU if there is one.")]
 Evaluate = Annotated[bool, typer.Option("--evaluate", help="Measure the domains' rewards before and after.")]
+
+
+def out_or_in_place(out: Path | None, in_place: bool) -> None:
+    """Hold that a command that writes a checkpoint is told where, once.
+
+    Raises:
+        BadParameter: It is not.
+    """
+    if (out is None) != in_place:
+        raise typer.BadParameter("give one of --out and --in-place", param_hint="--out")

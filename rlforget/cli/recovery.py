@@ -9,7 +9,20 @@ import typer
 
 from rlforget.cli import models, output
 from rlforget.cli.measurement import Measurement, Point
-from rlforget.cli.options import Delta, Device, DryRun, Evaluate, Force, Json, Model, OutFolder, Samples, Seed
+from rlforget.cli.options import (
+    Delta,
+    Device,
+    DryRun,
+    Evaluate,
+    Force,
+    InPlace,
+    Json,
+    Model,
+    OutFolderOrNone,
+    Samples,
+    Seed,
+    out_or_in_place,
+)
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta as LoadedDelta
@@ -54,7 +67,7 @@ def conflict(
     measurement = Measurement(
         score, earlier or [], later or [], own, names=names, where=where, samples=samples, seed=seed
     )
-    changes = _load_delta(delta)
+    changes = _load_delta(delta, model)
     loaded = _load_fitting(model, changes, device)
     chosen = measurement.conflict(loaded, changes).top(fraction)
     summary = {"score": score, "count": chosen.count, "changed": changes.changed, "numel": changes.numel}
@@ -70,7 +83,8 @@ def conflict(
 def rollback(
     model: Model,
     delta: Delta,
-    out: OutFolder,
+    out: OutFolderOrNone = None,
+    in_place: InPlace = False,
     restore: Annotated[list[str] | None, typer.Option(help="A domain to restore; may be repeated.")] = None,
     protect: Annotated[list[str] | None, typer.Option(help="A domain to spare; may be repeated.")] = None,
     score: Score = "subspace",
@@ -94,7 +108,7 @@ def rollback(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Undo just the changes that hurt earlier domains, and write the model as a new checkpoint folder."""
+    """Undo just the changes that hurt earlier domains, in a new checkpoint folder or in place."""
     from rlforget.recovery import rollback as undo_part
     from rlforget.weights.atomic import check_new_folder
 
@@ -104,8 +118,12 @@ def rollback(
     measurement = Measurement(
         score, restore or [], protect or [], own, names=names, where=where, samples=samples, seed=seed
     )
-    check_new_folder(out, force=force)
-    changes = _load_delta(delta)
+    out_or_in_place(out, in_place)
+    if out is not None:
+        check_new_folder(out, force=force)
+    elif model == "miniature":
+        raise typer.BadParameter("the shipped miniature is not changed in place", param_hint="--in-place")
+    changes = _load_delta(delta, model)
     loaded = _load_fitting(model, changes, device)
     what: Coordinates | ConflictSubspace
     if dense:
@@ -117,23 +135,38 @@ def rollback(
     report = undo_part(loaded.model, changes, what, strength=strength, seed=seed).report
     after = models.rewards(loaded, shown, samples=samples, seed=seed)
     if not dry_run:
-        models.save(loaded.model, loaded.tokenizer, out, like=loaded.folder, force=force)
+        _save(loaded, out, note=f"rollback of {delta}", force=force)
     if as_json:
         rewards = {"before": before, "after": after} if evaluate else None
-        output.json_object({**report.to_dict(), "rewards": rewards, "out": None if dry_run else out})
+        places = {"out": None if dry_run else out, "in_place": in_place and not dry_run}
+        output.json_object({**report.to_dict(), "rewards": rewards, **places})
         return
     if evaluate:
         models.show_rewards(before, after)
     moved = output.percent(report.norm_share)
     output.line(f"{report.written:,} of {changes.numel:,} coordinates written, {moved} of the change's norm")
-    output.written(out, dry_run=dry_run)
+    output.written(loaded.folder if out is None else out, dry_run=dry_run)
 
 
-def _load_delta(path: Path) -> LoadedDelta:
-    """Load a delta, or end the command where it holds no change."""
+def _save(loaded: models.Loaded, out: Path | None, *, note: str, force: bool) -> None:
+    """Write the model as a new checkpoint, or into the one that it came from."""
+    if out is not None:
+        models.save(loaded.model, loaded.tokenizer, out, like=loaded.folder, force=force)
+        return
+    from rlforget.delta.in_place import write_difference
+    from rlforget.weights import open_weights
+    from rlforget.weights.checkpoint import CheckpointWeights
+
+    with output.bar(f"writing {loaded.folder}") as progress:
+        checkpoint = CheckpointWeights(loaded.folder)
+        write_difference(checkpoint, open_weights(loaded.model), note=note, progress=progress)
+
+
+def _load_delta(path: Path, model: str) -> LoadedDelta:
+    """Load a delta whose after side is `model`, or end the command where it holds no change."""
     from rlforget.delta import Delta as File
 
-    delta = File.load(path)
+    delta = File.load(path, base=models.folder_of(model))
     if not delta.changed:
         output.note(f"nothing to do: {path} changes no coordinate")
         raise typer.Exit(NOTHING_TO_DO)

@@ -9,21 +9,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlforget.cli import output
-from rlforget.cli.options import Delta, DryRun, Force, Json, OutFolder
+from rlforget.cli.options import Delta, DryRun, Force, InPlace, Json, OutFolderOrNone, out_or_in_place
 
 if TYPE_CHECKING:
-    from rlforget.delta import Delta as LoadedDelta
+    from rlforget.delta import DeltaStats
+    from rlforget.delta.file import DeltaFile
+    from rlforget.weights import Weights
 
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint folder or .safetensors file.")]
+Side = Annotated[str, typer.Argument(help="A checkpoint folder or .safetensors file; or a stage of a history.")]
 
 DIFFERENT = 3
 
 
 def diff(
-    before: Checkpoint,
-    after: Checkpoint,
+    before: Side,
+    after: Side,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Save the delta, by custom as NAME.delta.safetensors.")
+    ] = None,
+    self_contained: Annotated[
+        bool, typer.Option("--self-contained", help="Save the bits before too: the file then needs no weights.")
+    ] = False,
+    rename: Annotated[
+        list[str] | None, typer.Option(help="A tensor that is called otherwise after.", metavar="OLD=NEW")
+    ] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option("--history", "-H", help="The history of the stages; else the current folder.", metavar="DIR"),
     ] = None,
     top: Annotated[int, typer.Option(help="List the N tensors that changed most.", metavar="N", min=0)] = 0,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 3 where something changed.")] = False,
@@ -31,18 +44,22 @@ def diff(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Show which coordinates changed between two checkpoints, bit for bit."""
-    from rlforget.delta import diff as find_changes
+    """Show which coordinates changed between two checkpoints or stages, bit for bit."""
+    from rlforget.delta.streaming import measure_diff, write_diff
     from rlforget.weights.atomic import check_free
 
     if out is not None:
         check_free(out, force=force)
-    with output.step(f"comparing {before} with {after}"):
-        delta = find_changes(before, after)
-        stats = delta.stats()
-    if out is not None and not dry_run:
-        delta.save(out, force=force)
-    largest = _most_changed(delta, top)
+    sides = _weights(before, history), _weights(after, history)
+    renamed = _renamed(rename or [])
+    with output.bar(f"comparing {before} with {after}") as progress:
+        if out is None or dry_run:
+            stats = measure_diff(*sides, rename=renamed, progress=progress)
+        else:
+            stats = write_diff(
+                *sides, out, rename=renamed, self_contained=self_contained, force=force, progress=progress
+            )
+    largest = _most_changed(stats, top)
     if as_json:
         saved = None if dry_run else out
         output.json_object({**stats.to_dict(), "top": largest, "saved": saved})
@@ -54,72 +71,106 @@ def diff(
             output.table(("tensor", "changed", "of", "share"), rows)
         if out is not None:
             output.written(out, dry_run=dry_run)
-    if exit_code and delta.changed:
+    if exit_code and not stats.empty:
         raise typer.Exit(DIFFERENT)
 
 
 def apply(
     weights: Checkpoint,
     delta: Delta,
-    out: OutFolder,
+    out: OutFolderOrNone = None,
+    in_place: InPlace = False,
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write a new checkpoint with a delta applied: from before to after."""
+    """Apply a delta to a checkpoint, from before to after: as a new checkpoint, or in place."""
     from rlforget.delta import apply as write
 
-    _carry(write, weights, _load(delta), out, force=force, dry_run=dry_run, as_json=as_json)
+    _carry(write, weights, delta, out, in_place, force=force, dry_run=dry_run, as_json=as_json, backward=False)
 
 
 def revert(
     weights: Checkpoint,
     delta: Delta,
-    out: OutFolder,
+    out: OutFolderOrNone = None,
+    in_place: InPlace = False,
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write a new checkpoint with a delta taken back: from after to before."""
-    from rlforget.delta import apply as write
+    """Take a delta back from a checkpoint, from after to before: as a new checkpoint, or in place."""
+    from rlforget.delta import revert as write
 
-    _carry(write, weights, _load(delta).invert(), out, force=force, dry_run=dry_run, as_json=as_json)
-
-
-def _load(path: Path) -> LoadedDelta:
-    from rlforget.delta import Delta as File
-
-    return File.load(path)
+    _carry(write, weights, delta, out, in_place, force=force, dry_run=dry_run, as_json=as_json, backward=True)
 
 
 def _carry(
     write: Callable[..., None],
     weights: Path,
-    delta: LoadedDelta,
-    out: Path,
+    delta: Path,
+    out: Path | None,
+    in_place: bool,
     *,
     force: bool,
     dry_run: bool,
     as_json: bool,
+    backward: bool,
 ) -> None:
+    from rlforget.delta.file import DeltaFile
     from rlforget.delta.patching import check_fits
     from rlforget.weights.atomic import check_free, check_new_folder
 
-    (check_new_folder if weights.is_dir() else check_free)(out, force=force)
-    with output.step(f"patching {weights}"):
+    out_or_in_place(out, in_place)
+    if out is not None:
+        (check_new_folder if weights.is_dir() else check_free)(out, force=force)
+    file = DeltaFile(delta)
+    with output.bar(f"patching {weights}") as progress:
         if dry_run:
-            check_fits(weights, delta)
+            check_fits(weights, file, backward=backward)
         else:
-            write(weights, delta, out, force=force)
+            write(weights, file, out, in_place=in_place, force=force, progress=progress)
     if as_json:
-        output.json_object({"changed": delta.changed, "numel": delta.numel, "out": None if dry_run else out})
+        counts = {"changed": file.changed, "numel": file.numel, "whole": len(file.whole), "files": len(file.files)}
+        output.json_object({**counts, "out": None if dry_run else out, "in_place": in_place and not dry_run})
     else:
-        output.line(f"{delta.changed:,} of {delta.numel:,} coordinates changed")
-        output.written(out, dry_run=dry_run)
+        output.line(_summary(file))
+        output.written(weights if out is None else out, dry_run=dry_run)
 
 
-def _most_changed(delta: LoadedDelta, count: int) -> list[dict[str, Any]]:
-    ordered = sorted((t for t in delta.values() if t.changed), key=lambda t: t.changed, reverse=True)
+def _summary(file: DeltaFile) -> str:
+    parts = [f"{file.changed:,} of {file.numel:,} coordinates"]
+    parts += [f"{len(file.whole):,} whole tensors"] if file.whole else []
+    parts += [f"{len(file.files):,} files"] if file.files else []
+    return f"{', '.join(parts)} changed"
+
+
+def _weights(side: str, history: Path | None) -> Weights:
+    """Open a checkpoint; or a stage, where there is no such path, or a history is named."""
+    from rlforget.history import History
+    from rlforget.weights import open_weights
+
+    if history is not None:
+        return History.open(history).weights(side)
+    if not Path(side).exists() and (Path() / "history.json").is_file():
+        return History.open(Path()).weights(side)
+    return open_weights(side)
+
+
+def _renamed(pairs: list[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not (old and equals and new):
+            raise typer.BadParameter(f"{pair!r} is not OLD=NEW", param_hint="--rename")
+        found[old] = new
+    return found
+
+
+def _most_changed(stats: DeltaStats, count: int) -> list[dict[str, Any]]:
+    changed = [(name, change) for name, change in stats.tensors.items() if change.changed]
+    changed.sort(key=lambda item: item[1].changed, reverse=True)
     return [
-        {"name": t.name, "changed": t.changed, "numel": t.numel, "share": t.changed / t.numel} for t in ordered[:count]
+        {"name": name, "changed": c.changed, "numel": c.numel, "share": c.changed / c.numel}
+        for name, c in changed[:count]
     ]

@@ -119,7 +119,7 @@ class RunFolder:
         with new_folder(stage.path) as draft:
             (draft / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             if delta is not None:
-                delta.save(draft / stage.delta_path.name)
+                delta.save(draft / stage.delta_path.name, self_contained=True)
         return stage
 
     def _check_ours(self) -> None:
