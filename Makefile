@@ -10,7 +10,8 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nul
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format types pytest test-slow test-gpu bench bench-gpu performance aot tune miniature induction \
+.PHONY: demo test lint format types pytest test-slow test-gpu bench bench-deltas bench-deltas-large \
+	bench-gpu performance aot tune miniature induction \
 	results clean
 
 demo: .venv/.ready
@@ -43,6 +44,15 @@ test-gpu: .venv/.ready
 bench: export OMP_NUM_THREADS = $(THREADS)
 bench: .venv/.ready
 	$(BIN)/pytest benchmarks --ignore benchmarks/circuits -m "not gpu" $(BENCH)
+
+# Delta files: sizes, speeds and released tools, in about 6 minutes; then peak memory on 8 GB, which takes 40 GB of disk.
+# PEERS is the Python that has the tools (`pip install -e .[bench-deltas]`), if not this one.
+bench-deltas bench-deltas-large: export OMP_NUM_THREADS = $(THREADS)
+bench-deltas: .venv/.ready
+	$(BIN)/python -m benchmarks.delta_files --peer-python "$(PEERS)" --results benchmarks/results
+
+bench-deltas-large: .venv/.ready
+	$(BIN)/python -m benchmarks.delta_files --large --results benchmarks/results
 
 bench-gpu: .venv/.ready
 	PYTHONPATH=.:kernels $(BIN)/python -m pytest benchmarks -m gpu $(BENCH)

@@ -97,7 +97,7 @@ def write_pair(folder: Path, size: str, changed: float = 0.0114, seed: int = 0) 
         file, shards = f"model-{number:05d}.safetensors", ({}, {})  # type: tuple[dict[str, Tensor], dict[str, Tensor]]
         for name, dimensions in names:
             before = torch.empty(dimensions).normal_(0, DEVIATION, generator=generator).bfloat16()
-            shards[0][name], shards[1][name] = before, _moved(before, noise, generator)
+            shards[0][name], shards[1][name] = before, moved(before, noise, generator)
             weight_map[name], total = file, total + before.nbytes
         for side, shard in zip(sides, shards, strict=True):
             save_file(shard, side / file, metadata={"format": "pt"})
@@ -114,12 +114,12 @@ def amplitude(changed: float) -> float:
     low, high = 1e-9, 1e-1
     for _ in range(40):
         middle = (low * high) ** 0.5
-        share = (_moved(weights, middle, torch.Generator().manual_seed(1)) != weights).float().mean()
+        share = (moved(weights, middle, torch.Generator().manual_seed(1)) != weights).float().mean()
         low, high = (middle, high) if share < changed else (low, middle)
     return high
 
 
-def _moved(weights: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+def moved(weights: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     return (weights.float() + (2 * torch.rand(weights.shape, generator=generator) - 1) * noise).bfloat16()
 
 

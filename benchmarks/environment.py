@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "triton", "numba", "numpy", "mergekit")
+PACKAGES = ("torch", "triton", "numba", "numpy", "zstandard", "mergekit")
 
 
 def describe(device: torch.device) -> dict[str, Any]:

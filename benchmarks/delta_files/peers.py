@@ -1,37 +1,25 @@
-"""Released tools on a pair of checkpoints: how large, how fast, how much memory, and whether the bits come back.
+"""Ours and released tools, each as its own documentation has it used.
 
-Run by `sizes_and_speeds.py` in a process of its own, with the Python that has the tools (`bench-deltas` in setup.py):
-`python -m benchmarks.delta_files.peers weightscope BEFORE AFTER`, or `... weightscope --special` for the values that a
-tool loses. It prints one line of JSON, and exits with code 3 where the tool is missing.
+The tools are in the extra `bench-deltas`, and are imported only where they are used.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import importlib
 import importlib.metadata
-import io
-import json
 import os
 import shutil
 import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks.delta_files.special_values import CASES, write_case
-from benchmarks.memory import resident
+from benchmarks.delta_files.same_bits import tensors_of
 
-NO_PEER = 3
 THREADS = len(os.sched_getaffinity(0))
 
 
@@ -76,7 +64,7 @@ def _unpack_deltatensors(before: Path, patch: Path, out: Path) -> None:
     from deltatensors import load_delta_from_paths
 
     # It gives float32; a user casts that to the dtype of the checkpoint.
-    metas = {name: tensor.dtype for name, tensor in _tensors(before).items()}
+    metas = {name: tensor.dtype for name, tensor in tensors_of(before).items()}
     arrays = load_delta_from_paths(patch / "patch.wdelta", before)
     tensors = {name: torch.from_numpy(array).to(metas[name]) for name, array in arrays.items()}
     save_file(tensors, out / "model.safetensors")
@@ -126,7 +114,20 @@ def _unpack_zstd_patch(before: Path, patch: Path, out: Path) -> None:
         _zstd("--decompress", "--long=31", "--memory=2048MB", source, str(file), "-o", str(out / file.name))
 
 
+def _pack_rlforget(before: Path, after: Path, patch: Path) -> None:
+    from benchmarks.delta_files.ours import pack
+
+    pack(before, after, patch / "patch.delta.safetensors")
+
+
+def _unpack_rlforget(before: Path, patch: Path, out: Path) -> None:
+    from benchmarks.delta_files.ours import unpack
+
+    unpack(before, patch / "patch.delta.safetensors", out)
+
+
 PEERS = {
+    "rlforget": Peer("rlforget", _pack_rlforget, _unpack_rlforget),
     "zstd": Peer(None, _pack_zstd, _unpack_zstd),
     "zstd --patch-from": Peer(None, _pack_zstd_patch, _unpack_zstd_patch),
     "zipnn": Peer("zipnn", _pack_zipnn, _unpack_zipnn),
@@ -145,88 +146,3 @@ def version(peer: Peer) -> str | None:
         return importlib.metadata.version(peer.package)
     except (ImportError, importlib.metadata.PackageNotFoundError):
         return None
-
-
-def measure(peer: Peer, before: Path, after: Path) -> dict[str, Any]:
-    """Pack and unpack once, in a temporary folder beside `after`.
-
-    Returns:
-        `bytes` of the files, `seconds` of "pack" and "unpack", `peak_bytes` of this process and its children after
-        both, `same`: whether every bit came back.
-    """
-    with tempfile.TemporaryDirectory(dir=after.parent) as work:
-        patch, out = Path(work, "patch"), Path(work, "out")
-        patch.mkdir()
-        out.mkdir()
-        start = time.perf_counter()
-        peer.pack(before, after, patch)
-        packed = time.perf_counter()
-        peer.unpack(before, patch, out)
-        unpacked = time.perf_counter()
-        return {
-            "bytes": sum(file.stat().st_size for file in patch.iterdir()),
-            "seconds": {"pack": packed - start, "unpack": unpacked - packed},
-            "peak_bytes": peak_of_all(),
-            "same": same_bits(_tensors(out), _tensors(after)),
-        }
-
-
-def peak_of_all() -> int:
-    """Peak resident memory of this process, or of its largest child where that took more, in bytes."""
-    import resource
-
-    return max(resident("VmHWM"), 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-
-
-def special(peer: Peer) -> dict[str, str]:
-    """Tell, for each kind of value: "kept", "lost" (silently), or "refused" (an exception)."""
-    found = {}
-    for case in CASES:
-        with tempfile.TemporaryDirectory() as work:
-            before, after = write_case(Path(work), case)
-            try:
-                found[case] = "kept" if measure(peer, before, after)["same"] else "lost"
-            except Exception:  # whichever way a tool says no
-                found[case] = "refused"
-    return found
-
-
-def same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    """Whether names, dtypes, shapes and bits are equal."""
-    return found.keys() == expected.keys() and all(
-        (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
-        and torch.equal(_bytes(found[name]), _bytes(tensor))
-        for name, tensor in expected.items()
-    )
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
-
-
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
-    for file in _weights(folder):
-        with safe_open(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    return found
-
-
-def main() -> None:
-    """Print the measurement of one tool as one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("peer", choices=list(PEERS))
-    parser.add_argument("folders", type=Path, nargs="*", help="before and after")
-    parser.add_argument("--special", action="store_true", help="which values it loses, instead")
-    options = parser.parse_args()
-    peer = PEERS[options.peer]
-    found = version(peer)
-    if found is None:
-        sys.exit(NO_PEER)
-    with contextlib.redirect_stdout(io.StringIO()):  # some tools print
-        measured = special(peer) if options.special else measure(peer, *options.folders)
-    sys.stdout.write(json.dumps({"version": found, "measured": measured}) + "\n")
-
-
-if __name__ == "__main__":
-    main()

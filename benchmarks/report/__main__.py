@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not every:
         sys.stderr.write(f"report: expected results in {FOLDER}; found none. Make them with `make bench`.\n")
         return 1
-    options.out.write_text(page(every), encoding="utf-8")
+    options.out.write_text(page(every, newest(delta_files=True)), encoding="utf-8")
     draw(every, options.out.parent / PICTURE)
     return 0
 

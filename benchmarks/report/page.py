@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.report.bars import BARS, as_mebibytes, as_share, as_times
+from benchmarks.report.delta_files import sections as delta_files_sections
 from benchmarks.report.results import Record, Results
+from benchmarks.report.tables import environment_lines, table
 
 PICTURE = "images/performance.svg"
 PEERS = ("torch", "torch.compile")  # columns of every table; other peers follow where an operator has them
@@ -29,8 +32,8 @@ Ratios travel between machines; seconds and GB/s do not.
 """
 
 
-def page(every: Sequence[Results]) -> str:
-    """Write the page about results, one file a device."""
+def page(every: Sequence[Results], delta_files: Sequence[Path] = ()) -> str:
+    """Write the page about results, one file a device, and of those about delta files."""
     parts = [_HEAD]
     if not any(results.device == "cuda" for results in every):
         parts.append("No results from a GPU are committed yet: `make bench-gpu` makes them where there is one.\n")
@@ -42,7 +45,7 @@ def page(every: Sequence[Results]) -> str:
             parts.append(_diff(results.diff))
         if results.calls:
             parts.append(_calls(results.calls))
-    return "\n".join(parts)
+    return "\n".join([*parts, *delta_files_sections(delta_files)])
 
 
 def _bars(results: Results) -> str:
@@ -63,16 +66,8 @@ def _bars(results: Results) -> str:
 
 
 def _environment(results: Results) -> str:
-    found = results.environment
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
-    memory = f"{found['memory_bytes'] / 2**30:.0f} GiB"
-    lines = [f"{found['cpu']}, {found['cores']} cores, {memory}, {found['system']}; {found['threads']} threads."]
-    if "gpu" in found:
-        memory = f"{found['gpu_memory_bytes'] / 2**30:.0f} GiB"
-        lines.insert(0, f"{found['gpu']}, {memory}, capability {found['compute_capability']}, CUDA {found['cuda']}.")
-    lines += [f"{versions}. {found['date']}, `{results.source.as_posix()}`."]
-    lines += [f"Tensors of {found['elements'] / 1e6:.1f} million coordinates, where a case does not say otherwise.\n"]
-    return "\n".join(lines)
+    size = f"Tensors of {results.environment['elements'] / 1e6:.1f} million coordinates"
+    return f"{environment_lines(results.environment, results.source)}{size}, where a case does not say otherwise.\n"
 
 
 def _operators(results: Results) -> str:
@@ -147,9 +142,3 @@ def _calls(calls: dict[str, float]) -> str:
 the user's cache folder where the package cannot be written (`NUMBA_CACHE_DIR` and `TRITON_CACHE_DIR` say otherwise).
 
 {table(["", "seconds"], [[name, f"{taken:.1f}"] for name, taken in rows])}"""
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

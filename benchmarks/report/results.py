@@ -105,13 +105,14 @@ def read(path: Path) -> Results:
     return Results(path, raw["environment"], records, raw.get("diff"), raw.get("calls"))
 
 
-def newest(folder: Path = FOLDER) -> list[Path]:
-    """Return the newest file of each device and kind of machine, CPUs first."""
+def newest(folder: Path = FOLDER, *, delta_files: bool = False) -> list[Path]:
+    """Return the newest file of each device and kind of machine, CPUs first; of operators, or of delta files."""
     found: dict[tuple[str, str], tuple[str, Path]] = {}
     for path in sorted(folder.glob("*.json")):
-        environment = json.loads(path.read_text(encoding="utf-8")).get("environment")
-        if environment is None:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if "environment" not in raw or ("delta_files" in raw) != delta_files:
             continue
+        environment = raw["environment"]
         machine = (environment["device"], str(environment.get("gpu") or environment["cpu"]))
         dated = (environment["date"], path)
         found[machine] = max(found.get(machine, dated), dated)

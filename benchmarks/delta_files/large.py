@@ -1,0 +1,101 @@
+"""Peak memory of the command line on a pair of checkpoints of several GB, with tensors of 2 GB.
+
+`rlforget` runs in processes of its own; the kernel's high-water mark of their resident memory is what counts.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.checkpoint_pair import DEVIATION, amplitude, moved
+from rlforget.weights import TensorMeta
+from rlforget.weights.safetensors_file import header_text
+
+ROOT = Path(__file__).parents[2]
+SHAPE = (31_250, 32_000)  # 2 GB in bfloat16
+TENSORS_A_SHARD = 2
+_BLOCK = 25_000_000  # coordinates: what is drawn once and then rolled, so that writing takes no longer than the disk
+
+
+def write_pair(folder: Path, tensors: int, changed: float) -> None:
+    """Write `folder/before` and `folder/after`, of that many tensors of 2 GB."""
+    generator = torch.Generator().manual_seed(0)
+    before = torch.empty(_BLOCK).normal_(0, DEVIATION, generator=generator).bfloat16()
+    blocks = {"before": before, "after": moved(before, amplitude(changed), generator)}
+    names = [f"model.layers.{number}.weight" for number in range(tensors)]
+    shards = [names[first : first + TENSORS_A_SHARD] for first in range(0, tensors, TENSORS_A_SHARD)]
+    for side, block in blocks.items():
+        (folder / side).mkdir(parents=True)
+        (folder / side / "config.json").write_text("{}")
+        weight_map = {}
+        for number, shard in enumerate(shards):
+            file = f"model-{number:05d}.safetensors"
+            _write_shard(folder / side / file, shard, block, number)
+            weight_map |= dict.fromkeys(shard, file)
+        (folder / side / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def _write_shard(path: Path, names: list[str], block: Tensor, seed: int) -> None:
+    with open(path, "wb") as file:
+        text, order = header_text({name: TensorMeta(torch.bfloat16, SHAPE) for name in names}, {})
+        file.write(text)
+        for number in range(len(order)):
+            for part in _rolled(block, seed * len(names) + number):
+                file.write(part.view(torch.uint8).numpy().data)
+
+
+def _rolled(block: Tensor, seed: int) -> Iterator[Tensor]:
+    for part in range(SHAPE[0] * SHAPE[1] // _BLOCK):
+        yield block.roll(1009 * (40 * seed + part))
+
+
+def measure(folder: Path, tensors: int = 4, changed: float = 0.0113) -> dict[str, Any]:
+    """Write a pair into `folder`, diff it, apply and revert; return sizes, and seconds and peak bytes of each."""
+    write_pair(folder, tensors, changed)
+    os.sync()
+    before, after, delta = folder / "before", folder / "after", folder / "large.delta.safetensors"
+    found: dict[str, Any] = {}
+    for name, command in {
+        "diff": ["diff", before, after, "-o", delta],
+        "apply": ["apply", before, delta, "-o", folder / "applied"],
+        "revert": ["revert", after, delta, "-o", folder / "reverted"],
+    }.items():
+        found[name] = _run([str(part) for part in command])
+        for made, like in (("applied", after), ("reverted", before)):
+            if (folder / made).exists():
+                assert _same_files(folder / made, like)
+                subprocess.run(["rm", "-r", str(folder / made)], check=True)
+    size = sum(file.stat().st_size for file in before.glob("*.safetensors"))
+    return {"model_bytes": size, "tensor_bytes": 2 * SHAPE[0] * SHAPE[1], "delta_bytes": delta.stat().st_size} | {
+        "commands": found
+    }
+
+
+def _run(command: list[str]) -> dict[str, float]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.delta_files.peak", *command],
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return {"seconds": time.perf_counter() - start, "peak_bytes": int(done.stderr.splitlines()[-1])}
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    names = [file.name for file in other.iterdir()]
+    return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
