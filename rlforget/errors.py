@@ -38,6 +38,10 @@ class HistoryError(RlforgetError):
     """A history that is damaged, in use, or does not have what is asked of it: a stage, a name, a place for a change."""
 
 
+class NothingToCommitError(HistoryError):
+    """A commit of weights that are their parent's, bit for bit."""
+
+
 class CoordinateError(RlforgetError):
     """Coordinates that are out of range, out of order or not part of the delta."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path, PurePath
 
 from rlforget.errors import HistoryError, NotACheckpointError, OutputError
+from rlforget.history.files import checksum
 from rlforget.history.index import COPIED_BASE, DELTAS, Base, Index, is_history, read_index, write_index
 from rlforget.history.lock import locked
 from rlforget.weights import Weights, WeightsLike, open_weights, save_checkpoint
@@ -43,7 +44,7 @@ def begin(folder: Path, base: WeightsLike, *, copy: bool, wait: float) -> None:
         write_index(folder, replace(index, base=record))
 
 
-def base_weights(folder: Path, base: Base, moved_to: WeightsLike | None) -> Weights:
+def base_weights(folder: Path, base: Base, moved_to: str | PathLike[str] | None) -> CheckpointWeights:
     """Open the weights that a history begins with.
 
     Args:
@@ -53,15 +54,15 @@ def base_weights(folder: Path, base: Base, moved_to: WeightsLike | None) -> Weig
 
     Raises:
         HistoryError: They are not where they should be.
-        NotACheckpointError: `moved_to` is a path without a readable checkpoint.
+        NotACheckpointError: `moved_to` holds no readable checkpoint.
     """
     if moved_to is not None:
-        return open_weights(moved_to)
+        return CheckpointWeights(Path(moved_to))
     place = Path(os.path.realpath(folder)) / base.path
     if base.copied and place.is_symlink():
         raise HistoryError(str(place), expected="the history's own copy", found="a link", fix="Copy its target here.")
     try:
-        return open_weights(place)
+        return CheckpointWeights(Path(os.path.normpath(place)))
     except NotACheckpointError as fault:
         raise HistoryError(
             str(folder),
@@ -71,13 +72,9 @@ def base_weights(folder: Path, base: Base, moved_to: WeightsLike | None) -> Weig
         ) from fault
 
 
-def file_checksums(files: Mapping[str, Path]) -> dict[str, str]:
+def file_checksums(files: Mapping[str, Path] | None) -> dict[str, str]:
     """Return the SHA-256 of each file, by name."""
-    found = {}
-    for name, path in files.items():
-        with open(path, "rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {name: checksum(path) for name, path in (files or {}).items()}
 
 
 def _current(folder: Path, fingerprint: str) -> Index | None:

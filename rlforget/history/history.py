@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from rlforget.history import beginning, graph, names
+from rlforget.delta.compare import diff
+from rlforget.delta.composed import ComposedWeights
+from rlforget.delta.delta import Delta
+from rlforget.history import beginning, committing, garbage, graph, names, tracing, verification
+from rlforget.history import checkout as writing
+from rlforget.history.blame import Blame, BlameSummary, Moment
+from rlforget.history.committing import Committed, Details
+from rlforget.history.garbage import Removed
 from rlforget.history.index import Base, Index, read_index
 from rlforget.history.references import label, resolve
 from rlforget.history.stage import Stage, lineage
-
-if TYPE_CHECKING:
-    from rlforget.weights import WeightsLike
+from rlforget.history.store import Store
+from rlforget.history.verification import Verification
+from rlforget.weights import WeightsLike
+from rlforget.weights.ahead import Progress
 
 WAIT = 60.0
 """Seconds that a writer waits for another one, unless it is told otherwise."""
@@ -31,9 +40,9 @@ class History:
     Use `History.init` or `History.open`.
     """
 
-    def __init__(self, folder: Path, base: WeightsLike | None) -> None:
+    def __init__(self, folder: Path, base: str | PathLike[str] | None) -> None:
         self.folder = folder
-        self._moved_base = base
+        self._store = Store(folder, base)
 
     @classmethod
     def init(cls, folder: str | PathLike[str], base: WeightsLike, *, copy: bool = False, wait: float = WAIT) -> History:
@@ -58,12 +67,12 @@ class History:
         return cls(Path(folder), None)
 
     @classmethod
-    def open(cls, folder: str | PathLike[str], *, base: WeightsLike | None = None) -> History:
+    def open(cls, folder: str | PathLike[str], *, base: str | PathLike[str] | None = None) -> History:
         """Open a history that is there.
 
         Args:
             folder: Its folder.
-            base: The base, where it is elsewhere than the history says.
+            base: The checkpoint it begins with, where that is elsewhere than the history says.
 
         Raises:
             HistoryError: It is no history, or its index is damaged, forged or of another version.
@@ -128,6 +137,164 @@ class History:
         known: dict[str | None, Stage | Base | None] = {None: None, "base": index.base}
         known.update(index.by_id)
         return [(text, known[node]) for text, node in graph.draw([*nodes, ("base", None)])]
+
+    def commit(
+        self,
+        weights: Committed,
+        *,
+        name: str | None = None,
+        domain: str | None = None,
+        message: str = "",
+        parent: Reference = "HEAD",
+        config: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        rename: Mapping[str, str] | None = None,
+        allow_empty: bool = False,
+        wait: float = WAIT,
+        progress: Progress | None = None,
+    ) -> Stage:
+        """Add a stage: what changed between its parent and `weights`, whatever that is.
+
+        Both are read once, range by range. The stage is there as a whole when this returns, and not at all before.
+
+        Args:
+            weights: A checkpoint, a module or {name: tensor}; or a delta that begins with the parent, in memory or as
+                the path of a `*.delta.safetensors` file.
+            name: Its name: letters, digits, `.`, `_` and `-`. None: the domain's, made unique by a number.
+            domain: The skill that was trained.
+            message: What was done; its first line is shown in the log.
+            parent: The stage it came from; by default the one committed last.
+            config: The training configuration, a JSON object.
+            metrics: What was measured, a JSON object.
+            rename: {name in the parent: name in `weights`}, for tensors that are not called the same.
+            allow_empty: Add a stage also where nothing changed.
+            wait: Seconds to wait for a process that is writing to the history.
+            progress: Told how many coordinates were read.
+
+        Raises:
+            NothingToCommitError: Nothing changed.
+            HistoryError: The name is taken, the parent is not there, the base or a delta was changed since it was
+                committed, or the history is in use.
+            WrongBaseError: A delta that does not begin with the parent.
+            LayoutError: The weights have no tensor in common with the parent's.
+            NotACheckpointError: A path that holds no readable checkpoint.
+            OutputError: The history cannot be written.
+        """
+        details = Details(name, domain, message, parent, config or {}, metrics or {}, rename or {}, allow_empty)
+        return committing.commit(self._store, weights, details, wait=wait, progress=progress)
+
+    def weights(self, reference: Reference = "HEAD") -> ComposedWeights:
+        """Return the weights of a stage, composed of the base and the deltas on the way as they are read.
+
+        Raises:
+            HistoryError: It names no stage; or the base or a delta is missing or damaged.
+            DeltaFileError: A delta is damaged.
+        """
+        index = self._index()
+        return self._store.weights(index, resolve(index, reference))
+
+    def delta(self, before: Reference, after: Reference = "HEAD") -> Delta:
+        """Return what changed between any two stages, in memory.
+
+        Raises:
+            HistoryError: One names no stage; or the base or a delta is missing or damaged.
+            DeltaFileError: A delta is damaged.
+        """
+        index = self._index()
+        ends = [self._store.weights(index, resolve(index, reference)) for reference in (before, after)]
+        return diff(*ends)
+
+    def checkout(
+        self,
+        reference: Reference,
+        out: str | PathLike[str],
+        *,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write a stage as a checkpoint in the shape of the base, in one pass over the base and the deltas.
+
+        Nothing appears at `out` unless every tensor has the fingerprint that was committed.
+
+        Args:
+            reference: The stage.
+            out: The folder to create, or the file where the base is a file.
+            force: Replace a checkpoint that is there.
+            progress: Told how many coordinates were written.
+
+        Raises:
+            HistoryError: It names no stage; or the base or a delta is missing or damaged.
+            WrongBaseError: The base is not the one that the history began with.
+            DeltaFileError: A delta is damaged.
+            OutputError: `out` exists, or cannot be written.
+        """
+        index = self._index()
+        stage = resolve(index, reference)
+        writing.checkout(self._store, index, stage, Path(out), force=force, progress=progress)
+
+    def blame(self, tensor: str, reference: Reference = "HEAD") -> Blame:
+        """Find for each coordinate of a tensor which stage last changed it, how often it was changed, and how often
+        that brought back bits from an earlier stage.
+
+        Args:
+            tensor: Its name at the stage.
+            reference: The stage; those it came from are blamed.
+
+        Raises:
+            UnknownNameError: The stage has no such tensor.
+            HistoryError: It names no stage; or the base or a delta is missing or damaged.
+        """
+        return tracing.blame(*self._line(reference), tensor)
+
+    def blame_summary(self, reference: Reference = "HEAD", *, progress: Progress | None = None) -> BlameSummary:
+        """Count for every tensor how many coordinates each stage last changed, in bounded memory; see `blame`."""
+        return tracing.summarise(*self._line(reference), progress)
+
+    def biography(self, tensor: str, at: Sequence[int], reference: Reference = "HEAD") -> list[Moment]:
+        """Return the value of one coordinate in the base and at each stage up to one.
+
+        Args:
+            tensor: Its name at the stage.
+            at: Its index along each axis.
+            reference: The stage.
+
+        Raises:
+            CoordinateError: It is outside of the tensor.
+            UnknownNameError: The stage has no such tensor.
+            HistoryError: It names no stage; or the base or a delta is missing or damaged.
+        """
+        return tracing.biography(*self._line(reference), tensor, at)
+
+    def verify(self, *, progress: Progress | None = None) -> Verification:
+        """Read everything again: the base, every delta's frames and checksums, every stage's weights as composed.
+
+        Returns:
+            What is wrong, if anything is; nothing is raised for it.
+
+        Raises:
+            HistoryError: The index itself is damaged.
+        """
+        return verification.verify(self._store, self._index(), progress)
+
+    def gc(self, *, drop: Sequence[str | Stage] = (), dry_run: bool = False, wait: float = WAIT) -> Removed:
+        """Remove what no stage needs: what a killed process left, and stages that are dropped by name.
+
+        Args:
+            drop: Stages to remove, each with all that came from it. None of them may have a tag.
+            dry_run: Only say what would be removed.
+            wait: Seconds to wait for a process that is writing to the history.
+
+        Raises:
+            HistoryError: One names no stage, or has a tag; or the history is in use.
+            OutputError: Something cannot be removed.
+        """
+        return garbage.collect(self.folder, drop, dry_run=dry_run, wait=wait)
+
+    def _line(self, reference: Reference) -> tuple[ComposedWeights, tuple[Stage, ...]]:
+        """Return a stage's weights, and the stages on the way to it, the oldest first."""
+        index = self._index()
+        stage = resolve(index, reference)
+        return self._store.weights(index, stage), tuple(reversed(list(lineage(index.by_id, stage))))
 
     def tag(self, name: str, reference: str | Stage = "HEAD", *, force: bool = False, wait: float = WAIT) -> Stage:
         """Give a stage a further name.

@@ -71,7 +71,7 @@ def only_keys(record: Mapping[str, Any], what: str, keys: set[str] | frozenset[s
     Raises:
         Malformed: It has not.
     """
-    if record.keys() != keys:
+    if set(record) != keys:
         raise Malformed(f"{what} with other keys than {', '.join(sorted(keys))}")
 
 

@@ -69,6 +69,9 @@ class Stage:
         """The first line of the message; the name where there is none."""
         return next(iter(self.message.splitlines()), "") or self.name
 
+    def __repr__(self) -> str:
+        return f"Stage({self.name!r}, {self.short}, parent {'base' if self.parent is None else self.parent[:SHORT]})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values, as it stands in the index."""
         return {"id": self.id, **self._content()}
