@@ -61,7 +61,7 @@ def diff(
 def changed_files(before: Weights, after: Weights) -> list[FileDelta]:
     """Return what changed among the files that are no weights; nothing where one side is not a checkpoint folder."""
     old, new = before.files(), after.files()
-    if not old or not new:
+    if old is None or new is None:
         return []
     changed = []
     for name in sorted(old.keys() | new.keys()):

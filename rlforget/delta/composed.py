@@ -132,15 +132,16 @@ class ComposedWeights(Weights):
         """Return the names of the files that are no weights and that a layer changes."""
         return {name for layer in self._layers for name in layer.files()}
 
-    def files(self) -> Mapping[str, Path | bytes]:
-        """Return the files that are no weights, after the last layer; none where the base is a single file.
+    def files(self) -> Mapping[str, Path | bytes] | None:
+        """Return the files that are no weights, after the last layer; None where the base is no folder.
 
         Raises:
             WrongBaseError: One is not as a delta expects it.
         """
-        found: dict[str, Path | bytes] = dict(self.base.files())
-        if isinstance(self.base, CheckpointWeights) and self.base.path.is_file():
-            return {}
+        base = self.base.files()
+        if base is None:
+            return None
+        found = dict(base)
         for layer in self._layers:
             for name, (before, after) in layer.files().items():
                 held = found.pop(name, None)
@@ -198,7 +199,7 @@ class ComposedWeights(Weights):
         assert isinstance(self.base, CheckpointWeights)  # the one kind of weights that has a shape on disk
         placed = [Placed(name, name, track.base) for name, track in self._tracks.items()]
         check = self.check(all_tensors=all_tensors)
-        save_like(path, self.base, self, placed, self.files(), check=check, force=force, progress=progress)
+        save_like(path, self.base, self, placed, self.files() or {}, check=check, force=force, progress=progress)
 
     def _fault(self, name: str) -> RlforgetError:
         return WrongBaseError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from rlforget.delta.sides import WholeMetas, after_side, before_side
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta
 from rlforget.errors import UnknownNameError
@@ -116,17 +117,16 @@ class Delta(Mapping[str, TensorDelta]):
     @property
     def layout_before(self) -> Layout:
         """Names, dtypes and shapes of all tensors before."""
-        kept = {name: TensorMeta(t.dtype, t.shape) for name, t in self.items()}
-        gone = {name: t.meta_before for name, t in self.whole.items() if t.meta_before is not None}
-        return Layout("the delta's before side", kept | gone, _aliases_among(kept | gone, self.aliases))
+        return before_side(*self._metas(), self.aliases)
 
     @property
     def layout_after(self) -> Layout:
         """Names, dtypes and shapes of all tensors after, as they are called then."""
-        kept = {self.name_after(name): TensorMeta(t.dtype, t.shape) for name, t in self.items()}
-        come = {self.name_after(name): t.meta_after for name, t in self.whole.items() if t.meta_after is not None}
-        aliases = {alias: self.name_after(name) for alias, name in self.aliases.items()}
-        return Layout("the delta's after side", kept | come, _aliases_among(kept | come, aliases))
+        return after_side(*self._metas(), self.aliases, self.renamed)
+
+    def _metas(self) -> tuple[dict[str, TensorMeta], WholeMetas]:
+        kept = {name: TensorMeta(tensor.dtype, tensor.shape) for name, tensor in self.items()}
+        return kept, {name: (tensor.meta_before, tensor.meta_after) for name, tensor in self.whole.items()}
 
     @property
     def fingerprint_before(self) -> str:
@@ -229,10 +229,6 @@ class Delta(Mapping[str, TensorDelta]):
         from rlforget.delta.file import load
 
         return load(path, base)
-
-
-def _aliases_among(names: Mapping[str, TensorMeta], aliases: Mapping[str, str]) -> dict[str, str]:
-    return {alias: name for alias, name in aliases.items() if name in names and alias not in names}
 
 
 def _digest(layout: Layout, lanes: Mapping[str, Fingerprint | None]) -> str:

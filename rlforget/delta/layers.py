@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlforget.delta.delta import Delta
+from rlforget.delta.sides import after_side, before_side
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.errors import WrongBaseError
 from rlforget.weights import Layout
@@ -126,12 +127,15 @@ class FileLayer(Layer):
     def __init__(self, file: DeltaFile, *, backward: bool = False) -> None:
         self._file, self._backward = file, backward
         self.description = str(file.path)
-        sides = (file.layout_before, file.layout_after)
+        kept = {name: entry.meta for name, entry in file.tensors.items()}
+        whole = {name: (entry.before, entry.after) for name, entry in file.whole.items()}
+        sides = before_side(kept, whole, file.aliases), after_side(kept, whole, file.aliases, file.renamed)
         self.before, self.after = sides[::-1] if backward else sides
         self._first = {new: old for old, new in file.renamed.items()} if backward else {}
         self.renamed = self._first if backward else file.renamed
-        if backward:
-            file.check_leads_back()
+        gone = [name for name, entry in file.whole.items() if entry.before is not None]
+        if backward and gone and not file.self_contained:
+            raise file.needs_base(f"the bits of {gone[0]!r} before")
 
     def _own(self, name: str) -> str:
         """Return what the file calls a tensor: the name before, where it runs forward."""
@@ -159,12 +163,13 @@ class FileLayer(Layer):
 
     def whole_bits(self, name: str, start: int, stop: int) -> Tensor:
         """Return bits of the tensor at the end."""
-        return self._file.whole_bits(self._own(name), start, stop, before=self._backward)
+        return self._file.whole_bits(self._own(name), "before" if self._backward else "after", start, stop)
 
     def files(self) -> Mapping[str, tuple[bytes | None, bytes | None]]:
         """Return the changed files."""
-        found = {name: self._file.file_bytes(name) for name in self._file.files}
-        return {name: pair[::-1] for name, pair in found.items()} if self._backward else found
+        first, last = ("after", "before") if self._backward else ("before", "after")
+        read = self._file.file_bytes
+        return {name: (read(name, first), read(name, last)) for name in self._file.files}
 
     @property
     def checks_bits(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.errors import LayoutError
-from rlforget.weights import Pair, Weights, match, merged_aliases
+from rlforget.weights import Layout, Pair, Weights, match, merged_aliases
 from rlforget.weights.ahead import Progress, map_ahead
 from rlforget.weights.source import CHUNK
 from rlforget_kernels.common.bits import index_dtype
@@ -108,6 +108,12 @@ class Comparison:
         self.aliases = {alias: name for alias, name in aliases.items() if alias not in new_names}
         for side, names in ((before, found.missing), (after, found.extra)):
             self.aliases |= {alias: name for alias, name in side.aliases.items() if name in names}
+
+    @property
+    def layout(self) -> Layout:
+        """The tensors that keep shape and dtype, by the names that a delta calls them, and all aliases."""
+        metas = {pair.name: self.before.meta(pair.before) for pair in self.pairs}
+        return Layout(self.before.description, metas, self.aliases)
 
     def pieces(self, progress: Progress | None = None, *, only: Container[str] | None = None) -> Iterator[Piece]:
         """Read both sides once, in bounded memory; yield what changed, in order, ranges without changes included.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 
-from rlforget.delta.compare import changed_files, diff
+from rlforget.delta.compare import changed_files
+from rlforget.delta.file import Side, new_delta_file
 from rlforget.delta.scan import Comparison
 from rlforget.delta.stats import DeltaStats, Tally
-from rlforget.weights import WeightsLike, open_weights
+from rlforget.weights import Weights, WeightsLike, open_weights
 from rlforget.weights.ahead import Progress
 
 
@@ -71,6 +73,20 @@ def write_diff(
         NotACheckpointError: A path that holds no readable checkpoint.
         OutputError: The file exists, or cannot be written.
     """
-    delta = diff(before, after, rename=rename, metadata=metadata)
-    delta.save(path, self_contained=self_contained, force=force)
-    return delta.stats()
+    found = Comparison(open_weights(before), open_weights(after), rename)
+    files = changed_files(found.before, found.after)
+    tally = Tally(found, files)
+    options = {"renamed": found.renamed, "metadata": metadata, "self_contained": self_contained, "force": force}
+    with new_delta_file(path, found.layout, **options) as writer:
+        for piece in found.pieces(progress):
+            writer.add(piece)
+            tally.add(piece)
+        for pair in found.whole:
+            writer.whole(pair.name, _side(found.before, pair.before), _side(found.after, pair.after))
+        for file in files:
+            writer.file(file)
+    return tally.stats()
+
+
+def _side(weights: Weights, name: str | None) -> Side | None:
+    return None if name is None else Side(weights.meta(name), partial(weights.bits, name))

@@ -83,10 +83,10 @@ class CheckpointWeights(Weights):
             _read_fully(self._descriptor(shard), out.numpy().view("uint8").data, place, shard)
         return out
 
-    def files(self) -> Mapping[str, Path]:
-        """Return the folder's top-level files that hold no weights, by name; a single file has none beside it."""
+    def files(self) -> Mapping[str, Path] | None:
+        """Return the folder's top-level files that hold no weights, by name; None of a single file."""
         if not self.path.is_dir():
-            return {}
+            return None
         found = sorted(self.path.iterdir())
         return {file.name: file for file in found if is_companion(file.name) and file.is_file()}
 

@@ -91,7 +91,7 @@ def save_checkpoint(
             fix="Tie them, or save like a checkpoint that holds both.",
         )
     placed = [Placed(name, name_in_source[name], name) for name in pattern.names()]
-    save_like(Path(path), pattern, source, placed, pattern.files(), force=force)
+    save_like(Path(path), pattern, source, placed, pattern.files() or {}, force=force)
 
 
 def save_like(

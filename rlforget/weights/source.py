@@ -50,13 +50,13 @@ class Weights(Layout, ABC):
             NotACheckpointError: The file ends before its header says.
         """
 
-    def files(self) -> Mapping[str, Path | bytes]:
+    def files(self) -> Mapping[str, Path | bytes] | None:
         """Return the files that belong to the weights without being weights, e.g. config and tokenizer, by name.
 
         Returns:
-            Each file's path, or its bytes where it is on no disk.
+            Each file's path, or its bytes where it is on no disk. None: these weights are no folder.
         """
-        return {}
+        return None
 
 
 CHUNK = 1 << 22

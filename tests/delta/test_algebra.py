@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -76,7 +77,7 @@ def test_the_inverse_is_the_difference_the_other_way(two: list[Tensors]) -> None
 
 @given(stages(4))
 def test_a_chain_composed_while_it_is_read_is_its_end(four: list[Tensors]) -> None:
-    deltas = [diff(a, b) for a, b in zip(four, four[1:], strict=False)]
+    deltas = [diff(a, b) for a, b in itertools.pairwise(four)]
     assert equal(composed(four[0], *deltas), four[-1])
     assert equal(composed(four[-1], *(delta.invert() for delta in reversed(deltas))), four[0])
 
