@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlforget import circuits, delta, domains, errors, interference, recovery, training, weights
-    from rlforget.delta import Delta, DeltaStats, Overlap, TensorDelta, apply, diff, overlap, revert
+    from rlforget.delta import Delta, DeltaFile, DeltaStats, Overlap, TensorDelta, apply, diff, overlap, revert
     from rlforget.errors import RlforgetError
     from rlforget.interference import (
         Conflict,
@@ -38,6 +38,7 @@ _HOME = {
     "ConflictSubspace": "interference",
     "Coordinates": "interference",
     "Delta": "delta",
+    "DeltaFile": "delta",
     "DeltaStats": "delta",
     "Fisher": "interference",
     "Overlap": "delta",
@@ -63,6 +64,7 @@ __all__ = [
     "ConflictSubspace",
     "Coordinates",
     "Delta",
+    "DeltaFile",
     "DeltaStats",
     "Fisher",
     "Overlap",

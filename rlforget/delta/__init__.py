@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from rlforget.delta.compare import diff
 from rlforget.delta.delta import Delta
+from rlforget.delta.file import DeltaFile
 from rlforget.delta.overlaps import Overlap, SetOverlap, overlap
 from rlforget.delta.patching import apply, revert
 from rlforget.delta.stats import Change, DeltaStats
+from rlforget.delta.streaming import measure_diff, write_diff
 from rlforget.delta.tensor_delta import TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta
 
 __all__ = [
     "Change",
     "Delta",
+    "DeltaFile",
     "DeltaStats",
     "FileDelta",
     "Overlap",
@@ -21,6 +24,8 @@ __all__ = [
     "WholeDelta",
     "apply",
     "diff",
+    "measure_diff",
     "overlap",
     "revert",
+    "write_diff",
 ]

@@ -15,6 +15,7 @@ from rlforget.errors import LayoutError, RlforgetError, WrongBaseError
 from rlforget.weights import Layout, TensorMeta, Weights, pair_up
 from rlforget.weights.ahead import Progress
 from rlforget.weights.checkpoint import CheckpointWeights
+from rlforget.weights.digest import lanes_of
 from rlforget.weights.saving import Check, Placed, checked_parts, save_like
 from rlforget_kernels.common.bits import bits_dtype
 
@@ -202,11 +203,14 @@ class ComposedWeights(Weights):
         save_like(path, self.base, self, placed, self.files() or {}, check=check, force=force, progress=progress)
 
     def _fault(self, name: str) -> RlforgetError:
+        track = self._tracks[name]
+        first = track.steps[0]
+        done = first.number == BASE and lanes_of(self.base, first.name) == track.lanes
         return WrongBaseError(
             f"{self.base.description}, tensor {name!r}",
-            expected="the weights that the delta was made from",
-            found="others, by the fingerprint of what they become",
-            fix="Take the weights that the delta was made from; it may have been applied already.",
+            expected="the bits that the delta starts from",
+            found="those that it leads to" if done else "others, by the fingerprint of what they become",
+            fix="It holds the new bits already." if done else "Take the weights that the delta was made from.",
         )
 
 

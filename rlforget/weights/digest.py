@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from rlforget.weights.layout import TensorMeta
-from rlforget.weights.source import Weights
+from rlforget.weights.source import CHUNK, Weights
 from rlforget_kernels.fingerprint import fingerprint
 
 _LENGTH = 32  # hexadecimal digits: 128 bits, as many as a fingerprint has
@@ -32,5 +34,14 @@ def digest(tensors: Mapping[str, tuple[TensorMeta, Sequence[int]]]) -> str:
 
 
 def weights_digest(weights: Weights) -> str:
-    """Read all of `weights` and return their digest."""
-    return digest({name: (weights.meta(name), fingerprint(weights.tensor(name)).tolist()) for name in weights.names()})
+    """Read all of `weights`, in bounded memory, and return their digest."""
+    return digest({name: (weights.meta(name), lanes_of(weights, name)) for name in weights.names()})
+
+
+def lanes_of(weights: Weights, name: str) -> tuple[int, int]:
+    """Read a tensor range by range and return its fingerprint."""
+    numel, lanes = weights.meta(name).numel, torch.zeros(2, dtype=torch.int64)
+    for start in range(0, numel, CHUNK):
+        lanes += fingerprint(weights.bits(name, start, min(start + CHUNK, numel)), start)
+    first, second = lanes.tolist()
+    return first, second

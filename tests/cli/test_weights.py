@@ -21,7 +21,7 @@ def test_diff_shows_and_saves_every_change(checkpoints: Checkpoints, tmp_path: P
     assert f"{changed:,} of " in shown.out
     assert f"wrote {out}" in shown.out
     assert max(map(len, shown.out.splitlines())) <= 100
-    saved = rf.Delta.load(out)
+    saved = rf.Delta.load(out, base=checkpoints.tuned)
     assert saved.changed == changed
     most = max(saved.values(), key=lambda tensor: tensor.changed)
     row = next(line for line in shown.out.splitlines() if line.startswith(most.name))
@@ -79,7 +79,7 @@ def test_a_delta_for_other_weights_is_refused(
     with unchanged(tmp_path):
         out = tmp_path / "out"
         assert "already" in run("apply", checkpoints.tuned, checkpoints.delta, "-o", out, *flags).fault
-        assert "old bits" in run("revert", checkpoints.base, checkpoints.delta, "-o", out, *flags).fault
+        assert "holds the new bits already" in run("revert", checkpoints.base, checkpoints.delta, "-o", out, *flags).fault
         assert "model.embed_tokens.weight" in run("apply", other, checkpoints.delta, "-o", out, *flags).fault
 
 
@@ -97,7 +97,7 @@ def test_nothing_is_overwritten_without_force(checkpoints: Checkpoints, tmp_path
             assert "exist" in run(*command).fault
             assert "exist" in run(*command, "--dry-run").fault
     assert run(*commands[0], "--force").code == 0
-    assert rf.Delta.load(file).changed == differing(checkpoints.base, checkpoints.tuned)
+    assert rf.DeltaFile(file).changed == differing(checkpoints.base, checkpoints.tuned)
     assert run(*commands[1], "--force").code == 0
     assert differing(folder, checkpoints.tuned) == 0
 
