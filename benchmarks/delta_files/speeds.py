@@ -15,7 +15,7 @@ import torch
 import zstandard
 
 from benchmarks.delta_files.floor import floor
-from benchmarks.delta_files.ours import InMemory, pack, unpack
+from benchmarks.delta_files.ours import Live, decode, pack, unpack
 from benchmarks.delta_files.read_ceiling import read_all
 from benchmarks.delta_files.same_bits import same_bits, tensors_of
 
@@ -34,12 +34,14 @@ def measure(pair: Path, fast: Path, rounds: int) -> dict[str, Any]:
     """
     before, after, path = pair / "before", pair / "after", fast / "pair.delta.safetensors"
     pack(before, after, path)  # compiles, or reads the compiled code from disk
-    in_memory = InMemory(before, path)
+    live = Live(before, path)
     steps: dict[str, Callable[[], object]] = {
         "read both": lambda: read_all([before, after], torch.get_num_threads()),
         "diff to file": lambda: pack(before, after, path),
         "read before": lambda: read_all([before], torch.get_num_threads()),
-        "apply in memory": in_memory,
+        "decode": lambda: decode(before, path),
+        "decode backward": lambda: decode(after, path, backward=True),
+        "apply live": live,
         "copy to tmpfs": lambda: _copy(before, fast / "copied"),
         "apply to tmpfs": lambda: unpack(before, path, fast / "applied"),
         "copy to disk": lambda: _copy(before, pair / "copied"),
@@ -50,7 +52,7 @@ def measure(pair: Path, fast: Path, rounds: int) -> dict[str, Any]:
         for name, step in steps.items():
             gc.collect()
             seconds[name].append(_timed(step))
-    assert in_memory.holds(after)
+    assert live.holds(before, after)
     assert all(same_bits(tensors_of(place / "applied"), tensors_of(after)) for place in (fast, pair))
     found = {
         "model_bytes": sum(file.stat().st_size for file in before.glob("*.safetensors")),

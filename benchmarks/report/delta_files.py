@@ -15,7 +15,9 @@ _STEPS = {
     "read both": "*read both checkpoints from the page cache: the ceiling of a diff*",
     "diff to file": "diff to file, encoding included",
     "read before": "*read one checkpoint from the page cache: the ceiling of applying*",
-    "apply in memory": "decode and apply, into memory",
+    "decode": "decode, apply and check, in memory",
+    "decode backward": "the same from after to before",
+    "apply live": "apply to live weights, or revert, in place",
     "copy to tmpfs": "*copy a checkpoint on a filesystem in memory*",
     "apply to tmpfs": "decode and apply, to a new folder on a filesystem in memory",
     "copy to disk": "*copy a checkpoint on the disk and sync it*",
@@ -55,7 +57,7 @@ def _bars(found: dict[str, Any]) -> str:
             rows.append([changed, "size, of the entropy floor", _bar("≤", floor, MARK["floor"], _ratio)])
         zstd = sizes["delta"] / sizes["zstd of after"]
         rows.append([changed, "size, of the zstd of the checkpoint after", _bar("≤", zstd, MARK["zstd"], _ratio)])
-        for step in ("diff to file", "apply in memory"):
+        for step in ("diff to file", "decode", "decode backward", "apply to tmpfs"):
             rows.append([changed, _STEPS[step], _bar("≥", _speed(pair, step), MARK["speed"], _gigabytes_a_core)])
     for name, command in found.get("large", {}).get("commands", {}).items():
         size = f"{found['large']['model_bytes'] / 1e9:.0f} GB"

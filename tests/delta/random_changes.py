@@ -35,12 +35,14 @@ class Side:
 
 @dataclass
 class Change:
-    """A checkpoint before and after, and {name before: name after} of what was renamed."""
+    """A checkpoint before and after, {name before: name after} of what was renamed, and whether a tensor's old bits are
+    nowhere to be found after: it was dropped, resized or retyped.
+    """
 
     before: Side = field(default_factory=Side)
     after: Side = field(default_factory=Side)
     renamed: dict[str, str] = field(default_factory=dict)
-    keeps_shapes: bool = True
+    loses: bool = False
 
 
 @st.composite
@@ -69,7 +71,7 @@ def _add_tensor(draw: st.DrawFn, change: Change, name: str, kind: str, rng: rand
         after = random_tensor(dtype, (*shape, rng.randrange(3)), rng)
     if kind == "retyped":
         after = random_tensor(rng.choice([other for other in DTYPES if other != dtype]), shape, rng)
-    change.keeps_shapes &= kind in ("kept", "renamed")
+    change.loses |= kind in ("removed", "resized", "retyped")
     if kind != "added":
         change.before.tensors[name] = before
     if kind == "renamed":
