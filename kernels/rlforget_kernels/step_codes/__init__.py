@@ -139,7 +139,7 @@ def choose(numbers: Numbers) -> Coding:
     if not numbers.size:
         return Coding(BYTES, 0)
     stride = max(1, numbers.size // SAMPLE)
-    return Coding(*_cpu().cheapest(np.ascontiguousarray(numbers[::stride][:SAMPLE])))
+    return Coding(*_cpu().cheapest(np.ascontiguousarray(numbers[::stride][:SAMPLE]), numbers.size))
 
 
 def _cpu() -> Any:

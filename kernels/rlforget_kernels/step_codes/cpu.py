@@ -12,6 +12,9 @@ from rlforget_kernels.step_codes import BYTES, MAX_SHIFT, NIBBLES, PLANES, Bytes
 _ONE, _8 = np.uint64(1), np.uint64(8)
 _BYTE = np.uint64(255)
 _NIBBLE = np.uint64(15)
+_BLOCK = 1 << 17  # symbols of an entropy coder's block, which has a description of its code
+_DESCRIBED = 12.0  # bits that the description of one symbol's code takes, and that its length is off
+_MISSED = 0.72  # bits by which a sample's entropy is too small for each symbol: 1 / (2 ln 2), after Miller and Madow
 
 
 def steps_between(before: Numbers, after: Numbers, *, floating: bool) -> Numbers:
@@ -96,9 +99,10 @@ def unpack(payload: Bytes, start: int, count: int, coding: Coding, dtype: Any) -
     return numbers, at
 
 
-def cheapest(sample: Numbers) -> tuple[int, int]:
-    """Return mode and shift of the coding that costs least for a sample, at least one number."""
-    best, mode, shift = _cheapest(sample, np.int64(8 * sample.itemsize), np.int64(MAX_SHIFT))
+def cheapest(sample: Numbers, count: int) -> tuple[int, int]:
+    """Return mode and shift of the coding that costs least for `count` numbers, by a sample of at least one."""
+    share = sample.size / min(count, _BLOCK)
+    best, mode, shift = _cheapest(sample, np.int64(8 * sample.itemsize), np.int64(MAX_SHIFT), share)
     return (int(mode), int(shift)) if best >= 0 else (PLANES, 0)
 
 
@@ -295,10 +299,11 @@ def _unpack_planes(planes, numbers):
 
 
 @jit
-def _symbol_bits(histogram, symbols, together):
+def _symbol_bits(histogram, symbols, together, share):
     """About how many bits a code of whole bits takes for `symbols` symbols, `together` of them at a time.
 
-    Their entropy, and what the likeliest one wastes: none takes less than a bit. And some bits to describe the code.
+    Their entropy; what a whole number of bits wastes on the likeliest; what repetitions cost that are found by chance,
+    which they are where a code is short; and the symbols' share of the bits that describe the code.
     """
     if symbols == 0:
         return 0.0
@@ -311,11 +316,14 @@ def _symbol_bits(histogram, symbols, together):
     if distinct == 1:
         return 8.0  # a run
     likeliest = (largest / symbols) ** together
-    return max(entropy + symbols * likeliest / together, symbols / together)
+    codes = symbols / together
+    wasted = 0.5 * likeliest**2 + 0.4 * max(0.0, 3.7 - entropy / codes) + (0.06 if together == 1 else 0.0)
+    described = distinct**together * _DESCRIBED * share
+    return max(entropy + _MISSED * distinct + codes * wasted, codes) + described
 
 
 @jit
-def _cheapest(sample, width, max_shift):
+def _cheapest(sample, width, max_shift, share):
     """Return the cost of the cheapest coding, its mode and its shift."""
     size = np.float64(sample.size)
     highest = np.uint64(0)
@@ -328,7 +336,7 @@ def _cheapest(sample, width, max_shift):
         bytes_ = np.zeros(256, np.int64)
         for number in sample:
             bytes_[(np.uint64(number) >> np.uint64(8 * plane)) & _BYTE] += 1
-        best += _symbol_bits(bytes_, sample.size, 1)
+        best += _symbol_bits(bytes_, sample.size, 1, share)
     shift = np.int64(0)
     while shift <= max_shift and shift < width and (shift == 0 or (highest >> np.uint64(shift)) > 0):
         nibbles, bytes_, in_bytes = np.zeros(16, np.int64), np.zeros(256, np.int64), np.zeros(256, np.int64)
@@ -344,10 +352,11 @@ def _cheapest(sample, width, max_shift):
                 marked += 1
                 marked_twice += int(rest >= _BYTE)
         low = np.float64(shift) * size
-        cost = low + _symbol_bits(bytes_, sample.size, 1) + beyond * width
+        cost = low + _symbol_bits(bytes_, sample.size, 1, share) + beyond * width
         if cost < best:
             best, mode, chosen = cost, np.int64(1), shift
-        cost = low + _symbol_bits(nibbles, sample.size, 2) + _symbol_bits(in_bytes, marked, 1) + marked_twice * width
+        cost = low + _symbol_bits(nibbles, sample.size, 2, share) + _symbol_bits(in_bytes, marked, 1, share)
+        cost += marked_twice * width
         if cost < best:
             best, mode, chosen = cost, np.int64(0), shift
         shift += 1

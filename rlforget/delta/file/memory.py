@@ -1,0 +1,217 @@
+"""Whole deltas in memory, to a file and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from torch import Tensor
+
+from rlforget.delta.delta import Delta
+from rlforget.delta.file.reader import DeltaFile
+from rlforget.delta.file.reader import Side as SideName
+from rlforget.delta.file.table import Entry, WholeEntry
+from rlforget.delta.file.writer import Side, new_delta_file
+from rlforget.delta.scan import PIECE, Piece, added
+from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
+from rlforget.delta.whole import FileDelta, WholeDelta
+from rlforget.errors import DeltaFileError, LayoutError, WrongBaseError
+from rlforget.weights import Layout, TensorMeta, Weights, WeightsLike, open_weights
+from rlforget_kernels.common.bits import bits_dtype, index_dtype
+from rlforget_kernels.fingerprint import fingerprint, fingerprint_after_patch, foreach_fingerprint
+
+_ROOM = 512 << 20  # bytes that a file may unpack to, however small it is
+_MOST_EXPANSION = 1000  # times its own size; a real delta shrinks by 20 at most, but for constants
+
+
+def save(delta: Delta, path: str | PathLike[str], *, self_contained: bool = False, force: bool = False) -> None:
+    """Write a delta to `path`, whole or not at all; see `Delta.save`."""
+    layout = Layout("the delta", {name: TensorMeta(t.dtype, t.shape) for name, t in delta.items()}, delta.aliases)
+    options = {"self_contained": self_contained, "force": force}
+    with new_delta_file(path, layout, renamed=delta.renamed, metadata=delta.metadata, **options) as writer:
+        for tensor in delta.values():
+            for piece in pieces_of(tensor):
+                writer.add(piece)
+        for whole in delta.whole.values():
+            writer.whole(whole.name, *(None if side is None else Side.of(side) for side in (whole.before, whole.after)))
+        for file in delta.files.values():
+            writer.file(file)
+
+
+def pieces_of(tensor: TensorDelta) -> Iterator[Piece]:
+    """Cut what changed in a tensor into pieces. The fingerprints of the whole tensor go with the first one."""
+    starts = range(0, tensor.numel, PIECE)
+    edges = torch.searchsorted(tensor.indices.long(), torch.tensor([*starts, tensor.numel])).tolist()
+    lanes = tensor.fingerprint_before, tensor.fingerprint_after
+    for number, start in enumerate(starts):
+        inside = slice(edges[number], edges[number + 1])
+        found = (tensor.indices[inside], tensor.before_bits[inside], tensor.after_bits[inside])
+        stop = min(start + PIECE, tensor.numel)
+        yield Piece(tensor.name, tensor.dtype, start, stop, *found, None, *(lanes if number == 0 else ((0, 0), (0, 0))))
+
+
+def load(path: str | PathLike[str], base: WeightsLike | None = None) -> Delta:
+    """Read a delta; see `Delta.load`."""
+    return read(DeltaFile(path), None if base is None else open_weights(base))
+
+
+def read(file: DeltaFile, base: Weights | None) -> Delta:
+    """Read all of a delta file into memory, and check all of it.
+
+    Args:
+        file: The file, opened.
+        base: The weights at either end of the delta. Not needed, and not read, if the file is self-contained.
+
+    Raises:
+        DeltaFileError: A frame is damaged or forged; the file unpacks to far more than it is; or `base` is needed.
+        WrongBaseError: A tensor of `base` is at neither end.
+        LayoutError: `base` has other tensors.
+    """
+    _check_expansion(file)
+    if base is None and not file.self_contained and (file.changed or _gone(file)):
+        raise file.needs_base("a file that holds the bits from before, or base=")
+    source = None if file.self_contained else base
+    return Delta(
+        [_tensor(file, entry, source) for entry in file.tensors.values()],
+        whole=[_whole(file, entry, source) for entry in file.whole.values()],
+        files=[FileDelta(name, file.file_bytes(name, "before"), file.file_bytes(name, "after")) for name in file.files],
+        renamed=file.renamed,
+        aliases=file.aliases,
+        metadata=file.metadata,
+    )
+
+
+def _gone(file: DeltaFile) -> bool:
+    return any(entry.before is not None for entry in file.whole.values())
+
+
+def _check_expansion(file: DeltaFile) -> None:
+    """Refuse a file that unpacks to so much that it must have been made to do so."""
+    size = sum(entry.changed * (8 + 2 * entry.dtype.itemsize) for entry in file.tensors.values())
+    for entry in file.whole.values():
+        size += sum(meta.numel * meta.dtype.itemsize for meta in (entry.before, entry.after) if meta is not None)
+    size += sum((entry.before or 0) + (entry.after or 0) for entry in file.files.values())
+    most = max(_ROOM, _MOST_EXPANSION * file.size)
+    if size > most:
+        raise DeltaFileError(
+            str(file.path),
+            expected=f"a file that unpacks to {most} bytes at most, for its size",
+            found=f"one that unpacks to {size}",
+            fix="If it is sound, read it range by range with rlforget.delta.file.DeltaFile.",
+        )
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where a tensor of the base stands: its name there, and whether it is the one after."""
+
+    name: str
+    backward: bool
+
+
+def _end(file: DeltaFile, entry: Entry, base: Weights) -> _End:
+    """Tell by its fingerprint at which end a tensor of the base is."""
+    names = [name for name in dict.fromkeys([entry.name, file.name_after(entry.name)]) if name in base]
+    fitting = [name for name in names if base.meta(name) == entry.meta]
+    if not fitting:
+        raise LayoutError(
+            f"{base.description}, tensor {entry.name!r}",
+            expected=str(entry.meta),
+            found=str(base.meta(names[0])) if names else "no such tensor",
+            fix="Give the weights at one of the ends of the delta.",
+        )
+    for name in fitting:
+        lanes = _lanes_of(base, name)
+        if lanes in (entry.fingerprint_before, entry.fingerprint_after):
+            return _End(name, backward=lanes != entry.fingerprint_before)
+    raise _wrong_base(file, base, entry.name)
+
+
+def _lanes_of(base: Weights, name: str) -> Fingerprint:
+    lanes, numel = (0, 0), base.meta(name).numel
+    for start in range(0, numel, PIECE):
+        bits = base.bits(name, start, min(start + PIECE, numel))
+        first, second = foreach_fingerprint([bits], [start])[0].tolist()
+        lanes = added(lanes, (first, second))
+    return lanes
+
+
+def _wrong_base(file: DeltaFile, base: Weights, name: str) -> WrongBaseError:
+    return WrongBaseError(
+        f"{base.description}, tensor {name!r}",
+        expected=f"the bits at either end of {file.path}",
+        found="other bits, by their fingerprint",
+        fix="Give the weights that the delta was made from, or those it leads to.",
+    )
+
+
+def _tensor(file: DeltaFile, entry: Entry, base: Weights | None) -> TensorDelta:
+    bits = bits_dtype(entry.dtype)
+    found = [(torch.empty(0, dtype=index_dtype(entry.meta.numel)), *(torch.empty(0, dtype=bits) for _ in range(2)))]
+    if entry.changed:
+        end = None if base is None else _end(file, entry, base)
+        for start in range(0, entry.meta.numel, PIECE):
+            stop = min(start + PIECE, entry.meta.numel)
+            found.append(_changes(file, entry, start, stop, base, end))
+    indices, before, after = (torch.cat(column) for column in zip(*found, strict=True))
+    lanes = fingerprint_after_patch(torch.tensor(entry.fingerprint_before), indices, before, after).tolist()
+    if indices.numel() != entry.changed or tuple(lanes) != entry.fingerprint_after:
+        raise DeltaFileError(
+            f"{file.path}, tensor {entry.name!r}",
+            expected=f"{entry.changed} changes that fit its fingerprints",
+            found=f"{indices.numel()} that do not" if indices.numel() != entry.changed else "others",
+            fix="Fetch the file again, or make the delta again.",
+        )
+    return TensorDelta(
+        entry.name,
+        entry.dtype,
+        entry.shape,
+        indices,
+        before,
+        after,
+        entry.fingerprint_before,
+        entry.fingerprint_after,
+    )
+
+
+def _changes(
+    file: DeltaFile, entry: Entry, start: int, stop: int, base: Weights | None, end: _End | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    patch = file.patch(entry.name, start, stop)
+    if base is not None and end is not None:
+        return patch.changes(base.bits(end.name, start, stop), backward=end.backward)
+    indices, before = patch.indices, patch.before_bits
+    near = (indices - start).long()
+    held = torch.zeros(stop - start, dtype=before.dtype)
+    held[near] = before
+    patch.forward_(held)
+    return indices, before, held[near]
+
+
+def _whole(file: DeltaFile, entry: WholeEntry, base: Weights | None) -> WholeDelta:
+    before, after = None, None
+    if entry.after is not None:
+        after = _checked(file, entry, "after", entry.after, file.whole_bits(entry.name, "after"))
+    if entry.before is not None and base is None:
+        before = _checked(file, entry, "before", entry.before, file.whole_bits(entry.name, "before"))
+    elif entry.before is not None and base is not None:
+        if entry.name not in base or base.meta(entry.name) != entry.before:
+            raise file.needs_base(f"{entry.name!r} of the weights before, {entry.before}, in {base.description}")
+        if _lanes_of(base, entry.name) != entry.fingerprint_before:
+            raise _wrong_base(file, base, entry.name)
+        before = base.bits(entry.name).clone().view(entry.before.dtype).view(entry.before.shape)
+    return WholeDelta(entry.name, before, after, entry.fingerprint_before, entry.fingerprint_after)
+
+
+def _checked(file: DeltaFile, entry: WholeEntry, side: SideName, meta: TensorMeta, bits: Tensor) -> Tensor:
+    expected = entry.fingerprint_before if side == "before" else entry.fingerprint_after
+    if tuple(fingerprint(bits).tolist()) != expected:
+        raise DeltaFileError(
+            f"{file.path}, tensor {entry.name!r}",
+            expected=f"bits {side} that fit their fingerprint",
+            found="others",
+            fix="Fetch the file again, or make the delta again.",
+        )
+    return bits.view(meta.dtype).view(meta.shape)

@@ -1,0 +1,288 @@
+"""Writing a delta file: frames are encoded on threads and written as they come; the table and the header go last."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlforget.delta.file.container import RESERVED, checksum, header
+from rlforget.delta.file.frames import Bits, Changes, Encoding, encode, encode_bits
+from rlforget.delta.file.table import Entry, FileEntry, Frame, Table, TableError, WholeEntry
+from rlforget.delta.file.table_bytes import MOST_FRAMES, pack_table
+from rlforget.delta.scan import PIECE, Piece, added
+from rlforget.delta.tensor_delta import Fingerprint
+from rlforget.delta.whole import FileDelta
+from rlforget.errors import DeltaFileError
+from rlforget.weights import Layout, TensorMeta
+from rlforget.weights.atomic import new_file
+from rlforget_kernels.common.bits import as_bits
+from rlforget_kernels.fingerprint import foreach_fingerprint
+
+_HELD = 1 << 20  # bytes of a file that waits in memory for a header of just its size
+_ZERO: Fingerprint = (0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a tensor that travels whole.
+
+    Attributes:
+        meta: Its dtype and shape.
+        bits: Returns the bits of coordinates [start, stop): 1-D integers of the dtype's width, on the CPU.
+    """
+
+    meta: TensorMeta
+    bits: Callable[[int, int], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Side:
+        """Return the side that a tensor is."""
+        flat = as_bits(tensor).cpu()
+        return cls(TensorMeta(tensor.dtype, tuple(tensor.shape)), lambda start, stop: flat[start:stop])
+
+
+@contextmanager
+def new_delta_file(
+    path: str | PathLike[str],
+    layout: Layout,
+    *,
+    renamed: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    self_contained: bool = False,
+    force: bool = False,
+) -> Iterator[DeltaWriter]:
+    """Yield a writer; the file takes its place at `path`, whole, when the block ends without an exception.
+
+    Args:
+        path: The file, by custom `NAME.delta.safetensors`.
+        layout: The tensors that keep shape and dtype, in the order in which their pieces will come, and all aliases.
+        renamed: {name before: name after}, for tensors that are not called the same.
+        metadata: Strings that travel with the delta.
+        self_contained: Let the bits from before travel too.
+        force: Replace a file that is there.
+
+    Raises:
+        OutputError: `path` exists and `force` is not given, or it cannot be written.
+        DeltaFileError: What was written does not make a delta file, e.g. the name of a file has a folder in it.
+    """
+    with new_file(Path(path), force=force) as file, ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        writer = DeltaWriter(file, pool, str(path), layout, self_contained)
+        try:
+            yield writer
+            writer.finish(dict(renamed or {}), dict(metadata or {}))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+class DeltaWriter:
+    """Takes what changed, in order: the pieces of all tensors, then tensors that travel whole, then files.
+
+    Made by `new_delta_file`. Memory is bounded by a few frames.
+    """
+
+    def __init__(
+        self, file: BinaryIO, pool: ThreadPoolExecutor, path: str, layout: Layout, self_contained: bool
+    ) -> None:
+        self._file, self._pool, self._path, self._self_contained = file, pool, path, self_contained
+        self._layout = layout
+        self._pieces_due = iter([(name, meta) for name in layout.names() if (meta := layout.meta(name)).numel])
+        self._due: tuple[str, int, int] | None = None  # the tensor whose pieces come, where, and its length
+        self._tensors = {name: _Sum() for name in layout.names()}
+        self._whole: dict[str, WholeEntry] = {}
+        self._files: dict[str, FileEntry] = {}
+        self._frames: list[Frame] = []
+        self._waiting: deque[tuple[int, int, int, Future[tuple[Encoding, bytes]]]] = deque()
+        self._most_waiting = 2 * torch.get_num_threads()
+        self._run = _Run()
+        self._place = 0  # on the line
+        self._length = 0  # bytes of frames written
+        self._held: list[bytes] | None = []  # frames for whose header nothing is reserved yet
+        self._next_due()
+
+    def add(self, piece: Piece) -> None:
+        """Add the changes within a range of a tensor: its ranges in order, the tensors in that of the layout.
+
+        Raises:
+            ValueError: The piece is not the one that is due.
+        """
+        if self._due is None or (piece.name, piece.start) != self._due[:2] or not piece.start < piece.stop:
+            raise ValueError(f"expected the piece {self._due}; found {piece.name!r}, [{piece.start}, {piece.stop})")
+        name, _, numel = self._due
+        if piece.stop > numel or piece.stop - piece.start > PIECE or piece.dtype != self._layout.meta(name).dtype:
+            raise ValueError(f"expected a piece within {self._layout.meta(name)}; found {piece.dtype}, to {piece.stop}")
+        self._tensors[name].add(piece)
+        self._into_run(piece.dtype, piece.stop - piece.start, piece=piece)
+        self._due = (name, piece.stop, numel)
+        if piece.stop == numel:
+            self._next_due()
+
+    def whole(self, name: str, before: Side | None, after: Side | None) -> None:
+        """Add a tensor that is on one side alone, resized or retyped. Its sides are read in ranges."""
+        if self._due is not None or self._files:
+            raise ValueError(f"expected all pieces before {name!r}, and files after it")
+        old, new = (None if side is None else side.meta for side in (before, after))
+        lanes_before = None if before is None else self._add_side(before, travels=self._self_contained)
+        lanes_after = None if after is None else self._add_side(after, travels=True)
+        self._whole[name] = WholeEntry(name, old, new, lanes_before, lanes_after)
+
+    def file(self, file: FileDelta) -> None:
+        """Add a file that is no weights and changed."""
+        if self._due is not None:
+            raise ValueError(f"expected all pieces before the file {file.name!r}")
+        for content in (file.before, file.after):
+            bits = np.frombuffer(content or b"", np.uint8)
+            for start in range(0, bits.size, PIECE):
+                some = bits[start : start + PIECE]
+                self._into_run(torch.uint8, some.size, bits=some)
+        sizes = [None if content is None else len(content) for content in (file.before, file.after)]
+        self._files[file.name] = FileEntry(file.name, *sizes)
+
+    def finish(self, renamed: dict[str, str], metadata: dict[str, str]) -> None:
+        """Write what is left, the table and the header."""
+        if self._due is not None:
+            raise ValueError(f"expected the piece {self._due}; found the end")
+        self._end_run()
+        while self._waiting:
+            self._write_frame()
+        tensors = {
+            name: Entry(name, self._layout.meta(name), found.changed, found.before, found.after)
+            for name, found in self._tensors.items()
+        }
+        aliases = dict(self._layout.aliases)
+        table = Table(tensors, self._whole, self._files, aliases, renamed, metadata, self._self_contained, self._frames)
+        try:
+            table.check(self._length)
+        except TableError as error:
+            fix = "Mend what is to be saved."
+            raise DeltaFileError(self._path, expected="a sound delta", found=str(error), fix=fix) from error
+        self._write_table(pack_table(table))
+
+    def _write_table(self, data: bytes) -> None:
+        if self._held is not None:
+            self._file.write(b"".join([header(self._length, data), *self._held, data]))
+            return
+        self._file.write(data)
+        self._file.seek(0)
+        self._file.write(header(self._length, data, RESERVED))
+
+    def _next_due(self) -> None:
+        following = next(self._pieces_due, None)
+        self._due = None if following is None else (following[0], 0, following[1].numel)
+
+    def _add_side(self, side: Side, *, travels: bool) -> Fingerprint:
+        lanes = _ZERO
+        for start in range(0, side.meta.numel, PIECE):
+            stop = min(start + PIECE, side.meta.numel)
+            bits = side.bits(start, stop)
+            first, second = foreach_fingerprint([bits], [start])[0].tolist()
+            lanes = added(lanes, (first, second))
+            if travels:
+                self._into_run(side.meta.dtype, stop - start, bits=_unsigned(bits))
+        return lanes
+
+    def _into_run(self, dtype: torch.dtype, size: int, *, piece: Piece | None = None, bits: Bits | None = None) -> None:
+        """Let a stretch of the line share a frame with those right before it, if it may."""
+        form = (dtype.itemsize, dtype.is_floating_point, piece is not None)
+        if self._run.size and (self._run.form != form or self._run.size + size > PIECE):
+            self._end_run()
+        run = self._run
+        run.form = form
+        if piece is not None:
+            run.pieces.append((run.size, piece))
+        if bits is not None:
+            run.bits.append(bits)
+        run.size += size
+
+    def _end_run(self) -> None:
+        run, self._run = self._run, _Run()
+        start, self._place = self._place, self._place + run.size
+        changed = sum(piece.indices.numel() for _, piece in run.pieces)
+        if not run.size or (run.pieces and not changed):
+            return
+        if len(self._frames) + len(self._waiting) >= MOST_FRAMES:
+            raise ValueError(f"expected at most {MOST_FRAMES} frames")
+        encoded = self._pool.submit(run.encoded, self._self_contained)
+        self._waiting.append((start, run.size, changed, encoded))
+        while len(self._waiting) > self._most_waiting:
+            self._write_frame()
+
+    def _write_frame(self) -> None:
+        start, size, changed, future = self._waiting.popleft()
+        encoding, data = future.result()
+        number = checksum(data)
+        signed = number - 2**64 if number >= 2**63 else number
+        self._frames.append(Frame(start, size, changed, encoding, len(data), signed, self._length))
+        self._length += len(data)
+        if self._held is None:
+            self._file.write(data)
+            return
+        self._held.append(data)
+        if self._length > _HELD:
+            self._file.seek(RESERVED)
+            self._file.write(b"".join(self._held))
+            self._held = None
+
+
+@dataclasses.dataclass
+class _Sum:
+    """What the pieces of a tensor add up to."""
+
+    changed: int = 0
+    before: Fingerprint = _ZERO
+    after: Fingerprint = _ZERO
+
+    def add(self, piece: Piece) -> None:
+        self.changed += piece.indices.numel()
+        self.before = added(self.before, piece.fingerprint_before)
+        self.after = added(self.after, piece.fingerprint_after)
+
+
+@dataclasses.dataclass
+class _Run:
+    """Stretches of the line that will share a frame: pieces of tensors, each with its place in the run, or bits."""
+
+    form: tuple[int, bool, bool] = (0, False, False)
+    size: int = 0
+    pieces: list[tuple[int, Piece]] = dataclasses.field(default_factory=list)
+    bits: list[Bits] = dataclasses.field(default_factory=list)
+
+    def encoded(self, self_contained: bool) -> tuple[Encoding, bytes]:
+        if not self.pieces:
+            return encode_bits(_joined(self.bits))
+        positions = [(piece.indices.numpy() + (place - piece.start)).astype(np.uint32) for place, piece in self.pieces]
+        before, after = (
+            _joined([_unsigned(bits) for bits in side])
+            for side in ([p.before_bits for _, p in self.pieces], [p.after_bits for _, p in self.pieces])
+        )
+        if (before == after).any():
+            raise ValueError("expected coordinates that changed; found one with the same bits on both sides")
+        all_after = [_unsigned(piece.after) for _, piece in self.pieces if piece.after is not None]
+        changes = Changes(
+            coordinates=self.size,
+            floating=self.form[1],
+            positions=_joined(positions),
+            before=before,
+            after=after,
+            all_after=all_after if len(all_after) == len(self.pieces) else None,
+        )
+        return encode(changes, self_contained=self_contained)
+
+
+def _joined(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _unsigned(bits: Tensor) -> Bits:
+    found: Bits = bits.numpy().view(f"u{bits.element_size()}")
+    return found
