@@ -14,9 +14,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlforget import circuits, delta, domains, errors, interference, recovery, training, weights
-    from rlforget.delta import Delta, DeltaFile, DeltaStats, Overlap, TensorDelta, apply, diff, overlap, revert
+    from rlforget import circuits, delta, domains, errors, history, interference, recovery, training, weights
+    from rlforget.delta import (
+        Delta,
+        DeltaFile,
+        DeltaStats,
+        Overlap,
+        TensorDelta,
+        apply,
+        diff,
+        overlap,
+        revert,
+        write_diff,
+    )
     from rlforget.errors import RlforgetError
+    from rlforget.history import History, Stage
     from rlforget.interference import (
         Conflict,
         ConflictSubspace,
@@ -28,10 +40,11 @@ if TYPE_CHECKING:
     )
     from rlforget.recovery import Rollback, rollback
     from rlforget.weights import Weights, open_weights, save_checkpoint
+    from rlforget.weights.in_place import undo
 
 __version__ = "0.1.0"
 
-_MODULES = ("circuits", "delta", "domains", "errors", "interference", "recovery", "training", "weights")
+_MODULES = ("circuits", "delta", "domains", "errors", "history", "interference", "recovery", "training", "weights")
 
 _HOME = {
     "Conflict": "interference",
@@ -41,9 +54,11 @@ _HOME = {
     "DeltaFile": "delta",
     "DeltaStats": "delta",
     "Fisher": "interference",
+    "History": "history",
     "Overlap": "delta",
     "RlforgetError": "errors",
     "Rollback": "recovery",
+    "Stage": "history",
     "TensorDelta": "delta",
     "Weights": "weights",
     "apply": "delta",
@@ -56,6 +71,8 @@ _HOME = {
     "revert": "delta",
     "rollback": "recovery",
     "save_checkpoint": "weights",
+    "undo": "weights.in_place",
+    "write_diff": "delta",
 }
 """{public name: the module of this package that it comes from}."""
 
@@ -67,9 +84,11 @@ __all__ = [
     "DeltaFile",
     "DeltaStats",
     "Fisher",
+    "History",
     "Overlap",
     "RlforgetError",
     "Rollback",
+    "Stage",
     "TensorDelta",
     "Weights",
     "__version__",
@@ -82,6 +101,7 @@ __all__ = [
     "domains",
     "errors",
     "fisher",
+    "history",
     "interference",
     "open_weights",
     "overlap",
@@ -90,7 +110,9 @@ __all__ = [
     "rollback",
     "save_checkpoint",
     "training",
+    "undo",
     "weights",
+    "write_diff",
 ]
 
 

@@ -14,7 +14,6 @@ from rlforget.cli.options import Delta, DryRun, Force, InPlace, Json, OutFolderO
 if TYPE_CHECKING:
     from rlforget.delta import DeltaStats
     from rlforget.delta.file import DeltaFile
-    from rlforget.weights import Weights
 
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint folder or .safetensors file.")]
 Side = Annotated[str, typer.Argument(help="A checkpoint folder or .safetensors file; or a stage of a history.")]
@@ -45,12 +44,13 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Show which coordinates changed between two checkpoints or stages, bit for bit."""
+    from rlforget.cli.history import weights_of
     from rlforget.delta.streaming import measure_diff, write_diff
     from rlforget.weights.atomic import check_free
 
     if out is not None:
         check_free(out, force=force)
-    sides = _weights(before, history), _weights(after, history)
+    sides = weights_of(before, history), weights_of(after, history)
     renamed = _renamed(rename or [])
     with output.bar(f"comparing {before} with {after}") as progress:
         if out is None or dry_run:
@@ -143,18 +143,6 @@ def _summary(file: DeltaFile) -> str:
     parts += [f"{len(file.whole):,} whole tensors"] if file.whole else []
     parts += [f"{len(file.files):,} files"] if file.files else []
     return f"{', '.join(parts)} changed"
-
-
-def _weights(side: str, history: Path | None) -> Weights:
-    """Open a checkpoint; or a stage, where there is no such path, or a history is named."""
-    from rlforget.history import History
-    from rlforget.weights import open_weights
-
-    if history is not None:
-        return History.open(history).weights(side)
-    if not Path(side).exists() and (Path() / "history.json").is_file():
-        return History.open(Path()).weights(side)
-    return open_weights(side)
 
 
 def _renamed(pairs: list[str]) -> dict[str, str]:
