@@ -132,13 +132,15 @@ def _held(path: Path) -> Iterator[None]:
     if not path.is_dir():
         yield
         return
-    descriptor = try_lock(path)
-    if descriptor is None:
-        raise busy(path)
+    descriptor = None
     try:
+        descriptor = try_lock(path)
+        if descriptor is None:
+            raise busy(path)
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def busy(path: Path) -> BusyError:

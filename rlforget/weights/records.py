@@ -88,13 +88,15 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         BusyError: One of them does.
     """
-    descriptor = try_lock(folder)
-    if descriptor is None:
-        raise busy(folder)
+    descriptor = None
     try:
+        descriptor = try_lock(folder)
+        if descriptor is None:
+            raise busy(folder)
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _renamed(record: Path, suffix: str) -> Path:

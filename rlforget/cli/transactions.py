@@ -1,0 +1,106 @@
+"""`undo`, `verify`: take an in-place write back, and see whether a checkpoint or a history is sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlforget.cli import output
+from rlforget.cli.options import DryRun, Json
+
+if TYPE_CHECKING:
+    from rlforget.weights.in_place import UndoRecord
+
+NOT_SOUND = 1
+NOTHING_TO_DO = 3
+
+
+def undo(
+    weights: Annotated[Path, typer.Argument(help="A checkpoint that was written with --in-place.", metavar="DIR")],
+    show: Annotated[bool, typer.Option("--list", help="List what can be undone, the last first.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Take the last in-place write of a checkpoint back, bit for bit; again, the one before it."""
+    from rlforget.weights.checkpoint import CheckpointWeights
+    from rlforget.weights.in_place import undo as take_back
+    from rlforget.weights.in_place import undo_log
+
+    CheckpointWeights(weights)  # puts right what was cut short, and holds that there is a checkpoint
+    log = undo_log(weights)
+    if show:
+        _show_log(weights, log, as_json=as_json)
+        return
+    if not log:
+        output.note(f"nothing to do: no in-place write of {weights} is left to undo")
+        raise typer.Exit(NOTHING_TO_DO)
+    with output.step(f"undoing {_named(log[0])}"):
+        record = log[0] if dry_run else take_back(weights)
+    left = len(log) - (0 if dry_run else 1)
+    if as_json:
+        output.json_object({**record.to_dict(), "left": left, "dry_run": dry_run})
+        return
+    done = "would be" if dry_run else "are"
+    output.line(f"{record.changed:,} coordinates {done} what they were before {_named(record)}")
+    if left and not dry_run:
+        output.line(f"{left} more can be undone")
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a history.", metavar="DIR")] = Path(),
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take back what a crash cut short, and clear away what it left.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check that a checkpoint is whole, or that all of a history is; exits with 1 where it is not."""
+    if (path / "history.json").is_file():
+        _verify_history(path, repair=repair, as_json=as_json)
+        return
+    from rlforget.weights.soundness import verify as check
+
+    with output.step(f"reading {path}"):
+        report = check(path, repair=repair)
+    if as_json:
+        output.json_object(report.to_dict())
+    else:
+        for problem in report.problems:
+            output.line(f"{problem.kind}: {problem.path}: {problem.found}{' (repaired)' if problem.repaired else ''}")
+        more = f", {report.undoable} in-place writes can be undone" if report.undoable else ""
+        state = "sound" if report.sound else "not sound"
+        output.line(f"{path}: {report.tensors:,} tensors in {report.files} files{more}: {state}")
+        if any(not problem.repaired and problem.kind != "unreadable" for problem in report.problems) and not repair:
+            output.note(f"`rlforget verify {path} --repair` puts this right")
+    if not report.sound:
+        raise typer.Exit(NOT_SOUND)
+
+
+def _show_log(weights: Path, log: list[UndoRecord], *, as_json: bool) -> None:
+    if as_json:
+        output.json_object({"weights": weights, "records": [record.to_dict() for record in log]})
+        return
+    rows = [(str(one.number), one.created, f"{one.changed:,}", one.note or "-") for one in log]
+    output.table(("write", "when", "coordinates", "what"), rows)
+
+
+def _named(record: UndoRecord) -> str:
+    return f"the write of {record.created}" + (f" ({record.note})" if record.note else "")
+
+
+def _verify_history(folder: Path, *, repair: bool, as_json: bool) -> None:
+    from rlforget.history import History
+
+    with output.step(f"reading {folder}"):
+        report = History.open(folder).verify()
+    if as_json:
+        output.json_object(report.to_dict())
+    else:
+        for name, fault in report.faults.items():
+            output.line(f"{name}: {fault}")
+        output.line(f"{folder}: {len(report.checked)} states: {'sound' if report.sound else 'not sound'}")
+        if repair and not report.sound:
+            output.note("a history is not repaired: copy the files at fault from another copy of it")
+    if not report.sound:
+        raise typer.Exit(NOT_SOUND)
