@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 from typer.core import TyperGroup
 
-from rlforget.cli import circuits, demo, doctor, output, recovery, training, weights
+from rlforget.cli import circuits, demo, doctor, history, output, recovery, training, weights
 from rlforget.errors import RlforgetError, missing_extra
 
 INPUT_AT_FAULT = 1
@@ -25,6 +25,16 @@ TASKS: dict[str, Examples] = {
         weights.diff: "rlforget diff base/ tuned/ -o math.delta.safetensors",
         weights.apply: "rlforget apply base/ math.delta.safetensors -o tuned/",
         weights.revert: "rlforget revert tuned/ math.delta.safetensors -o base/",
+    },
+    "Keep every stage": {
+        history.init: "rlforget init base/ -H history",
+        history.commit: "rlforget commit tuned/ -H history --domain math -m 'GRPO on math'",
+        history.log: "rlforget log --graph -H history",
+        history.show: "rlforget show math -H history",
+        history.checkout: "rlforget checkout math~1 -H history -o before/",
+        history.blame: "rlforget blame -H history --top 5",
+        history.tag: "rlforget tag best math -H history",
+        history.gc: "rlforget gc -H history --dry-run",
     },
     "Find and undo what hurt": {
         recovery.conflict: "rlforget conflict now/ new.delta.safetensors --earlier math",

@@ -17,8 +17,11 @@ from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.digest import weights_digest
 
 
-def begin(folder: Path, base: WeightsLike, *, copy: bool, wait: float) -> None:
+def begin(folder: Path, base: WeightsLike, *, copy: bool, wait: float, dry_run: bool = False) -> Base:
     """Write the first index of a history, or give one that is there a new place for the same base.
+
+    Returns:
+        What the index says, or would say, of the base.
 
     Raises:
         HistoryError: The folder cannot be a history, or it is one of another base.
@@ -28,6 +31,10 @@ def begin(folder: Path, base: WeightsLike, *, copy: bool, wait: float) -> None:
     source = open_weights(base)
     _check_apart(folder, source)
     fingerprint = weights_digest(source)
+    copy = copy or not isinstance(source, CheckpointWeights)
+    if dry_run:
+        _current(folder, fingerprint)
+        return _record(folder, source, fingerprint, copied=copy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
@@ -35,13 +42,9 @@ def begin(folder: Path, base: WeightsLike, *, copy: bool, wait: float) -> None:
         raise OutputError(str(folder), expected="a folder's place", found=str(fault), fix=fix) from fault
     with locked(folder, wait):
         index = _current(folder, fingerprint)
-        placed = source
-        if copy or not isinstance(source, CheckpointWeights):
-            placed = _copied(folder, source, fingerprint)
-        record = _record(folder, placed, fingerprint)
-        if index is None:
-            index = Index(record)
-        write_index(folder, replace(index, base=record))
+        record = _record(folder, _copied(folder, source, fingerprint) if copy else source, fingerprint, copied=copy)
+        write_index(folder, Index(record) if index is None else replace(index, base=record))
+    return record
 
 
 def base_weights(folder: Path, base: Base, moved_to: str | PathLike[str] | None) -> CheckpointWeights:
@@ -108,11 +111,14 @@ def _copied(folder: Path, source: Weights, fingerprint: str) -> CheckpointWeight
     return copy
 
 
-def _record(folder: Path, placed: Weights, fingerprint: str) -> Base:
-    assert isinstance(placed, CheckpointWeights)
-    relative = os.path.relpath(os.path.realpath(placed.path), os.path.realpath(folder))
-    path = PurePath(relative).as_posix()
-    return Base(path, copied=path == COPIED_BASE, fingerprint=fingerprint, files=file_checksums(placed.files()))
+def _record(folder: Path, placed: Weights, fingerprint: str, *, copied: bool) -> Base:
+    path = COPIED_BASE
+    if isinstance(placed, CheckpointWeights) and not copied:
+        relative = os.path.relpath(os.path.realpath(placed.path), os.path.realpath(folder))
+        path = PurePath(relative).as_posix()
+    files = file_checksums(placed.files()) if isinstance(placed, CheckpointWeights) else {}
+    # A base that lies where a copy would be is one: it goes wherever the history goes.
+    return Base(path, path == COPIED_BASE, fingerprint, files)
 
 
 def _check_apart(folder: Path, source: Weights) -> None:

@@ -42,7 +42,7 @@ class History:
 
     def __init__(self, folder: Path, base: str | PathLike[str] | None) -> None:
         self.folder = folder
-        self._store = Store(folder, base)
+        self.store = Store(folder, base)
 
     @classmethod
     def init(cls, folder: str | PathLike[str], base: WeightsLike, *, copy: bool = False, wait: float = WAIT) -> History:
@@ -78,31 +78,33 @@ class History:
             HistoryError: It is no history, or its index is damaged, forged or of another version.
         """
         history = cls(Path(folder), base)
-        history._index()
+        read_index(history.folder)
         return history
 
-    def _index(self) -> Index:
+    @property
+    def index(self) -> Index:
+        """What the history says now: base, stages and tags, all of one moment."""
         return read_index(self.folder)
 
     @property
     def base(self) -> Base:
         """What the history says of the weights that it begins with."""
-        return self._index().base
+        return self.index.base
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """All stages, in the order in which they were committed."""
-        return self._index().stages
+        return self.index.stages
 
     @property
     def head(self) -> Stage | None:
         """The stage that was committed last; None: there is only the base."""
-        return self._index().head
+        return self.index.head
 
     @property
     def tags(self) -> dict[str, str]:
         """The tags, with the ids they stand for."""
-        return dict(self._index().tags)
+        return dict(self.index.tags)
 
     def stage(self, reference: Reference = "HEAD") -> Stage | None:
         """Return the stage that a reference names; None is the base.
@@ -114,7 +116,7 @@ class History:
         Raises:
             HistoryError: It names no stage, or more than one.
         """
-        return resolve(self._index(), reference)
+        return resolve(self.index, reference)
 
     def log(self, reference: str | Stage | None = None) -> list[Stage]:
         """Return the stages, the newest first.
@@ -125,14 +127,14 @@ class History:
         Raises:
             HistoryError: It names no stage.
         """
-        index = self._index()
+        index = self.index
         if reference is None:
             return list(reversed(index.stages))
         return list(lineage(index.by_id, resolve(index, reference)))
 
     def graph(self, reference: str | Stage | None = None) -> list[tuple[str, Stage | Base | None]]:
         """Return the picture of the log: for each line its text, and the stage or the base on it, if there is one."""
-        index = self._index()
+        index = self.index
         nodes = [(stage.id, stage.parent or "base") for stage in self.log(reference)]
         known: dict[str | None, Stage | Base | None] = {None: None, "base": index.base}
         known.update(index.by_id)
@@ -181,7 +183,7 @@ class History:
             OutputError: The history cannot be written.
         """
         details = Details(name, domain, message, parent, config or {}, metrics or {}, rename or {}, allow_empty)
-        return committing.commit(self._store, weights, details, wait=wait, progress=progress)
+        return committing.commit(self.store, weights, details, wait=wait, progress=progress)
 
     def weights(self, reference: Reference = "HEAD") -> ComposedWeights:
         """Return the weights of a stage, composed of the base and the deltas on the way as they are read.
@@ -190,8 +192,8 @@ class History:
             HistoryError: It names no stage; or the base or a delta is missing or damaged.
             DeltaFileError: A delta is damaged.
         """
-        index = self._index()
-        return self._store.weights(index, resolve(index, reference))
+        index = self.index
+        return self.store.weights(index, resolve(index, reference))
 
     def delta(self, before: Reference, after: Reference = "HEAD") -> Delta:
         """Return what changed between any two stages, in memory.
@@ -200,8 +202,8 @@ class History:
             HistoryError: One names no stage; or the base or a delta is missing or damaged.
             DeltaFileError: A delta is damaged.
         """
-        index = self._index()
-        ends = [self._store.weights(index, resolve(index, reference)) for reference in (before, after)]
+        index = self.index
+        ends = [self.store.weights(index, resolve(index, reference)) for reference in (before, after)]
         return diff(*ends)
 
     def checkout(
@@ -210,6 +212,7 @@ class History:
         out: str | PathLike[str],
         *,
         force: bool = False,
+        dry_run: bool = False,
         progress: Progress | None = None,
     ) -> None:
         """Write a stage as a checkpoint in the shape of the base, in one pass over the base and the deltas.
@@ -220,6 +223,7 @@ class History:
             reference: The stage.
             out: The folder to create, or the file where the base is a file.
             force: Replace a checkpoint that is there.
+            dry_run: Read and check everything, and write nothing.
             progress: Told how many coordinates were written.
 
         Raises:
@@ -228,9 +232,9 @@ class History:
             DeltaFileError: A delta is damaged.
             OutputError: `out` exists, or cannot be written.
         """
-        index = self._index()
+        index = self.index
         stage = resolve(index, reference)
-        writing.checkout(self._store, index, stage, Path(out), force=force, progress=progress)
+        writing.checkout(self.store, index, stage, Path(out), force=force, dry_run=dry_run, progress=progress)
 
     def blame(self, tensor: str, reference: Reference = "HEAD") -> Blame:
         """Find for each coordinate of a tensor which stage last changed it, how often it was changed, and how often
@@ -274,7 +278,7 @@ class History:
         Raises:
             HistoryError: The index itself is damaged.
         """
-        return verification.verify(self._store, self._index(), progress)
+        return verification.verify(self.store, self.index, progress)
 
     def gc(self, *, drop: Sequence[str | Stage] = (), dry_run: bool = False, wait: float = WAIT) -> Removed:
         """Remove what no stage needs: what a killed process left, and stages that are dropped by name.
@@ -292,9 +296,9 @@ class History:
 
     def _line(self, reference: Reference) -> tuple[ComposedWeights, tuple[Stage, ...]]:
         """Return a stage's weights, and the stages on the way to it, the oldest first."""
-        index = self._index()
+        index = self.index
         stage = resolve(index, reference)
-        return self._store.weights(index, stage), tuple(reversed(list(lineage(index.by_id, stage))))
+        return self.store.weights(index, stage), tuple(reversed(list(lineage(index.by_id, stage))))
 
     def tag(self, name: str, reference: str | Stage = "HEAD", *, force: bool = False, wait: float = WAIT) -> Stage:
         """Give a stage a further name.
@@ -321,5 +325,5 @@ class History:
         names.untag(self.folder, name, wait=wait)
 
     def __repr__(self) -> str:
-        index = self._index()
+        index = self.index
         return f"History({str(self.folder)!r}, {len(index.stages)} stages, HEAD {label(index.head)})"

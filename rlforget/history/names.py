@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from rlforget.history.schema import Malformed, check_name
 from rlforget.history.stage import Stage
 
 
-def tag(folder: Path, name: str, reference: str | Stage, *, force: bool, wait: float) -> Stage:
+def tag(folder: Path, name: str, reference: str | Stage, *, force: bool, wait: float, dry_run: bool = False) -> Stage:
     """Tag a stage; see `History.tag`."""
-    with locked(folder, wait):
+    with nullcontext() if dry_run else locked(folder, wait):
         index = read_index(folder)
         stage = resolve(index, reference)
         if stage is None:
@@ -24,18 +25,20 @@ def tag(folder: Path, name: str, reference: str | Stage, *, force: bool, wait: f
         if index.tags.get(name) == stage.id:
             return stage
         check_new_name(index if not force else replace(index, tags={}), name, "tag")
-        write_index(folder, replace(index, tags={**index.tags, name: stage.id}))
+        if not dry_run:
+            write_index(folder, replace(index, tags={**index.tags, name: stage.id}))
     return stage
 
 
-def untag(folder: Path, name: str, *, wait: float) -> None:
+def untag(folder: Path, name: str, *, wait: float, dry_run: bool = False) -> None:
     """Take a tag away; see `History.untag`."""
-    with locked(folder, wait):
+    with nullcontext() if dry_run else locked(folder, wait):
         index = read_index(folder)
         if name not in index.tags:
             known = ", ".join(sorted(index.tags)) or "no tags"
             raise HistoryError(f"tag {name!r}", expected="a tag", found=known, fix="List them with tag.")
-        write_index(folder, replace(index, tags={tag: id for tag, id in index.tags.items() if tag != name}))
+        if not dry_run:
+            write_index(folder, replace(index, tags={tag: id for tag, id in index.tags.items() if tag != name}))
 
 
 def check_new_name(index: Index, name: str, what: str) -> None:

@@ -1,0 +1,78 @@
+"""Bringing the stages of a sequence's run into a history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlforget.history import History, Stage
+    from rlforget.training.run_folder import StageFolder
+
+
+def commit_run(
+    history: History, run: Path, *, parent: str, wait: float, dry_run: bool
+) -> tuple[list[Stage], list[str]]:
+    """Commit every stage of a run, with its configuration, scores and branches; those that are there already are kept.
+
+    Args:
+        history: The history; its stage `parent` is what the run began with.
+        run: The run's folder.
+        parent: Where the run's base is in the history.
+        wait: Seconds to wait for a process that is writing to the history.
+        dry_run: Commit nothing.
+
+    Returns:
+        The stages that were committed, and the names in the run of those that were, or would be.
+
+    Raises:
+        ConfigError: The run has no stages, or a damaged one.
+        WrongBaseError: The run did not begin with the weights of `parent`.
+        RlforgetError: Whatever else `History.commit` raises.
+    """
+    from rlforget.errors import ConfigError
+    from rlforget.training.run_folder import RunFolder
+
+    finished = RunFolder(run).finished()
+    if len(finished) < 2:
+        fix = "Give the folder that `rlforget sequence` wrote."
+        raise ConfigError(str(run), expected="the run of a sequence", found="no finished stages", fix=fix)
+    base, *stages = finished
+    at: dict[str, Stage | None] = {base.name: history.stage(parent)}
+    new: list[Stage] = []
+    missing: list[str] = []
+    for stage in stages:
+        origin = stage.record["parent"]
+        found = _known(history, stage, at[origin]) if origin in at else None
+        if found is None:
+            missing.append(stage.name)
+            if dry_run:
+                continue
+            found = _commit(history, run, stage, at[origin], wait)
+            new.append(found)
+        at[stage.name] = found
+    return new, missing
+
+
+def _known(history: History, stage: StageFolder, parent: Stage | None) -> Stage | None:
+    """Return the stage of the history that is this one already: the same weights on the same parent."""
+    from rlforget.delta.file import DeltaFile
+
+    after = DeltaFile(stage.delta_path).fingerprint_after
+    parent_id = None if parent is None else parent.id
+    return next((one for one in history.stages if (one.parent, one.after) == (parent_id, after)), None)
+
+
+def _commit(history: History, run: Path, stage: StageFolder, parent: Stage | None, wait: float) -> Stage:
+    record = stage.record
+    config = record.get("config", {})
+    return history.commit(
+        stage.delta_path,
+        domain=config.get("domain", stage.name),
+        message=f"{stage.name}, of the run {run.name}",
+        parent=parent,
+        config=config,
+        metrics={"scores": record.get("scores", {}), "training": record.get("result", {})},
+        allow_empty=True,
+        wait=wait,
+    )
