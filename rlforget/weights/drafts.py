@@ -44,15 +44,16 @@ def draft_folder(folder: Path) -> Iterator[Path]:
     while True:
         path = _name_in(folder, "partial")
         path.mkdir()
-        descriptor = -1
+        descriptor = None
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-            if _locked(descriptor, path):
+            with suppress(FileNotFoundError):  # taken for a dead one's, too, and gone
+                descriptor = os.open(path, os.O_RDONLY)
+            if descriptor is not None and _locked(descriptor, path):
                 yield path
                 return
         finally:
             remove(path)
-            if descriptor >= 0:
+            if descriptor is not None:
                 os.close(descriptor)
 
 
