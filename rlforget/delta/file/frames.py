@@ -40,7 +40,7 @@ _DENSE_FROM = 0.5  # below, a gap and a step cost no more than a step for every 
 _PROBE = 1 << 13  # bytes of bits compressed, twice, to tell whether a whole frame is worth a try
 _FEW = 1 << 16  # numbers, for which all that is near the estimate is tried: a share of a percent in small files
 _EFFORT = 3  # zstd's own default, for bits
-_EDGE = 1.005  # a whole frame leads forward only, so it must win by more than this
+_EDGE = 1.1  # a whole frame leads forward only, so it must win by this against steps that beat zstd on the bits
 
 
 class FrameError(ValueError):
@@ -156,8 +156,9 @@ def encode(changes: Changes, *, self_contained: bool) -> tuple[Encoding, bytes]:
         before = after.copy() if self_contained else None
         if before is not None:
             before[changes.positions] = changes.before
-        whole = encode_bits(after, before)
-        if len(whole[1]) * _EDGE < len(data):
+        as_stored, *other = _ways(after, before)
+        whole = min(as_stored, *other, key=_size)
+        if len(as_stored[1]) < len(data) or len(whole[1]) * _EDGE < len(data):
             return whole
     return encoding, data
 
@@ -182,14 +183,21 @@ def _probe(bits: Bits) -> float:
 
 def encode_bits(bits: Bits, before: Bits | None = None) -> tuple[Encoding, bytes]:
     """Encode all bits of a run, at least one, and those from before where given."""
+    return min(_ways(bits, before), key=_size)
+
+
+def _ways(bits: Bits, before: Bits | None) -> list[tuple[Encoding, bytes]]:
+    """Encode all bits as they are stored, and, where that is not the same, by planes."""
     kept = [] if before is None else pack(before, _PLANES)
-    as_stored = compress([bits.view(np.uint8), *kept], effort=_EFFORT)
-    if bits.itemsize == 1:
-        return Encoding(WHOLE, _NONE, _AS_STORED), as_stored
-    by_planes = compress([*pack(bits, _PLANES), *kept], effort=_EFFORT)
-    if len(as_stored) <= len(by_planes):
-        return Encoding(WHOLE, _NONE, _AS_STORED), as_stored
-    return Encoding(WHOLE, _NONE, _PLANES), by_planes
+    ways = [(_AS_STORED, [bits.view(np.uint8)]), (_PLANES, pack(bits, _PLANES))]
+    return [
+        (Encoding(WHOLE, _NONE, coding), compress([*streams, *kept], effort=_EFFORT))
+        for coding, streams in ways[: bits.itemsize]
+    ]
+
+
+def _size(encoded: tuple[Encoding, bytes]) -> int:
+    return len(encoded[1])
 
 
 def most_bytes(coordinates: int, changed: int, width: int) -> int:
