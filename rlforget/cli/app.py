@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 from typer.core import TyperGroup
 
-from rlforget.cli import circuits, demo, doctor, history, output, recovery, training, weights
+from rlforget.cli import circuits, demo, doctor, history, output, recovery, training, transactions, weights
 from rlforget.errors import RlforgetError, missing_extra
 
 INPUT_AT_FAULT = 1
@@ -35,6 +35,10 @@ TASKS: dict[str, Examples] = {
         history.blame: "rlforget blame -H history --top 5",
         history.tag: "rlforget tag best math -H history",
         history.gc: "rlforget gc -H history --dry-run",
+    },
+    "Be sure, and take it back": {
+        transactions.verify: "rlforget verify now/ --repair",
+        transactions.undo: "rlforget undo now/ --list",
     },
     "Find and undo what hurt": {
         recovery.conflict: "rlforget conflict now/ new.delta.safetensors --earlier math",

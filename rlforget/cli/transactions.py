@@ -37,7 +37,7 @@ def undo(
         output.note(f"nothing to do: no in-place write of {weights} is left to undo")
         raise typer.Exit(NOTHING_TO_DO)
     with output.step(f"undoing {_named(log[0])}"):
-        record = log[0] if dry_run else take_back(weights)
+        record = take_back(weights, dry_run=dry_run)
     left = len(log) - (0 if dry_run else 1)
     if as_json:
         output.json_object({**record.to_dict(), "left": left, "dry_run": dry_run})

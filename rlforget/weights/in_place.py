@@ -164,13 +164,14 @@ def recover(path: str | PathLike[str]) -> list[str]:
         return _take_back_unfinished(folder)
 
 
-def undo(path: str | PathLike[str]) -> UndoRecord:
+def undo(path: str | PathLike[str], *, dry_run: bool = False) -> UndoRecord:
     """Take the last in-place write of a checkpoint back, bit for bit. This can be repeated until `undo_log` is empty.
 
     It is itself a transaction: cut short, it is finished by the next that opens the checkpoint.
 
     Args:
         path: A checkpoint folder; or a `.safetensors` file, whose own last write is taken back.
+        dry_run: Only check that it could be.
 
     Returns:
         The record of what was taken back, which is no more.
@@ -190,6 +191,8 @@ def undo(path: str | PathLike[str]) -> UndoRecord:
         done = UndoRecord.of(journal)
         with _unwritable(folder), Shards(folder, journal.shards, journal.touched) as shards:
             check_left(journal, shards)
+            if dry_run:
+                return done
             _or_else(
                 folder,
                 lambda: _take_back(folder, done.number, shards),
