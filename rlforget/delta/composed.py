@@ -14,6 +14,7 @@ from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.errors import LayoutError, RlforgetError, WrongBaseError
 from rlforget.weights import Layout, TensorMeta, Weights, pair_up
 from rlforget.weights.ahead import Progress
+from rlforget.weights.buffers import buffer
 from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.digest import lanes_of
 from rlforget.weights.saving import Check, Placed, checked_parts, save_like
@@ -93,7 +94,7 @@ class ComposedWeights(Weights):
         meta = self.meta(name)
         stop = meta.numel if stop is None else stop
         if out is None:
-            out = torch.empty(stop - start, dtype=bits_dtype(meta.dtype))
+            out = buffer(stop - start, bits_dtype(meta.dtype))
         for _ in self.making(name, start, stop, out):
             pass
         return out

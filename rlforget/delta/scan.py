@@ -18,7 +18,9 @@ from rlforget_kernels.fingerprint import fingerprint_after_patch, foreach_finger
 from rlforget_kernels.sparse_delta import foreach_sparse_delta
 
 PIECE = CHUNK
-"""Coordinates that are read at a time, and that a frame of a delta file covers at most."""
+"""Coordinates that a frame of a delta file covers at most."""
+
+_READ = 1 << 20  # coordinates read at a time: with both sides on every core they still fit the last cache
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Piece:
     Attributes:
         name: The tensor, as the delta calls it.
         dtype: Its stored dtype.
-        start: Row-major flat index of the range's first coordinate, a multiple of `PIECE`.
+        start: Row-major flat index of the range's first coordinate.
         stop: Index after its last one, at most `PIECE` further.
         indices: Flat indices in the whole tensor of what changed, ascending. 1-D, int32 (int64 in tensors of 2**31
             coordinates and more), on the CPU.
@@ -133,8 +135,8 @@ class Comparison:
     def _ranges(self, pairs: Iterable[Pair]) -> Iterator[_Range]:
         for pair in pairs:
             numel = self.before.meta(pair.before).numel
-            for start in range(0, numel, PIECE):
-                yield _Range(pair, numel, start, min(start + PIECE, numel))
+            for start in range(0, numel, _READ):
+                yield _Range(pair, numel, start, min(start + _READ, numel))
 
     def _compare(self, batch: list[_Range]) -> list[Piece]:
         before = [self.before.bits(r.pair.before, r.start, r.stop) for r in batch]
@@ -161,13 +163,13 @@ class _Range:
 
 
 def _batches(ranges: Iterable[_Range]) -> Iterator[list[_Range]]:
-    """Yield runs of ranges of at most `PIECE` coordinates: small tensors share a pass of the operators."""
+    """Yield runs of ranges of at most `_READ` coordinates: small tensors share a pass of the operators."""
     batch: list[_Range] = []
-    room = PIECE
+    room = _READ
     for one in ranges:
         if batch and one.stop - one.start > room:
             yield batch
-            batch, room = [], PIECE
+            batch, room = [], _READ
         batch.append(one)
         room -= one.stop - one.start
     if batch:

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from rlforget.delta.delta import Delta
 from rlforget.delta.naming import KINDS, kind_of, layer_of
-from rlforget.delta.scan import Comparison, Piece
+from rlforget.delta.scan import PIECE, Comparison, Piece
 from rlforget.delta.whole import FileDelta
 from rlforget.weights import TensorMeta
 from rlforget_kernels.delta_stats import STEP_BINS, foreach_delta_stats
 from rlforget_kernels.delta_stats import DeltaStats as Measured
 
 _NO_STEPS = (0,) * STEP_BINS
+_PIECE_COST = 1 << 12  # what a piece counts for beside its coordinates, so that empty ones do not pile up
 
 
 @dataclass(frozen=True)
@@ -207,17 +208,30 @@ class Tally:
         }
         self._files = {file.name: fate_of_file(file.before, file.after) for file in files}
         self._renamed = found.renamed
+        self._waiting: list[Piece] = []
+        self._room = PIECE
 
     def add(self, piece: Piece) -> None:
-        """Measure one range."""
-        before, after = piece.before_bits.view(piece.dtype), piece.after_bits.view(piece.dtype)
-        measured = Measured(*foreach_delta_stats([before], [after]))
-        numel = piece.stop - piece.start
-        change = _change(piece.dtype, numel, piece.indices.numel(), measured, 0)
-        self._changes[piece.name] = combine([self._changes[piece.name], change])
+        """Measure one range, together with others: a call costs as much as thousands of coordinates."""
+        self._waiting.append(replace(piece, after=None))
+        self._room -= piece.indices.numel() + _PIECE_COST
+        if self._room < 0:
+            self._measure()
+
+    def _measure(self) -> None:
+        pieces = self._waiting
+        self._waiting, self._room = [], PIECE
+        before = [piece.before_bits.view(piece.dtype) for piece in pieces]
+        measured = Measured(*foreach_delta_stats(before, [piece.after_bits.view(piece.dtype) for piece in pieces]))
+        parts: dict[str, list[Change]] = {}
+        for row, p in enumerate(pieces):
+            change = _change(p.dtype, p.stop - p.start, p.indices.numel(), measured, row)
+            parts.setdefault(p.name, [self._changes[p.name]]).append(change)
+        self._changes |= {name: combine(changes) for name, changes in parts.items()}
 
     def stats(self) -> DeltaStats:
         """Return what was measured so far."""
+        self._measure()
         return DeltaStats(dict(self._changes), self._whole, self._files, self._renamed)
 
 

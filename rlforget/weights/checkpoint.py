@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from rlforget.errors import NotACheckpointError
 from rlforget.weights.in_place import recover
+from rlforget.weights.buffers import buffer
 from rlforget.weights.safetensors_file import Header, read_header
 from rlforget.weights.source import Weights
 from rlforget_kernels.common.bits import bits_dtype
@@ -77,7 +78,7 @@ class CheckpointWeights(Weights):
         width = meta.dtype.itemsize
         stop = meta.numel if stop is None else stop
         if out is None:
-            out = torch.empty(stop - start, dtype=bits_dtype(meta.dtype))
+            out = buffer(stop - start, bits_dtype(meta.dtype))
         if stop > start:
             place = self.shards[shard].entries[name].start + start * width
             _read_fully(self._descriptor(shard), out.numpy().view("uint8").data, place, shard)
