@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from rlforget.errors import NotACheckpointError
-from rlforget.weights.in_place import recover
 from rlforget.weights.buffers import buffer
+from rlforget.weights.in_place import recover
 from rlforget.weights.safetensors_file import Header, read_header
 from rlforget.weights.source import Weights
 from rlforget_kernels.common.bits import bits_dtype

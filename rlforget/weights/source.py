@@ -60,7 +60,7 @@ class Weights(Layout, ABC):
 
 
 CHUNK = 1 << 22
-"""Coordinates that are read at a time where a whole model passes by: small enough for caches, large enough for disks."""
+"""Coordinates that are read at a time where a whole model passes by."""
 
 
 WeightsLike: TypeAlias = Union[str, "PathLike[str]", nn.Module, Mapping[str, torch.Tensor], Weights]
