@@ -157,7 +157,7 @@ def encode(changes: Changes, *, self_contained: bool) -> tuple[Encoding, bytes]:
         if before is not None:
             before[changes.positions] = changes.before
         as_stored, *other = _ways(after, before)
-        whole = min(as_stored, *other, key=_size)
+        whole = min([as_stored, *other], key=_size)
         if len(as_stored[1]) < len(data) or len(whole[1]) * _EDGE < len(data):
             return whole
     return encoding, data
