@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,10 @@ def read_container(descriptor: int) -> Container:
         ContainerError: It is no such file, is truncated, or of another version.
         OSError: It cannot be read.
     """
-    size = os.fstat(descriptor).st_size
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise ContainerError("no regular file")
+    size = status.st_size
     length = int.from_bytes(os.pread(descriptor, _PREFIX, 0), "little")
     if size < _PREFIX or not 2 <= length <= min(_MOST_HEADER, size - _PREFIX):
         raise ContainerError("no header of a delta file")

@@ -62,7 +62,7 @@ class DeltaFile:
         self._lock = Lock()
         self._kept: OrderedDict[int, Decoded] = OrderedDict()
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is refused, not waited for
             self._container = read_container(self._descriptor)
             self._table = _read_table(self._descriptor, self._container)
         except (ContainerError, TableError, OSError) as error:
