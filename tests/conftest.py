@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 
 hypothesis.settings.register_profile("rlforget", deadline=None, print_blob=True, max_examples=40)
+hypothesis.settings.register_profile("long", deadline=None, print_blob=True, max_examples=1000)  # --hypothesis-profile
 hypothesis.settings.load_profile("rlforget")
 
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlforget.delta import Delta, apply, diff, revert
@@ -26,7 +26,6 @@ def assert_holds(folder: Path, side: Side) -> None:
 
 
 @given(changes(), st.booleans())
-@settings(max_examples=80, deadline=None)
 def test_any_change_leads_there_and_back(change: Change, self_contained: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -50,7 +49,6 @@ def test_any_change_leads_there_and_back(change: Change, self_contained: bool) -
 
 
 @given(changes())
-@settings(max_examples=40, deadline=None)
 def test_any_change_leads_there_and_back_in_memory(change: Change) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -63,7 +61,6 @@ def test_any_change_leads_there_and_back_in_memory(change: Change) -> None:
 
 
 @given(changes())
-@settings(max_examples=40, deadline=None)
 def test_steps_read_at_the_other_end_are_the_same_delta(change: Change) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -78,7 +75,6 @@ def test_steps_read_at_the_other_end_are_the_same_delta(change: Change) -> None:
 
 
 @given(changes())
-@settings(max_examples=40, deadline=None)
 def test_two_changes_are_one(change: Change) -> None:
     """There and back is no change at all, and a change after it is that change."""
     with tempfile.TemporaryDirectory() as name:

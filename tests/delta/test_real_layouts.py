@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +33,8 @@ def assert_same_checkpoint(made: Path, like: Path) -> None:
 
 
 def other_files(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if ".safetensors" not in file.name}
+    names = (name for name in os.listdir(folder) if not name.startswith(".") and ".safetensors" not in name)
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 def there_and_back(root: Path, *, self_contained: bool = False, rename: dict[str, str] | None = None) -> rf.Delta:
@@ -83,6 +86,21 @@ def test_a_checkpoint_of_another_dtype_comes_back(tmp_path: Path, dtype: torch.d
     delta = there_and_back(tmp_path)
     assert {tensor.dtype for tensor in delta.values()} == {dtype}
     assert 0 < delta.changed < delta.numel
+
+
+def test_a_checkpoint_is_changed_in_place_and_back(tmp_path: Path) -> None:
+    model = build("gemma3")
+    save(model, tmp_path / "before", "20KB")
+    train(model)
+    save(model, tmp_path / "after", "20KB")
+    path, folder = tmp_path / "change.delta.safetensors", tmp_path / "changed"
+    rf.diff(tmp_path / "before", tmp_path / "after").save(path)
+    shutil.copytree(tmp_path / "before", folder)
+    rf.apply(folder, path, in_place=True)
+    assert_same_checkpoint(folder, tmp_path / "after")
+    assert same_state(load(folder), load(tmp_path / "after"))
+    rf.revert(folder, path, in_place=True)
+    assert_same_checkpoint(folder, tmp_path / "before")
 
 
 def test_shards_may_differ(tmp_path: Path) -> None:
