@@ -21,7 +21,7 @@ from benchmarks.delta_files.against_peers import run_peer
 from benchmarks.delta_files.peers import PEERS
 
 CHANGED = (0.0113, 0.03, 0.06, 0.9)
-PEER_LIMIT = 60.0
+PEER_LIMIT = 40.0
 PREFIX = "delta-files-"
 
 
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, and add what was measured to the day's results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.delta_files", description=__doc__)
     parser.add_argument("--size", choices=SHAPES, default="0.5b")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--disk", type=Path, default=Path("runs"), help="a folder on the disk to measure")
     parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="a folder on a filesystem in memory")
     parser.add_argument("--large", action="store_true", help="instead: peak memory on 8 GB; needs 40 GB of disk")

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
 STEPS = 1 << 16  # of two bytes
+PIECE = 1 << 22
+Bits = npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
@@ -36,32 +39,32 @@ class Floor:
 
 def floor(before: Path, after: Path) -> Floor:
     """Measure two folders of the same tensors, in a dtype of two bytes."""
-    coordinates, histogram = 0, torch.zeros(STEPS, dtype=torch.int64)
+    coordinates, histogram = 0, np.zeros(STEPS, dtype=np.int64)
     for old, new in _tensors(before, after):
-        coordinates += old.numel()
-        for start in range(0, old.numel(), 1 << 24):
-            a, b = old[start : start + (1 << 24)], new[start : start + (1 << 24)]
-            where = a != b
-            steps = (_ordered(b[where]) - _ordered(a[where])) % STEPS
-            histogram += torch.bincount(steps, minlength=STEPS)
+        coordinates += old.size
+        for start in range(0, old.size, PIECE):
+            a, b = old[start : start + PIECE], new[start : start + PIECE]
+            where = np.flatnonzero(a != b)
+            steps = _ordered(b[where]) - _ordered(a[where])  # modulo 2¹⁶
+            histogram += np.bincount(steps, minlength=STEPS)
     changed = int(histogram.sum())
-    share = torch.tensor([changed, coordinates - changed], dtype=torch.float64)
-    return Floor(coordinates, changed, _entropy(share), _entropy(histogram.double()))
+    return Floor(coordinates, changed, _entropy(np.array([changed, coordinates - changed])), _entropy(histogram))
 
 
-def _ordered(bits: Tensor) -> Tensor:
+def _ordered(bits: Bits) -> Bits:
     """Map the bits of floats to integers in the order of the numbers."""
-    return torch.where(bits < 0, bits.long() ^ 0x7FFF, bits.long())
+    return np.where(bits & 0x8000, bits ^ 0x7FFF, bits)
 
 
-def _entropy(counts: Tensor) -> float:
+def _entropy(counts: npt.NDArray[np.int64]) -> float:
     """Return the bytes that as many draws take as were counted, at the frequencies that were counted."""
     counts = counts[counts > 0]
-    return float(-(counts * (counts / counts.sum()).log2()).sum() / 8) if len(counts) else 0.0
+    return float(-(counts * np.log2(counts / counts.sum())).sum() / 8) if counts.size else 0.0
 
 
-def _tensors(before: Path, after: Path) -> Iterator[tuple[Tensor, Tensor]]:
+def _tensors(before: Path, after: Path) -> Iterator[tuple[Bits, Bits]]:
     for file in sorted(before.glob("*.safetensors")):
         with safe_open(file, framework="pt") as old, safe_open(after / file.name, framework="pt") as new:
             for name in old.keys():  # noqa: SIM118
-                yield tuple(side.get_tensor(name).view(torch.int16).flatten() for side in (old, new))
+                a, b = (side.get_tensor(name).view(torch.uint16).flatten().numpy() for side in (old, new))
+                yield a, b
