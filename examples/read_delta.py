@@ -54,7 +54,7 @@ class DeltaFile:
             yield (*thing, start, place)
 
     def decode(self):
-        """Yield of each frame where its run begins, its length, what lies there, and what makes bits after of before."""
+        """Yield where each frame's run begins, its length, what lies there, and what makes bits after from before."""
         offset = 0
         for start, size, changed, encoding, length, _ in self.frames:
             payload = decompress(self.data[offset : offset + length])

@@ -57,7 +57,8 @@ def test_the_example_makes_the_weights_after(self_contained: bool, tmp_path: Pat
 
 
 def test_the_example_needs_nothing_of_ours() -> None:
-    code = f"import runpy, sys; runpy.run_path({str(EXAMPLE)!r}); print([m for m in sys.modules if m.startswith('rlforget')])"
+    listing = "[m for m in sys.modules if m.startswith('rlforget')]"
+    code = f"import runpy, sys; runpy.run_path({str(EXAMPLE)!r}); print({listing})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
