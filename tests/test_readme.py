@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +40,8 @@ def inside(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path})
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -49,16 +50,21 @@ def test_library_and_command_line_examples() -> None:
     checkpoints, first, second = blocks("python")
     exec(compile(checkpoints, "README, checkpoints", "exec"), {})
     exec(compile(first, "README, example 1", "exec"), {})
-    (commands,) = [block for block in blocks("sh") if block.startswith("rlforget diff")]
-    Path("writing.delta.safetensors").unlink()  # the command line writes it too, and never overwrites
-    for line in commands.splitlines():
-        run([sys.executable, "-m", *shlex.split(line)])
-    changed = json.loads(
-        run([sys.executable, "-m", "rlforget", "diff", "checkpoints/writing", "checkpoints/repaired", "--json"]).stdout
-    )
-    total = changed["total"]
-    assert 0 < total["changed"] <= 0.021 * total["numel"]
-    exec(compile(second, "README, example 4", "exec"), {})
+    commands, history = [block for block in blocks("sh") if block.startswith(("rlforget diff", "rlforget init"))]
+    held = Path("checkpoints/writing/model.safetensors").read_bytes()
+    run(["sh", "-e", "-c", commands])
+    assert Path("checkpoints/writing/model.safetensors").read_bytes() == held
+    assert 0 < changed("checkpoints/writing", "checkpoints/repaired") <= 0.021
+    drawn = run(["sh", "-e", "-c", history]).stdout
+    assert "* " in drawn
+    assert changed("checkpoints/writing", "checkpoints/writing-again") == 0
+    exec(compile(second, "README, example 5", "exec"), {})
+
+
+def changed(before: str, after: str) -> float:
+    """Return the share of coordinates that differ."""
+    total = json.loads(run(["rlforget", "diff", before, after, "--json"]).stdout)["total"]
+    return float(total["changed"] / total["numel"])
 
 
 def test_sequence_example() -> None:

@@ -137,7 +137,8 @@ class _Job:
         return held.invert() if self.backward else held
 
     def _note(self) -> str:
-        what = "a delta" if isinstance(self.delta, Delta) else str(self.delta)
+        file = self.delta.path if isinstance(self.delta, DeltaFile) else self.delta
+        what = "a delta" if isinstance(file, Delta) else str(file)
         return f"{'revert' if self.backward else 'apply'} {what}"
 
 
