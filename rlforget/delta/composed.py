@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from rlforget.delta.layers import Layer
 from rlforget.delta.tensor_delta import Fingerprint
-from rlforget.errors import LayoutError, RlforgetError, WrongBaseError
+from rlforget.errors import RlforgetError, WrongBaseError
 from rlforget.weights import Layout, TensorMeta, Weights, pair_up
 from rlforget.weights.ahead import Progress
 from rlforget.weights.buffers import buffer
@@ -66,7 +66,7 @@ class ComposedWeights(Weights):
         layers: The deltas, each of which begins where the one before ends.
 
     Raises:
-        LayoutError: A delta is for other tensors; or it changes apart what the base ties.
+        LayoutError: A delta is for other tensors.
     """
 
     def __init__(self, base: Weights, layers: Sequence[Layer]) -> None:
@@ -218,16 +218,7 @@ def _followed(
     tracks: Mapping[str, _Track], layout: Layout, layer: Layer, number: int
 ) -> tuple[dict[str, _Track], dict[str, str]]:
     """Return the tracks after one more layer, and the aliases of their names."""
-    names: dict[str, str] = {}  # a track's name: what the layer calls it
-    for pair in pair_up(layer.before, layout):
-        known = names.setdefault(pair.after, pair.before)
-        if known != pair.before and layer.lanes(known) != layer.lanes(pair.before):
-            raise LayoutError(
-                f"{layout.description}, tensor {pair.after!r}",
-                expected=f"{known!r} and {pair.before!r} apart, as the delta has them",
-                found="one tied tensor, which cannot take two different changes",
-                fix="Untie the two first.",
-            )
+    tracks, names = _untied(tracks, layout, layer)
     found: dict[str, _Track] = {}
     called: dict[str, str] = {}
     for name, track in tracks.items():
@@ -242,6 +233,27 @@ def _followed(
     aliases = {alias: called[name] for alias, name in layout.aliases.items() if name in called}
     aliases |= {alias: name for alias, name in layer.after.aliases.items() if name in found}
     return found, {alias: name for alias, name in aliases.items() if alias not in found}
+
+
+def _untied(
+    tracks: Mapping[str, _Track], layout: Layout, layer: Layer
+) -> tuple[dict[str, _Track], dict[str, str]]:
+    """Give a tensor that the layer changes apart under two names a track for each.
+
+    Returns:
+        The tracks, and what the layer calls each of them.
+    """
+    found = dict(tracks)
+    names: dict[str, str] = {}
+    for pair in pair_up(layer.before, layout):
+        known = names.setdefault(pair.after, pair.before)
+        if known != pair.before and layer.lanes(known) != layer.lanes(pair.before):
+            # By the name that is an alias so far: the other one keeps the slot in the checkpoint.
+            own = pair.before if pair.before not in tracks else known
+            found[own] = replace(tracks[pair.after], base=None)
+            names[own] = own
+            names[pair.after] = known if own == pair.before else pair.before
+    return found, names
 
 
 def _next(track: _Track, layer: Layer, step: Step, name_after: str) -> _Track | None:

@@ -120,3 +120,19 @@ def test_a_single_file_takes_the_tensors_alone(before: Path, after: Path, tmp_pa
     save_file(BEFORE, tmp_path / "weights.safetensors")
     apply(tmp_path / "weights.safetensors", diff(before, after), tmp_path / "out.safetensors")
     assert equal(load_file(tmp_path / "out.safetensors"), AFTER)
+
+
+@pytest.mark.parametrize("head", ["the same bits", "bits of its own"])
+def test_a_head_that_is_untied_or_tied(head: str, tmp_path: Path) -> None:
+    embed = torch.arange(8.0).reshape(4, 2)
+    loose = {"embed": embed + 1, "head": embed + (1 if head == "the same bits" else 2)}
+    for name, tensors, noted in (("tied", {"embed": embed}, {"head": "embed"}), ("loose", loose, None)):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors", metadata=noted)
+    for before, after in (("tied", "loose"), ("loose", "tied")):
+        delta = diff(tmp_path / before, tmp_path / after)
+        for carry, start, end in ((apply, before, after), (revert, after, before)):
+            out = tmp_path / f"{before} {carry.__name__}"
+            carry(tmp_path / start, delta, out)
+            made, wanted = open_weights(out), open_weights(tmp_path / end)
+            assert all(same_bits(made.tensor(name), wanted.tensor(name)) for name in ("embed", "head"))
