@@ -63,7 +63,14 @@ def commit(
     message: Annotated[str, typer.Option("--message", "-m", help="What was done.")] = "",
     domain: Annotated[str | None, typer.Option(help="The skill that was trained.")] = None,
     name: Annotated[str | None, typer.Option(help="The stage's name; else the domain's, made unique.")] = None,
-    parent: Annotated[str, typer.Option(help="The stage it came from.", metavar="STAGE")] = "HEAD",
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            help="The stage it came from; for a run, that whose weights it began with.",
+            metavar="STAGE",
+            show_default="HEAD",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="The training configuration: a JSON or YAML file.", metavar="FILE")
     ] = None,
@@ -98,10 +105,11 @@ def commit(
             history_output.show_committed(kept, stages, names, as_json=as_json)
             return
         assert checkpoint is not None
+        origin = parent or "HEAD"
         details = Details(
-            name, domain, message, parent, _config(config), _metrics(metric or []), allow_empty=allow_empty
+            name, domain, message, origin, _config(config), _metrics(metric or []), allow_empty=allow_empty
         )
-        with output.bar(f"comparing {checkpoint} with {parent}") as progress:
+        with output.bar(f"comparing {checkpoint} with {origin}") as progress:
             if dry_run:
                 planned, stats = preview(kept.store, checkpoint, details, progress=progress)
             else:

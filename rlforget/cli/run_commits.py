@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def commit_run(
-    history: History, run: Path, *, parent: str, wait: float, dry_run: bool
+    history: History, run: Path, *, parent: str | None, wait: float, dry_run: bool
 ) -> tuple[list[Stage], list[str]]:
     """Commit every stage of a run, with its configuration, scores and branches; those that are there already are kept.
 
     Args:
-        history: The history; its stage `parent` is what the run began with.
+        history: The history, one of whose stages is what the run began with.
         run: The run's folder.
-        parent: Where the run's base is in the history.
+        parent: That stage; None: the last one with the weights that the run's first delta begins with.
         wait: Seconds to wait for a process that is writing to the history.
         dry_run: Commit nothing.
 
@@ -38,7 +38,7 @@ def commit_run(
         fix = "Give the folder that `rlforget sequence` wrote."
         raise ConfigError(str(run), expected="the run of a sequence", found="no finished stages", fix=fix)
     base, *stages = finished
-    at: dict[str, Stage | None] = {base.name: history.stage(parent)}
+    at = {base.name: _origin(history, stages[0]) if parent is None else history.stage(parent)}
     new: list[Stage] = []
     missing: list[str] = []
     for stage in stages:
@@ -52,6 +52,16 @@ def commit_run(
             new.append(found)
         at[stage.name] = found
     return new, missing
+
+
+def _origin(history: History, first: StageFolder) -> Stage | None:
+    """Return the stage that a run began with; HEAD where none has its weights, which `commit` then refuses."""
+    from rlforget.delta.file import DeltaFile
+
+    index, before = history.index, DeltaFile(first.delta_path).fingerprint_before
+    if index.base.fingerprint == before:
+        return None
+    return next((stage for stage in reversed(index.stages) if stage.after == before), index.head)
 
 
 def _known(history: History, stage: StageFolder, parent: Stage | None) -> Stage | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlforget.errors import HistoryError
+from rlforget.errors import HistoryError, OutputError
 from rlforget.history import History
 from rlforget.history.lock import locked
 from tests.delta.random_weights import write_checkpoint
@@ -68,6 +71,32 @@ def test_a_process_that_waited_long_enough_says_so(history: History) -> None:
         assert time.monotonic() - begun < 20
         assert history.log() == []  # reading waits for nobody
     history.commit({"w": torch.zeros(64)}, wait=0)
+
+
+@pytest.mark.parametrize("free", [0, 1000, 5000])
+def test_a_full_disk_leaves_the_old_state(free: int, history: History, tmp_path: Path) -> None:
+    history.commit({"w": torch.rand(64)}, name="a")
+    before = (history.folder / "history.json").read_bytes()
+    with _small_files(free):
+        with pytest.raises(OutputError, match="too large"):
+            history.commit({"w": torch.rand(64), "v": torch.rand(10_000)}, name="b")
+        with pytest.raises(OutputError, match="too large"):
+            History.init(tmp_path / "other", {"v": torch.rand(10_000)})
+    assert (history.folder / "history.json").read_bytes() == before
+    assert len(os.listdir(history.folder / "deltas")) == 1
+    assert os.listdir(tmp_path / "other") == ["history.lock"]
+    assert history.verify().sound
+
+
+@contextmanager
+def _small_files(limit: int) -> Iterator[None]:
+    """Let this process write no file beyond `limit` bytes, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("milliseconds", [2, 11])
