@@ -35,7 +35,7 @@ class DeltaFileError(RlforgetError):
 
 
 class HistoryError(RlforgetError):
-    """A history that is damaged, in use, or does not have what is asked of it: a stage, a name, a place for a change."""
+    """A history that is damaged, in use, or does not have what is asked of it."""
 
 
 class NothingToCommitError(HistoryError):

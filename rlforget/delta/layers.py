@@ -167,9 +167,9 @@ class FileLayer(Layer):
 
     def files(self) -> Mapping[str, tuple[bytes | None, bytes | None]]:
         """Return the changed files."""
-        first, last = ("after", "before") if self._backward else ("before", "after")
         read = self._file.file_bytes
-        return {name: (read(name, first), read(name, last)) for name in self._file.files}
+        found = {name: (read(name, "before"), read(name, "after")) for name in self._file.files}
+        return {name: pair[::-1] for name, pair in found.items()} if self._backward else found
 
     @property
     def checks_bits(self) -> bool:

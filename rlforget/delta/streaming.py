@@ -76,8 +76,9 @@ def write_diff(
     found = Comparison(open_weights(before), open_weights(after), rename)
     files = changed_files(found.before, found.after)
     tally = Tally(found, files)
-    options = {"renamed": found.renamed, "metadata": metadata, "self_contained": self_contained, "force": force}
-    with new_delta_file(path, found.layout, **options) as writer:
+    with new_delta_file(
+        path, found.layout, renamed=found.renamed, metadata=metadata, self_contained=self_contained, force=force
+    ) as writer:
         for piece in found.pieces(progress):
             writer.add(piece)
             tally.add(piece)

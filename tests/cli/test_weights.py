@@ -76,11 +76,11 @@ def test_dry_run_writes_nothing(command: str, flags: tuple[str, ...], checkpoint
 def test_a_delta_for_other_weights_is_refused(
     flags: tuple[str, ...], checkpoints: Checkpoints, other: Path, tmp_path: Path
 ) -> None:
+    delta, flags = checkpoints.delta, ("-o", tmp_path / "out", *flags)
     with unchanged(tmp_path):
-        out = tmp_path / "out"
-        assert "already" in run("apply", checkpoints.tuned, checkpoints.delta, "-o", out, *flags).fault
-        assert "holds the new bits already" in run("revert", checkpoints.base, checkpoints.delta, "-o", out, *flags).fault
-        assert "model.embed_tokens.weight" in run("apply", other, checkpoints.delta, "-o", out, *flags).fault
+        assert "holds the new bits already" in run("apply", checkpoints.tuned, delta, *flags).fault
+        assert "holds the new bits already" in run("revert", checkpoints.base, delta, *flags).fault
+        assert "model.embed_tokens.weight" in run("apply", other, delta, *flags).fault
 
 
 def test_nothing_is_overwritten_without_force(checkpoints: Checkpoints, tmp_path: Path) -> None:
