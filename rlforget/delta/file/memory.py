@@ -152,9 +152,7 @@ def _tensor(file: DeltaFile, entry: Entry, base: Weights | None) -> TensorDelta:
     found = [(torch.empty(0, dtype=index_dtype(entry.meta.numel)), *(torch.empty(0, dtype=bits) for _ in range(2)))]
     if entry.changed:
         end = None if base is None else _end(file, entry, base)
-        for start in range(0, entry.meta.numel, PIECE):
-            stop = min(start + PIECE, entry.meta.numel)
-            found.append(_changes(file, entry, start, stop, base, end))
+        found += [_changes(file, entry, start, stop, base, end) for start, stop in file.changed_ranges(entry.name)]
     indices, before, after = (torch.cat(column) for column in zip(*found, strict=True))
     lanes = fingerprint_after_patch(torch.tensor(entry.fingerprint_before), indices, before, after).tolist()
     if indices.numel() != entry.changed or tuple(lanes) != entry.fingerprint_after:

@@ -146,6 +146,20 @@ class DeltaFile:
         parts = self._parts(("tensor", entry.name, ""), start, stop)
         return Patch(str(self.path), entry.name, start, stop, entry.dtype, numel, parts)
 
+    def changed_ranges(self, name: str) -> list[tuple[int, int]]:
+        """Return ranges of a tensor, ascending and apart, that hold all of its changes, each within one frame.
+
+        Only they need to be read, however large the tensor is said to be.
+        """
+        span = self._table.span_of.get(("tensor", self._entry(name).name, ""))
+        if span is None:
+            return []
+        frames = self._table.frames_between(span.start, span.stop)
+        return [
+            (max(frame.start, span.start) - span.start, min(frame.start + frame.coordinates, span.stop) - span.start)
+            for frame in frames
+        ]
+
     def whole_bits(self, name: str, side: Side, start: int = 0, stop: int | None = None) -> Tensor:
         """Return bits of a tensor that travels whole: 1-D integers of the dtype's width, [stop - start].
 

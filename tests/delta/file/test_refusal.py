@@ -232,6 +232,14 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_pa
         file.read()
 
 
+def test_a_tensor_said_to_be_vast_is_not_walked_through(tmp_path: Path) -> None:
+    diff({"a": torch.zeros(9)}, {"a": torch.ones(9)}).save(tmp_path / "x", self_contained=True)
+    parts = take_apart((tmp_path / "x").read_bytes())
+    parts.text["tensors"][0][2] = [2**61]
+    delta = loaded(put_together(parts))
+    assert (delta["a"].numel, delta["a"].indices.tolist()) == (2**61, list(range(9)))
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(DeltaFileError, match="holds no delta"):
