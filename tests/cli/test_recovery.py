@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,3 +134,21 @@ def test_an_existing_output_is_refused_before_any_work(
 def _layer(name: str) -> str:
     layer = layer_of(name)
     return "outside" if layer is None else str(layer)
+
+
+def test_rollback_in_place_is_undone_by_a_later_process(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(checkpoints.tuned, model)
+    asked = ("rollback", model, checkpoints.delta, "--score", "magnitude", "--fraction", 0.01, "--in-place", "--json")
+    report = run(*asked).json
+    assert report["in_place"]
+    assert report["written"] == differing(model, checkpoints.tuned) > 0
+    command = [sys.executable, "-m", "rlforget", "undo", str(model)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert differing(model, checkpoints.tuned) == 0
+
+
+def test_the_shipped_miniature_is_not_changed_in_place(checkpoints: Checkpoints) -> None:
+    refused = run("rollback", "miniature", checkpoints.delta, "--score", "magnitude", "--in-place")
+    assert refused.code == 2
+    assert "miniature" in refused.err

@@ -119,3 +119,50 @@ def test_single_files_are_checkpoints_too(checkpoints: Checkpoints, tmp_path: Pa
     assert all(
         torch.equal(value.view(torch.int32), wanted[name].view(torch.int32)) for name, value in load_file(out).items()
     )
+
+
+def test_in_place_and_undone(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(checkpoints.base, model)
+    done = run("apply", model, checkpoints.delta, "--in-place", "--json").json
+    assert done["in_place"]
+    assert done["out"] is None
+    assert differing(model, checkpoints.tuned) == 0
+    assert "wrote" in run("revert", model, checkpoints.delta, "--in-place").out
+    assert differing(model, checkpoints.base) == 0
+    assert run("undo", model).code == 0
+    assert differing(model, checkpoints.tuned) == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--in-place", "-o", "out")], ids=["neither", "both"])
+@pytest.mark.parametrize("command", ["apply", "revert"])
+def test_where_to_write_is_said_once(command: str, options: tuple[str, ...], checkpoints: Checkpoints) -> None:
+    refused = run(command, checkpoints.base, checkpoints.delta, *options)
+    assert refused.code == 2
+    assert "--in-place" in refused.err
+
+
+def test_tensors_may_be_called_otherwise(tmp_path: Path) -> None:
+    save_file({"old": torch.zeros(3), "same": torch.ones(2)}, tmp_path / "one.safetensors")
+    save_file({"new": torch.ones(3), "same": torch.ones(2)}, tmp_path / "two.safetensors")
+    delta, pair = tmp_path / "x.delta.safetensors", (tmp_path / "one.safetensors", tmp_path / "two.safetensors")
+    shown = run("diff", *pair, "--rename", "old=new", "--self-contained", "-o", delta, "--json").json
+    assert shown["renamed"] == {"old": "new"}
+    assert shown["total"]["changed"] == 3
+    assert rf.Delta.load(delta)["old"].before.tolist() == [0, 0, 0]
+    assert run("apply", pair[0], delta, "-o", tmp_path / "out.safetensors").code == 0
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["new"], torch.ones(3))
+    assert run("diff", *pair, "--rename", "old").code == 2
+    assert "gone" in run("diff", *pair, "--rename", "gone=new").fault
+    shown = run("diff", *pair, "--json").json
+    assert shown["whole"] == {"old": "removed", "new": "added"}
+    assert run("diff", *pair, "--exit-code").code == 3
+
+
+def test_what_changed_beside_the_weights_is_shown(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(checkpoints.base, model)
+    (model / "notes.txt").write_text("new")
+    shown = run("diff", checkpoints.base, model, "--exit-code")
+    assert shown.code == 3
+    assert "added file: notes.txt" in shown.out
