@@ -91,11 +91,17 @@ def stepped(tensor: torch.Tensor, share: float, rng: random.Random) -> torch.Ten
 
 
 def _tie(draw: st.DrawFn, change: Change, rng: random.Random) -> None:
-    """Give a tensor that both sides call the same a second name, on both."""
+    """Give a tensor that both sides call the same a second name: on both, or on one, where the other has it apart."""
     both = sorted(change.before.tensors.keys() & change.after.tensors.keys())
-    if both and draw(st.booleans()):
-        name = rng.choice(both)
-        change.before.ties[f"{name}/tied"] = change.after.ties[f"{name}/tied"] = name
+    tied = draw(st.sampled_from(["neither", "both", "before", "after"]))
+    if not both or tied == "neither":
+        return
+    name = rng.choice(both)
+    for here, side in (("before", change.before), ("after", change.after)):
+        if tied in ("both", here):
+            side.ties[f"{name}/tied"] = name
+        else:
+            side.tensors[f"{name}/tied"] = tuned(side.tensors[name], rng.choice([0.0, 0.5]), rng)
 
 
 def _draw_files(draw: st.DrawFn, change: Change) -> None:
