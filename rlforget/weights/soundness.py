@@ -132,6 +132,7 @@ def _drafts(path: Path, folder: Path, *, repair: bool) -> list[Problem]:
     if repair:
         for place in places:
             clear_leftovers(place)
+        records.remove_if_empty(folder)
     what = "a draft of a process that died"
     return [Problem("leftover", draft, what, repaired=repair and not os.path.lexists(draft)) for draft in drafts]
 

@@ -287,7 +287,7 @@ def _whole_sides(parts: Parts, rng: random.Random) -> None:
 def _mappings(parts: Parts, rng: random.Random) -> None:
     names = [row[0] for row in parts.text["tensors"]] + ["x", "tied"]
     key = rng.choice(("aliases", "renamed", "metadata"))
-    value = rng.choice([{rng.choice(names): rng.choice(names)}, {"x": 3}, {"x": None}, [], None, "x", {}])
+    value: Any = rng.choice([{rng.choice(names): rng.choice(names)}, {"x": 3}, {"x": None}, [], None, "x", {}])
     parts.text[key] = value
 
 

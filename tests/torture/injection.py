@@ -67,6 +67,11 @@ class Outcome:
     def killed(self) -> bool:
         return self.code == -9
 
+    @property
+    def writes(self) -> bool:
+        """Whether the call that met the fault writes bytes, and so may write only some of them."""
+        return any(word in self.call for word in ("write", "sendfile", "copy_file"))
+
 
 def compiled(folder: Path) -> Path | None:
     """Compile the library into `folder`; None where there is no compiler, or no Linux."""
@@ -83,6 +88,7 @@ class Server:
     """Runs jobs, each in a process of its own, with a fault or without."""
 
     def __init__(self, library: Path) -> None:
+        self.library = library
         environment = {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.torture.server", str(library)],
@@ -93,7 +99,15 @@ class Server:
             env=environment,
         )
 
-    def run(self, job: str, *arguments: Any, fault: Fault = COUNTED, at: int = 0, folder: Path | str = "/") -> Outcome:
+    def run(
+        self,
+        job: str,
+        *arguments: Any,
+        fault: Fault = COUNTED,
+        at: int = 0,
+        folder: Path | str = "/",
+        fork: bool = True,
+    ) -> Outcome:
         """Run a function of `jobs.py` by its name.
 
         Args:
@@ -102,6 +116,7 @@ class Server:
             fault: What goes wrong.
             at: At which call that writes, from 0.
             folder: Only calls on what lies in this folder count.
+            fork: Without, the server does it itself, so that the forks find imported and compiled what it needs.
         """
         request = {
             "job": job,
@@ -110,6 +125,7 @@ class Server:
             "at": at,
             "error": fault.error,
             "folder": str(folder),
+            "fork": fork,
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -6,8 +6,6 @@ import fcntl
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from rlforget.errors import BusyError, OutputError
 from rlforget.weights.atomic import check_new_folder, new_file, new_folder
 from rlforget.weights.drafts import clear_leftovers, leftovers
 from rlforget.weights.renaming import exchange, rename_into_free
+from tests.torture.disk import small_disk
 from tests.torture.injection import COUNTED, FAULTS, KILLED, OLD_SYSTEM, TORN, Fault, Outcome, Server
 
 TREES = {"file": "write_file", "folder": "write_folder"}
@@ -160,21 +159,8 @@ def test_renames_never_replace_by_accident(tmp_path: Path) -> None:
         exchange(tmp_path / "a", tmp_path / "gone")
 
 
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A filesystem of its own at `folder`."""
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=False)
-    if mounted.returncode:
-        pytest.skip("a small filesystem can be mounted by root only")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk:
+    with small_disk(tmp_path / "disk", "64k") as disk:
         (disk / "model").mkdir()
         (disk / "model" / "model.safetensors").write_bytes(bytes(1000))
         for attempt in range(2):
@@ -188,7 +174,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_really_read_only(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk:
+    with small_disk(tmp_path / "disk", "64k") as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         with pytest.raises(OutputError, match="Read-only"), new_file(disk / "file"):
             pass

@@ -1,0 +1,50 @@
+"""The server that runs the commands, what they work on, and the summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.torture.injection import Server, compiled
+from tests.torture.torture import Tally, write_inputs
+
+SUMMARY = "RLFORGET_TORTURE_SUMMARY"
+"""Names the file that the summary is written to, as JSON; without it it is only printed."""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    library = compiled(tmp_path_factory.mktemp("injection"))
+    if library is None:
+        pytest.skip("faults are injected by a library that needs Linux and a C compiler")
+    with Server(library) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def inputs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"), server)
+
+
+@pytest.fixture(scope="session")
+def tallies() -> Iterator[defaultdict[str, Tally]]:
+    """{scenario: what was found}; all of it is summed up at the end."""
+    start, found = time.monotonic(), defaultdict[str, Tally](Tally)
+    yield found
+    total: Counter[str] = sum((tally.points for tally in found.values()), Counter())
+    summary = {
+        "kills": total["killed"] + total["torn"],
+        "errors": sum(total.values()) - total["killed"] - total["torn"],
+        "points": dict(sorted(total.items())),
+        "seconds": round(time.monotonic() - start),
+        "scenarios": {name: tally.to_dict() for name, tally in found.items()},
+    }
+    print(json.dumps({key: value for key, value in summary.items() if key != "scenarios"}, indent=1))
+    if os.environ.get(SUMMARY):
+        Path(os.environ[SUMMARY]).write_text(json.dumps(summary, indent=1) + "\n")
