@@ -10,12 +10,15 @@ from torch import Tensor
 
 from rlforget.delta.composed import BASE, ComposedWeights
 from rlforget.delta.scan import PIECE
-from rlforget.history.blame import Blame, BlameSummary, Count, Moment, add, count, ravelled
+from rlforget.history.blame import Blame, BlameSummary, Count, Moment, add, ravelled
 from rlforget.history.stage import Stage
 from rlforget.weights.ahead import Progress, map_ahead
 from rlforget_kernels.common.bits import bits_dtype
+from rlforget_kernels.sparse_delta import sparse_delta
 
-_BYTES = 64 << 20  # of the bits that are compared with each other at a time
+_BYTES = 96 << 20  # of the changes that are held at a time
+_INDEX_BYTES = 4
+_FEWEST = 1 << 16  # coordinates of a range
 
 
 def blame(weights: ComposedWeights, stages: Sequence[Stage], name: str) -> Blame:
@@ -27,24 +30,26 @@ def blame(weights: ComposedWeights, stages: Sequence[Stage], name: str) -> Blame
         name: A tensor of `weights`.
     """
     name = weights.canonical(name)
-    meta = weights.meta(name)
-    found = _Part(*(torch.empty(meta.numel, dtype=torch.int32) for _ in range(3)))
-    for start, stop in _ranges(meta.numel):
-        for whole, part in zip(found, _part(weights, name, start, stop), strict=True):
-            whole[start:stop] = part
-    return Blame(name, meta.dtype, tuple(stages), *(one.view(meta.shape) for one in found))
+    meta, born = weights.meta(name), weights.steps(name)[0].number
+    last = torch.full((meta.numel,), born, dtype=torch.int32)
+    changes = torch.full_like(last, 0 if born == BASE else 1)
+    returns = torch.zeros_like(last)
+    for start, stop in _ranges(weights, name):
+        moved = _moved(weights, name, start, stop)
+        at = moved.indices + start
+        last[at] = moved.last
+        changes[at] += moved.times
+        returns[at] = moved.returns
+    return Blame(name, meta.dtype, tuple(stages), *(one.view(meta.shape) for one in (last, changes, returns)))
 
 
 def summarise(weights: ComposedWeights, stages: Sequence[Stage], progress: Progress | None = None) -> BlameSummary:
     """Count who changed how much, in bounded memory; see `History.blame_summary`."""
-    parts = [(name, start, stop) for name in weights.names() for start, stop in _ranges(weights.meta(name).numel)]
-
-    def read(part: tuple[str, int, int]) -> Count:
-        return count(len(stages), *_part(weights, *part))
-
-    counts: dict[str, list[Count]] = {name: [] for name in weights.names()}
+    parts = [(name, start, stop) for name in weights.names() for start, stop in _ranges(weights, name)]
     total, done = sum(stop - start for _, start, stop in parts), 0
-    for (name, start, stop), found in zip(parts, map_ahead(read, parts), strict=True):
+    counts: dict[str, list[Count]] = {name: [] for name in weights.names()}
+    found_in_order = map_ahead(lambda part: _count(weights, stages, *part), parts)
+    for (name, start, stop), found in zip(parts, found_in_order, strict=True):
         counts[name].append(found)
         done += stop - start
         if progress is not None:
@@ -74,45 +79,74 @@ def biography(weights: ComposedWeights, stages: Sequence[Stage], name: str, at: 
     return moments
 
 
-class _Part(NamedTuple):
-    """What there is to say of a range of a tensor: 1-D int32 each."""
+class _Moved(NamedTuple):
+    """What moved in a range after its beginning: 1-D, a value for each coordinate that any stage changed.
 
+    Attributes:
+        indices: Its place in the range, ascending. int64.
+        last: The number of the stage that changed it last. int32.
+        times: How many stages changed it. int32.
+        returns: How many of them brought back earlier bits. int32.
+    """
+
+    indices: Tensor
     last: Tensor
-    changes: Tensor
+    times: Tensor
     returns: Tensor
 
 
-def _ranges(numel: int) -> Iterator[tuple[int, int]]:
-    yield from ((start, min(start + PIECE, numel)) for start in range(0, numel, PIECE))
+def _count(weights: ComposedWeights, stages: Sequence[Stage], name: str, start: int, stop: int) -> Count:
+    moved = _moved(weights, name, start, stop)
+    born, numel, touched = weights.steps(name)[0].number, stop - start, moved.indices.numel()
+    last = torch.bincount(moved.last + 1, minlength=len(stages) + 1).tolist()
+    last[born + 1] += numel - touched
+    whole = 0 if born == BASE else numel
+    times = int(moved.times.sum(dtype=torch.int64))
+    return Count(numel, tuple(last), whole or touched, whole + times, int(moved.returns.sum(dtype=torch.int64)))
 
 
-def _part(weights: ComposedWeights, name: str, start: int, stop: int) -> _Part:
-    born = weights.steps(name)[0].number
-    last = torch.full((stop - start,), born, dtype=torch.int32)
-    moves = torch.zeros_like(last)
-    returns = torch.zeros_like(last)
+def _ranges(weights: ComposedWeights, name: str) -> Iterator[tuple[int, int]]:
+    """Cut a tensor into ranges, aligned to frames, whose changes fit in memory even where each stage changed all."""
+    meta, room = weights.meta(name), PIECE
+    while room > _FEWEST and room * len(weights.steps(name)) * (_INDEX_BYTES + 2 * meta.dtype.itemsize) > _BYTES:
+        room //= 2
+    yield from ((start, min(start + room, meta.numel)) for start in range(0, meta.numel, room))
+
+
+def _moved(weights: ComposedWeights, name: str, start: int, stop: int) -> _Moved:
+    """Find what moved in a range of a tensor, and how often it moved to bits that it had before."""
+    last = torch.zeros(stop - start, dtype=torch.int32)
+    times = torch.zeros_like(last)
+    moves: list[tuple[Tensor, Tensor, Tensor]] = []
     if len(weights.steps(name)) > 1:
-        bits, held = _buffer(weights, name, start, stop), None
+        bits = torch.empty(stop - start, dtype=bits_dtype(weights.meta(name).dtype))
+        held = torch.empty_like(bits)
         for step in weights.making(name, start, stop, bits):
-            if held is not None:
-                moved = bits != held
-                last[moved] = step.number
-                moves += moved
-            held = bits.clone()
-        again = (moves > 1).nonzero().flatten()  # bits come back where there was more than one change
-        rows = len(weights.steps(name))
-        for some in torch.split(again, max(1, _BYTES // (rows * bits.element_size()))):
-            returns[some] = moves[some] + 1 - _distinct(weights, name, start, stop, some)
-    return _Part(last, moves if born == BASE else moves + 1, returns)
+            if moves or step != weights.steps(name)[0]:
+                indices, old, new = sparse_delta(held, bits)
+                last[indices] = step.number
+                times[indices] += 1
+                moves.append((indices, old, new))
+            held.copy_(bits)
+    touched = times.nonzero().flatten()
+    returns = torch.zeros_like(last)
+    again = (times > 1).nonzero().flatten()  # bits come back only where there was more than one change
+    if again.numel():
+        returns[again] = times[again] + 1 - _different(moves, again, stop - start)
+    return _Moved(touched, last[touched], times[touched], returns[touched])
 
 
-def _distinct(weights: ComposedWeights, name: str, start: int, stop: int, some: Tensor) -> Tensor:
-    """Return how many different bits some coordinates of a range had over all stages. int32."""
-    bits = _buffer(weights, name, start, stop)
-    rows = [bits[some] for _ in weights.making(name, start, stop, bits)]
-    ordered = torch.stack(rows).sort(dim=0).values
+def _different(moves: Sequence[tuple[Tensor, Tensor, Tensor]], some: Tensor, length: int) -> Tensor:
+    """Return how many different bits some coordinates of a range had, before and after its changes. int32."""
+    place = torch.full((length,), -1, dtype=torch.int32)
+    place[some] = torch.arange(len(some), dtype=torch.int32)
+    rows = torch.empty((len(moves) + 1, len(some)), dtype=moves[0][1].dtype)
+    for indices, old, _ in reversed(moves):  # so that the first change of each has the last word
+        column = place[indices]
+        rows[0, column[column >= 0]] = old[column >= 0]
+    for row, (indices, _, new) in enumerate(moves, start=1):
+        rows[row] = rows[row - 1]
+        column = place[indices]
+        rows[row, column[column >= 0]] = new[column >= 0]
+    ordered = rows.sort(dim=0).values
     return 1 + (ordered[1:] != ordered[:-1]).sum(dim=0, dtype=torch.int32)
-
-
-def _buffer(weights: ComposedWeights, name: str, start: int, stop: int) -> Tensor:
-    return torch.empty(stop - start, dtype=bits_dtype(weights.meta(name).dtype))

@@ -69,6 +69,8 @@ def read_header(path: Path) -> Header:
         NotACheckpointError: The file is not there, is truncated or malformed, or holds a dtype outside `DTYPES`.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("no plain file")  # opening a pipe would wait for its other end
         with safe_open(path, framework="pt"):  # checks the sizes, offsets and lengths against each other
             pass
         with open(path, "rb") as file:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -203,4 +204,10 @@ def test_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
         json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}})
     )
     with pytest.raises(NotACheckpointError, match=r"'a' in 1.safetensors and in 2.safetensors"):
+        open_weights(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(NotACheckpointError, match="no plain file"):
         open_weights(tmp_path)
