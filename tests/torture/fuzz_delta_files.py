@@ -4,7 +4,8 @@
 
 A sound file is taken apart, one to three things in it are changed, and it is put together again with lengths and
 checksums that fit, so that the change reaches the code behind them. Then it is read beside its base, and applied to a
-copy of that. Told apart:
+copy of that. With NUMBA_BOUNDSCHECK=1 in the environment, and NUMBA_CACHE_DIR at an empty folder, every access of a
+compiled kernel is checked too. Told apart:
 
     refused    an error of rlforget.errors, and the weights are as they were
     read       the result is what the file says: its fingerprints fit, and leading forward and back gives the base again

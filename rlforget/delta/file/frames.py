@@ -40,6 +40,7 @@ _DENSE_FROM = 0.5  # below, a gap and a step cost no more than a step for every 
 _PROBE = 1 << 13  # bytes of bits compressed, twice, to tell whether a whole frame is worth a try
 _FEW = 1 << 16  # numbers, for which all that is near the estimate is tried: a share of a percent in small files
 _EFFORT = 3  # zstd's own default, for bits
+_MORE_EFFORT = 6
 _EDGE = 1.1  # a whole frame leads forward only, so it must win by this against steps that beat zstd on the bits
 
 
@@ -190,10 +191,15 @@ def _ways(bits: Bits, before: Bits | None) -> list[tuple[Encoding, bytes]]:
     """Encode all bits as they are stored, and, where that is not the same, by planes."""
     kept = [] if before is None else pack(before, _PLANES)
     ways = [(_AS_STORED, [bits.view(np.uint8)]), (_PLANES, pack(bits, _PLANES))]
-    return [
-        (Encoding(WHOLE, _NONE, coding), compress([*streams, *kept], effort=_EFFORT))
-        for coding, streams in ways[: bits.itemsize]
-    ]
+    return [(Encoding(WHOLE, _NONE, coding), _squeezed([*streams, *kept])) for coding, streams in ways[: bits.itemsize]]
+
+
+def _squeezed(streams: list[Bytes]) -> bytes:
+    """Compress bits; harder, where there is much to find: a frame sees less of it than a whole file would."""
+    data = compress(streams, effort=_EFFORT)
+    if 2 * len(data) < sum(stream.size for stream in streams):
+        data = min(data, compress(streams, effort=_MORE_EFFORT), key=len)
+    return data
 
 
 def _size(encoded: tuple[Encoding, bytes]) -> int:

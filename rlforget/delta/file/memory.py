@@ -14,13 +14,14 @@ from rlforget.delta.file.reader import DeltaFile
 from rlforget.delta.file.reader import Side as SideName
 from rlforget.delta.file.table import Entry, WholeEntry
 from rlforget.delta.file.writer import Side, new_delta_file
-from rlforget.delta.scan import PIECE, Piece, added
-from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
+from rlforget.delta.scan import PIECE, Piece
+from rlforget.delta.tensor_delta import TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta
 from rlforget.errors import DeltaFileError, LayoutError, WrongBaseError
 from rlforget.weights import Layout, TensorMeta, Weights, WeightsLike, open_weights
+from rlforget.weights.digest import lanes_of
 from rlforget_kernels.common.bits import bits_dtype, index_dtype
-from rlforget_kernels.fingerprint import fingerprint, fingerprint_after_patch, foreach_fingerprint
+from rlforget_kernels.fingerprint import fingerprint, fingerprint_after_patch
 
 _ROOM = 512 << 20  # bytes that a file may unpack to, however small it is
 _MOST_EXPANSION = 1000  # times its own size; a real delta shrinks by 20 at most, but for constants
@@ -123,19 +124,10 @@ def _end(file: DeltaFile, entry: Entry, base: Weights) -> _End:
             fix="Give the weights at one of the ends of the delta.",
         )
     for name in fitting:
-        lanes = _lanes_of(base, name)
+        lanes = lanes_of(base, name)
         if lanes in (entry.fingerprint_before, entry.fingerprint_after):
             return _End(name, backward=lanes != entry.fingerprint_before)
     raise _wrong_base(file, base, entry.name)
-
-
-def _lanes_of(base: Weights, name: str) -> Fingerprint:
-    lanes, numel = (0, 0), base.meta(name).numel
-    for start in range(0, numel, PIECE):
-        bits = base.bits(name, start, min(start + PIECE, numel))
-        first, second = foreach_fingerprint([bits], [start])[0].tolist()
-        lanes = added(lanes, (first, second))
-    return lanes
 
 
 def _wrong_base(file: DeltaFile, base: Weights, name: str) -> WrongBaseError:
@@ -197,7 +189,7 @@ def _whole(file: DeltaFile, entry: WholeEntry, base: Weights | None) -> WholeDel
     elif entry.before is not None and base is not None:
         if entry.name not in base or base.meta(entry.name) != entry.before:
             raise file.needs_base(f"{entry.name!r} of the weights before, {entry.before}, in {base.description}")
-        if _lanes_of(base, entry.name) != entry.fingerprint_before:
+        if lanes_of(base, entry.name) != entry.fingerprint_before:
             raise _wrong_base(file, base, entry.name)
         before = base.bits(entry.name).clone().view(entry.before.dtype).view(entry.before.shape)
     return WholeDelta(entry.name, before, after, entry.fingerprint_before, entry.fingerprint_after)

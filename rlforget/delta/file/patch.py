@@ -44,7 +44,7 @@ def part_of(frame: Decoded, first: int, start: int, stop: int) -> Part:
     if frame.positions is None:
         inside, positions = slice(low, high), None
     else:
-        inside = slice(*np.searchsorted(frame.positions, [low, high]))
+        inside = slice(*np.searchsorted(frame.positions, np.array([low, high], np.uint32)))
         positions = frame.positions[inside]
         if start != first:
             positions = (positions.astype(np.int64) + (first - start)).astype(np.uint32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,10 @@ import torch
 from hypothesis import given
 from safetensors.torch import load_file, save_file
 
-from rlforget.delta import Delta, DeltaFile, FileDelta
+from rlforget.delta import Delta, DeltaFile
 from rlforget.delta.streaming import write_diff
 from tests.delta.file.deltas import checkpoints, saved
-from tests.delta.random_weights import Tensors, same_bits
+from tests.delta.random_weights import Tensors, bits_of, same_bits
 from tests.kernels.strategies import DTYPES, changed_copy, random_tensor
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "read_delta.py"
@@ -65,18 +66,12 @@ def test_the_example_needs_nothing_of_ours() -> None:
 
 @given(checkpoints())
 def test_the_example_reads_whatever_is_written(drawn: tuple[Tensors, Tensors, Delta]) -> None:
-    import runpy
-
     example = runpy.run_path(str(EXAMPLE))
     before, after, delta = drawn
     with saved(delta) as path:
         file = example["DeltaFile"](str(path))
-        raw = {
-            name: ("", [], tensor.contiguous().view(-1).view(torch.uint8).numpy()) for name, tensor in before.items()
-        }
-        found = example["rebuild"](file, raw)
+        found = example["rebuild"](file, {name: ("", [], bits_of(tensor).numpy()) for name, tensor in before.items()})
         assert found.keys() == after.keys()
         for name, tensor in after.items():
-            assert found[name][2].tobytes() == tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            assert found[name][2].tobytes() == bits_of(tensor).numpy().tobytes()
         assert [name for name, *_ in file.text["files"]] == [*delta.files]
-        assert all(isinstance(carried, FileDelta) for carried in delta.files.values())

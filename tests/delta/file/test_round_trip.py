@@ -24,7 +24,7 @@ Drawn = tuple[Tensors, Tensors, Delta]
 
 
 @given(checkpoints())
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_what_is_saved_with_its_old_bits_comes_back(drawn: Drawn) -> None:
     _, _, delta = drawn
     with saved(delta, self_contained=True) as path:
@@ -37,7 +37,7 @@ def test_what_is_saved_with_its_old_bits_comes_back(drawn: Drawn) -> None:
 
 
 @given(checkpoints())
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_what_is_saved_as_steps_comes_back_beside_the_weights(drawn: Drawn) -> None:
     before, after, delta = drawn
     gone = any(whole.before is not None for whole in delta.whole.values())
