@@ -13,6 +13,7 @@ from rlforget.history.files import checksum
 from rlforget.history.index import COPIED_BASE, DELTAS, Base, Index, is_history, read_index, write_index
 from rlforget.history.lock import locked
 from rlforget.weights import Weights, WeightsLike, open_weights, save_checkpoint
+from rlforget.weights.atomic import sync_folder
 from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.digest import weights_digest
 
@@ -44,6 +45,7 @@ def begin(folder: Path, base: WeightsLike, *, copy: bool, wait: float, dry_run: 
         index = _current(folder, fingerprint)
         record = _record(folder, _copied(folder, source, fingerprint) if copy else source, fingerprint, copied=copy)
         write_index(folder, Index(record) if index is None else replace(index, base=record))
+    sync_folder(folder.parent)
     return record
 
 

@@ -28,9 +28,10 @@ from rlforget.history.stage import Stage, stage_id
 from rlforget.history.store import Store, digest_after, digest_before, fingerprint_of
 from rlforget.weights import Weights, WeightsLike, open_weights
 from rlforget.weights.ahead import Progress
+from rlforget.weights.atomic import sync_folder
 
-Committed: TypeAlias = WeightsLike | Delta
-"""What can be committed: weights, or a delta (in memory, or the path of a `*.delta.safetensors` file) on the parent."""
+Committed: TypeAlias = WeightsLike | Delta | DeltaFile
+"""What can be committed: weights; or a delta on the parent: in memory, its file, or that file's path."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def _opened(store: Store, index: Index, parent: Stage | None, committed: Committ
     layer: Layer
     if isinstance(committed, Delta):
         layer = MemoryLayer(committed)
+    elif isinstance(committed, DeltaFile):
+        layer = FileLayer(committed)
     elif isinstance(committed, str | os.PathLike) and os.fspath(committed).endswith(SUFFIX):
         layer = FileLayer(DeltaFile(committed))
     else:
@@ -191,9 +194,11 @@ def _new_delta(folder: Path, file: str) -> Iterator[Path]:
     """
     path = folder / file
     try:
-        path.parent.mkdir(exist_ok=True)
         if path.parent.is_symlink():
             raise OSError("a link")
+        if not path.parent.is_dir():
+            path.parent.mkdir()
+            sync_folder(folder)
     except OSError as fault:
         fix = "Make it a folder that can be written."
         raise OutputError(str(path.parent), expected="a folder", found=str(fault), fix=fix) from fault

@@ -160,8 +160,8 @@ class History:
         Both are read once, range by range. The stage is there as a whole when this returns, and not at all before.
 
         Args:
-            weights: A checkpoint, a module or {name: tensor}; or a delta that begins with the parent, in memory or as
-                the path of a `*.delta.safetensors` file.
+            weights: A checkpoint, a module or {name: tensor}; or a delta that begins with the parent: in memory, its
+                file, or the path of a `*.delta.safetensors`.
             name: Its name: letters, digits, `.`, `_` and `-`. None: the domain's, made unique by a number.
             domain: The skill that was trained.
             message: What was done; its first line is shown in the log.

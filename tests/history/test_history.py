@@ -156,6 +156,8 @@ def test_a_delta_can_be_committed_on_its_parent_alone(history: History, tmp_path
     delta.save(tmp_path / "x.delta.safetensors")
     stage = history.commit(tmp_path / "x.delta.safetensors", parent="code")
     _holds(history.weights(stage), STATE)
+    again = history.commit(rf.DeltaFile(tmp_path / "x.delta.safetensors"), parent="code")
+    assert again.after == stage.after
 
 
 def test_renamed_tensors_keep_their_past(history: History) -> None:

@@ -15,6 +15,7 @@ that the change reaches the code behind them. Then every way to read it is tried
 from __future__ import annotations
 
 import argparse
+import copy
 import faulthandler
 import hashlib
 import json
@@ -115,7 +116,7 @@ def _place(case: Case, rng: random.Random) -> tuple[Any, Any]:
 
 def _odd(case: Case, rng: random.Random) -> None:
     container, key = _place(case, rng)
-    container[key] = rng.choice(ODD)
+    container[key] = copy.deepcopy(rng.choice(ODD))
 
 
 def _edited(case: Case, rng: random.Random) -> None:
@@ -139,14 +140,14 @@ def _dropped(case: Case, rng: random.Random) -> None:
 def _added(case: Case, rng: random.Random) -> None:
     container, key = _place(case, rng)
     if isinstance(container, list):
-        container.insert(key, rng.choice([container[key], rng.choice(ODD)]))
+        container.insert(key, rng.choice([copy.deepcopy(container[key]), rng.choice(ODD)]))
     else:
         container[rng.choice(["", "more", "id", "parent", "\ud800", str(key) + " "])] = rng.choice([container[key], 1])
 
 
 def _swapped(case: Case, rng: random.Random) -> None:
     (one, first), (other, second) = _place(case, rng), _place(case, rng)
-    one[first], other[second] = other[second], one[first]
+    one[first], other[second] = copy.deepcopy(other[second]), copy.deepcopy(one[first])
 
 
 def _stages(case: Case, rng: random.Random) -> None:
