@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlforget.cli import history_output, models, output
-from rlforget.cli.options import DryRun, Force, Json, OutFolder
+from rlforget.cli.options import DryRun, Force, Json, OutFolder, Rename, renamed
 
 if TYPE_CHECKING:
     from rlforget.history import History
@@ -80,6 +80,7 @@ def commit(
     run: Annotated[
         Path | None, typer.Option(help="Commit every stage of a sequence's run instead.", metavar="FOLDER")
     ] = None,
+    rename: Rename = None,
     allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Also where nothing changed.")] = False,
     history: In = None,
     base: Base = None,
@@ -91,34 +92,30 @@ def commit(
     from rlforget.cli.run_commits import commit_run
     from rlforget.errors import NothingToCommitError
     from rlforget.history.committing import Details, preview
-    from rlforget.history.committing import commit as committed
+    from rlforget.history.committing import commit as add
 
     if (checkpoint is None) == (run is None):
         raise typer.BadParameter("give a checkpoint, or the --run of a sequence", param_hint="CKPT")
     kept = opened(history, base)
+    if run is not None:
+        with output.step(f"committing the stages of {run}"):
+            stages, names = commit_run(kept, run, parent=parent, wait=wait, dry_run=dry_run)
+        if not names:
+            raise _nothing_to_commit(run)
+        history_output.show_committed(kept, stages, names, as_json=as_json)
+        return
+    origin, new_names = parent or "HEAD", renamed(rename or [])
+    said = (name, domain, message, origin, _config(config), _metrics(metric or []), new_names, allow_empty)
     try:
-        if run is not None:
-            with output.step(f"committing the stages of {run}"):
-                stages, names = commit_run(kept, run, parent=parent, wait=wait, dry_run=dry_run)
-            if not names:
-                raise NothingToCommitError("", expected="stages to add", found="all of them there", fix="")
-            history_output.show_committed(kept, stages, names, as_json=as_json)
-            return
-        assert checkpoint is not None
-        origin = parent or "HEAD"
-        details = Details(
-            name, domain, message, origin, _config(config), _metrics(metric or []), allow_empty=allow_empty
-        )
         with output.bar(f"comparing {checkpoint} with {origin}") as progress:
             if dry_run:
-                planned, stats = preview(kept.store, checkpoint, details, progress=progress)
+                planned = preview(kept.store, str(checkpoint), Details(*said), progress=progress)
             else:
-                stages = [committed(kept.store, checkpoint, details, wait=wait, progress=progress)]
+                stages = [add(kept.store, str(checkpoint), Details(*said), wait=wait, progress=progress)]
     except NothingToCommitError:
-        output.note(f"nothing to commit: {run or checkpoint} holds what the history has, bit for bit")
-        raise typer.Exit(NOTHING_TO_DO) from None
+        raise _nothing_to_commit(checkpoint) from None
     if dry_run:
-        history_output.show_planned(planned, stats, as_json=as_json)
+        history_output.show_planned(*planned, as_json=as_json)
     else:
         history_output.show_committed(kept, stages, [], as_json=as_json)
 
@@ -299,6 +296,11 @@ def weights_of(operand: str, folder: Path | None, base: Path | None = None) -> P
             return Path(operand)
         raise
     return history.weights(stage)
+
+
+def _nothing_to_commit(given: Path | None) -> typer.Exit:
+    output.note(f"nothing to commit: {given} holds what the history has, bit for bit")
+    return typer.Exit(NOTHING_TO_DO)
 
 
 def _nearest() -> Path | None:

@@ -19,6 +19,9 @@ OutFolder = Annotated[Path, typer.Option("--out", "-o", help="The folder to crea
 OutFolderOrNone = Annotated[
     Path | None, typer.Option("--out", "-o", help="The checkpoint to create.", metavar="FOLDER")
 ]
+Rename = Annotated[
+    list[str] | None, typer.Option(help="A tensor that is called otherwise after; may be repeated.", metavar="OLD=NEW")
+]
 InPlace = Annotated[
     bool, typer.Option("--in-place", help="Change the checkpoint itself; `rlforget undo` takes it back.")
 ]
@@ -34,3 +37,18 @@ def out_or_in_place(out: Path | None, in_place: bool) -> None:
     """
     if (out is None) != in_place:
         raise typer.BadParameter("give one of --out and --in-place", param_hint="--out")
+
+
+def renamed(pairs: list[str]) -> dict[str, str]:
+    """Return the new names that `--rename` gives, by the old ones.
+
+    Raises:
+        BadParameter: One is no OLD=NEW.
+    """
+    found = {}
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not (old and equals and new):
+            raise typer.BadParameter(f"{pair!r} is not OLD=NEW", param_hint="--rename")
+        found[old] = new
+    return found

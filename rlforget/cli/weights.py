@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlforget.cli import output
-from rlforget.cli.options import Delta, DryRun, Force, InPlace, Json, OutFolderOrNone, out_or_in_place
+from rlforget.cli.options import Delta, DryRun, Force, InPlace, Json, OutFolderOrNone, Rename, out_or_in_place, renamed
 
 if TYPE_CHECKING:
     from rlforget.delta import DeltaStats
@@ -30,9 +30,7 @@ def diff(
     self_contained: Annotated[
         bool, typer.Option("--self-contained", help="Save the bits before too: the file then needs no weights.")
     ] = False,
-    rename: Annotated[
-        list[str] | None, typer.Option(help="A tensor that is called otherwise after.", metavar="OLD=NEW")
-    ] = None,
+    rename: Rename = None,
     history: Annotated[
         Path | None,
         typer.Option("--history", "-H", help="The history of the stages; else the current folder.", metavar="DIR"),
@@ -51,13 +49,13 @@ def diff(
     if out is not None:
         check_free(out, force=force)
     sides = weights_of(before, history), weights_of(after, history)
-    renamed = _renamed(rename or [])
+    new_names = renamed(rename or [])
     with output.bar(f"comparing {before} with {after}") as progress:
         if out is None or dry_run:
-            stats = measure_diff(*sides, rename=renamed, progress=progress)
+            stats = measure_diff(*sides, rename=new_names, progress=progress)
         else:
             stats = write_diff(
-                *sides, out, rename=renamed, self_contained=self_contained, force=force, progress=progress
+                *sides, out, rename=new_names, self_contained=self_contained, force=force, progress=progress
             )
     largest = _most_changed(stats, top)
     if as_json:
@@ -143,16 +141,6 @@ def _summary(file: DeltaFile) -> str:
     parts += [f"{len(file.whole):,} whole tensors"] if file.whole else []
     parts += [f"{len(file.files):,} files"] if file.files else []
     return f"{', '.join(parts)} changed"
-
-
-def _renamed(pairs: list[str]) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        old, equals, new = pair.partition("=")
-        if not (old and equals and new):
-            raise typer.BadParameter(f"{pair!r} is not OLD=NEW", param_hint="--rename")
-        found[old] = new
-    return found
 
 
 def _most_changed(stats: DeltaStats, count: int) -> list[dict[str, Any]]:
