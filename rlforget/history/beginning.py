@@ -64,7 +64,7 @@ def base_weights(folder: Path, base: Base, moved_to: str | PathLike[str] | None)
     if moved_to is not None:
         return CheckpointWeights(Path(moved_to))
     place = Path(os.path.realpath(folder)) / base.path
-    if base.copied and place.is_symlink():
+    if base.copied and place.is_dir() and any(path.is_symlink() for path in (place, *place.iterdir())):
         raise HistoryError(str(place), expected="the history's own copy", found="a link", fix="Copy its target here.")
     try:
         return CheckpointWeights(Path(os.path.normpath(place)))

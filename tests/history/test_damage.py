@@ -113,6 +113,13 @@ def test_no_link_is_followed(history: History, tmp_path: Path) -> None:
         history.commit(STATES[3])
     (tmp_path / "outside" / "0009-x.delta.safetensors").touch()
     assert not history.gc().files
+    weights = history.folder / "base" / "model.safetensors"
+    shutil.move(weights, tmp_path / "outside")
+    weights.symlink_to(tmp_path / "outside" / weights.name)
+    with pytest.raises(HistoryError, match="link"):
+        history.weights("base")
+    weights.unlink()
+    shutil.move(tmp_path / "outside" / weights.name, weights)
     shutil.move(history.folder / "base", tmp_path / "base")
     (history.folder / "base").symlink_to(tmp_path / "base")
     with pytest.raises(HistoryError, match="link"):

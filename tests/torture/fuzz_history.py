@@ -29,7 +29,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +78,17 @@ class Case:
         folder: Its folder.
         raw: Its index.
         text: The text to write in place of `raw`, if there is one.
-        altered: Deltas and files that were changed, to be restored.
     """
 
     folder: Path
     raw: Any
     text: bytes | None = None
-    altered: set[str] = field(default_factory=set)
 
     def file(self, rng: random.Random) -> Path:
-        """Choose a delta or a file of the base, to be altered."""
-        files = sorted(path for path in (*self.folder.glob("deltas/*"), *self.folder.glob("base/*")))
-        chosen = rng.choice(files)
-        self.altered.add(chosen.relative_to(self.folder).parts[0])
-        return chosen
+        """Choose a delta or a file of the base, to be altered; never one that a link leads to."""
+        folders = [folder for name in ("deltas", "base") if not (folder := self.folder / name).is_symlink()]
+        files = sorted(path for folder in folders for path in folder.glob("*") if not path.is_symlink())
+        return rng.choice(files)
 
 
 NOTHING_THERE = (AttributeError, TypeError, KeyError, IndexError, ValueError, OSError)
@@ -226,8 +223,9 @@ def _kind(case: Case, rng: random.Random) -> None:
     elsewhere = case.folder.parent / "outside" / ("x.delta.safetensors" if path.suffix else "")
     deltas = sorted(case.folder.glob("deltas/*"))
     kind = rng.randrange(5)
-    if kind == 0 and path.is_file():
-        content = rng.choice(deltas).read_bytes()
+    content = b""
+    if kind == 0:
+        content = next(delta.read_bytes() for delta in deltas[rng.randrange(len(deltas)) :] if delta.is_file())
     if path.is_dir():
         shutil.rmtree(path)
     else:
