@@ -21,7 +21,7 @@ from benchmarks.delta_files.against_peers import run_peer
 from benchmarks.delta_files.peers import PEERS
 
 CHANGED = (0.0113, 0.03, 0.06, 0.9)
-PEER_LIMIT = 40.0
+PEER_LIMIT = 60.0
 PREFIX = "delta-files-"
 
 
