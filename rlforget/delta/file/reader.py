@@ -279,8 +279,9 @@ def _read_table(descriptor: int, container: Container) -> Table:
     data = _pread(descriptor, container.end - container.table, container.table)
     if checksum(data) != container.checksum:
         raise TableError("a table that does not fit its checksum")
-    table = unpack_table(data)
-    table.check(container.table - container.frames)
+    frames = container.table - container.frames
+    table = unpack_table(data, frames)
+    table.check(frames)
     return table
 
 

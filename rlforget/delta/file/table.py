@@ -26,7 +26,7 @@ class TableError(ValueError):
     """What is wrong with a table."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A tensor that kept its shape and dtype.
 
@@ -55,7 +55,7 @@ class Entry:
         return self.meta.shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WholeEntry:
     """A tensor on one side alone, resized or retyped.
 
@@ -74,7 +74,7 @@ class WholeEntry:
     fingerprint_after: Fingerprint | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileEntry:
     """A carried file that is no weights.
 
@@ -93,7 +93,7 @@ Key = tuple[str, str, str]
 """What lies on the line: ("tensor", name, ""), ("whole", name, side) or ("file", name, side)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """A stretch of the line that belongs to one thing.
 
@@ -115,7 +115,7 @@ class Span:
         return self.dtype.itemsize, self.dtype.is_floating_point, self.key[0] == "tensor"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frame:
     """A row of the table of frames.
 

@@ -18,9 +18,12 @@ from rlforget.weights import DTYPES, TensorMeta
 
 COLUMNS = 6
 MOST_FRAMES = 1 << 20
-MOST_TEXT = 16 << 20
 
 _DTYPE_OF_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+_MOST_TEXT = 12 << 20
+_SHORT_TEXT, _PER_BYTE = 1 << 20, 16  # a text shrinks no further: fingerprints, 16 bytes or more a tensor, do not at all
+_SMALLEST_FRAME = 10  # bytes: a zstd frame with its header, and a block
+_NUMBERS_PER_CHARACTER = 4  # bytes: at most five numbers for an entry of ten characters or more
 _SHORT = 1 << 18  # bytes of text for which the best compression takes no time to speak of
 _FIELDS = ("tensors", "whole", "files", "aliases", "renamed", "metadata", "self_contained")
 
@@ -44,7 +47,9 @@ def pack_table(table: Table) -> bytes:
     changed = [entry.changed for entry in table.tensors.values()]
     head = np.array([len(text), len(rows)], np.dtype("<i8")).tobytes() + text
     streams = [np.frombuffer(head, np.uint8), *(_numbers(part) for part in (frames, changed, list(_lanes(table))))]
-    return compress(streams, effort=19 if len(text) < _SHORT else 3)
+    data = compress(streams, effort=19 if len(text) < _SHORT else 3)
+    require(len(text) <= most_text(len(data)), f"names and metadata of {len(text)} bytes")
+    return data
 
 
 def _numbers(values: Any) -> npt.NDArray[np.uint8]:
@@ -68,17 +73,28 @@ def _lanes(table: Table) -> Iterator[Fingerprint]:
         yield from (lanes for lanes in (whole.fingerprint_before, whole.fingerprint_after) if lanes is not None)
 
 
-def unpack_table(data: bytes) -> Table:
+def most_text(packed: int) -> int:
+    """Return how many bytes the text of a table may have that takes `packed` bytes in the file."""
+    return min(_MOST_TEXT, _SHORT_TEXT + _PER_BYTE * packed)
+
+
+def unpack_table(data: bytes, frames: int) -> Table:
     """Read the table back; `Table.check` is still to be called.
+
+    Args:
+        data: Its bytes in the file.
+        frames: How many bytes the frames have in the file. Both bound what is believed, and so memory and time.
 
     Raises:
         TableError: It is damaged or forged.
     """
+    text_room, most_frames = most_text(len(data)), min(MOST_FRAMES, frames // _SMALLEST_FRAME)
     try:
-        content = decompress(data, MOST_TEXT + MOST_FRAMES * COLUMNS * 8 + MOST_TEXT)
+        most = 16 + text_room * (1 + _NUMBERS_PER_CHARACTER) + most_frames * COLUMNS * 8
+        content = decompress(data, most)
         require(content.size >= 16, "a table that ends early")
         size, count = content[:16].view("<i8").tolist()
-        require(0 <= size <= MOST_TEXT and 0 <= count <= MOST_FRAMES, "a table of no such size")
+        require(0 <= size <= text_room and 0 <= count <= most_frames, "a table of no such size")
         rest = content[16 + size :]
         require(rest.size >= count * COLUMNS * 8 and rest.size % 8 == 0, "a table that ends early")
         numbers = np.frombuffer(rest.tobytes(), "<i8")

@@ -163,10 +163,11 @@ class DeltaWriter:
         table = Table(tensors, self._whole, self._files, aliases, renamed, metadata, self._self_contained, self._frames)
         try:
             table.check(self._length)
+            data = pack_table(table)
         except TableError as error:
             fix = "Mend what is to be saved."
             raise DeltaFileError(self._path, expected="a sound delta", found=str(error), fix=fix) from error
-        self._write_table(pack_table(table))
+        self._write_table(data)
 
     def _write_table(self, data: bytes) -> None:
         if self._held is not None:
