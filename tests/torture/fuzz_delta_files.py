@@ -390,6 +390,9 @@ def judge(path: Path, base: Tensors, pristine: Tensors) -> str:
     """Read and apply a file. Returns "read" or "refused"."""
     try:
         file = DeltaFile(path)
+    except RlforgetError:
+        return "refused"
+    try:
         delta = file.read(open_weights(base))
     except RlforgetError:
         outcome = "refused"
@@ -398,7 +401,7 @@ def judge(path: Path, base: Tensors, pristine: Tensors) -> str:
         _check_result(file, delta, base)
     target = {name: tensor.clone() for name, tensor in base.items()}
     try:
-        apply(target, path)
+        apply(target, file)
     except RlforgetError:
         if not _same(target, pristine):
             raise Wrong("refused, but the target changed") from None

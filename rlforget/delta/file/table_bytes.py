@@ -21,7 +21,7 @@ MOST_FRAMES = 1 << 20
 
 _DTYPE_OF_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 _MOST_TEXT = 12 << 20
-_SHORT_TEXT, _PER_BYTE = 1 << 20, 16  # a text shrinks no further: fingerprints, 16 bytes or more a tensor, do not at all
+_SHORT_TEXT, _PER_BYTE = 1 << 20, 16  # a text shrinks no further: fingerprints, 16 bytes a tensor, do not at all
 _SMALLEST_FRAME = 10  # bytes: a zstd frame with its header, and a block
 _NUMBERS_PER_CHARACTER = 4  # bytes: at most five numbers for an entry of ten characters or more
 _SHORT = 1 << 18  # bytes of text for which the best compression takes no time to speak of
