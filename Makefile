@@ -10,7 +10,7 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nul
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format types pytest test-slow test-gpu bench bench-deltas bench-deltas-large \
+.PHONY: demo test lint format types pytest test-slow torture test-gpu bench bench-deltas bench-deltas-large \
 	bench-gpu performance aot tune miniature induction \
 	results clean
 
@@ -36,6 +36,10 @@ pytest: .venv/.ready
 
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow
+
+# Kills and failing disks at every call that writes, ten minutes at most; the figures of docs/reliability.md.
+torture: .venv/.ready
+	RLFORGET_TORTURE_SUMMARY=benchmarks/results/torture.json $(BIN)/pytest tests/torture -m slow -s
 
 test-gpu: .venv/.ready
 	PYTHONPATH=.:kernels $(BIN)/python -m pytest tests/gpu -m gpu

@@ -76,9 +76,8 @@ def orphan(history: str) -> None:
 
 def see(work: str) -> None:
     """Print what a user finds in a folder: every checkpoint, history and delta there, each read whole."""
-    print(
-        "SEEN " + json.dumps({path.name: _seen(path) for path in sorted(Path(work).iterdir()) if path.name[0] != "."})
-    )
+    found = {path.name: _seen(path) for path in sorted(Path(work).iterdir()) if not path.name.startswith(".")}
+    print(f"SEEN {json.dumps({name: one for name, one in found.items() if one is not None})}")
 
 
 def _seen(path: Path) -> object:
@@ -92,6 +91,8 @@ def _seen(path: Path) -> object:
             "stages": stages,
             "tags": {t: names[i] for t, i in history.tags.items()},
         }
+    if path.name == "h":
+        return None  # a folder is no history without an index, whatever lies there already
     if path.is_dir():
         others = sorted(file for file in path.iterdir() if file.is_file())
         opened = digest(path)  # before the files are read: it puts right what is half done
