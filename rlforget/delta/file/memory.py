@@ -92,7 +92,8 @@ def _check_expansion(file: DeltaFile) -> None:
     """Refuse a file that unpacks to so much that it must have been made to do so."""
     size = sum(entry.changed * (8 + 2 * entry.dtype.itemsize) for entry in file.tensors.values())
     for entry in file.whole.values():
-        size += sum(meta.numel * meta.dtype.itemsize for meta in (entry.before, entry.after) if meta is not None)
+        travel = (entry.before if file.self_contained else None, entry.after)
+        size += sum(meta.numel * meta.dtype.itemsize for meta in travel if meta is not None)
     size += sum((entry.before or 0) + (entry.after or 0) for entry in file.files.values())
     most = max(_ROOM, _MOST_EXPANSION * file.size)
     if size > most:
@@ -114,7 +115,7 @@ class _End:
 
 def _end(file: DeltaFile, entry: Entry, base: Weights) -> _End:
     """Tell by its fingerprint at which end a tensor of the base is."""
-    names = [name for name in dict.fromkeys([entry.name, file.name_after(entry.name)]) if name in base]
+    names = [name for name in _names(file, entry.name) if name in base]
     fitting = [name for name in names if base.meta(name) == entry.meta]
     if not fitting:
         raise LayoutError(
@@ -128,6 +129,12 @@ def _end(file: DeltaFile, entry: Entry, base: Weights) -> _End:
         if lanes in (entry.fingerprint_before, entry.fingerprint_after):
             return _End(name, backward=lanes != entry.fingerprint_before)
     raise _wrong_base(file, base, entry.name)
+
+
+def _names(file: DeltaFile, name: str) -> list[str]:
+    """Return all that a tensor is called: before, after, and by its ties."""
+    ties = [alias for alias, stands_for in file.aliases.items() if stands_for == name]
+    return list(dict.fromkeys([name, file.name_after(name), *ties]))
 
 
 def _wrong_base(file: DeltaFile, base: Weights, name: str) -> WrongBaseError:
@@ -187,11 +194,12 @@ def _whole(file: DeltaFile, entry: WholeEntry, base: Weights | None) -> WholeDel
     if entry.before is not None and base is None:
         before = _checked(file, entry, "before", entry.before, file.whole_bits(entry.name, "before"))
     elif entry.before is not None and base is not None:
-        if entry.name not in base or base.meta(entry.name) != entry.before:
+        names = [name for name in _names(file, entry.name) if name in base and base.meta(name) == entry.before]
+        if not names:
             raise file.needs_base(f"{entry.name!r} of the weights before, {entry.before}, in {base.description}")
-        if lanes_of(base, entry.name) != entry.fingerprint_before:
+        if lanes_of(base, names[0]) != entry.fingerprint_before:
             raise _wrong_base(file, base, entry.name)
-        before = base.bits(entry.name).clone().view(entry.before.dtype).view(entry.before.shape)
+        before = base.bits(names[0]).clone().view(entry.before.dtype).view(entry.before.shape)
     return WholeDelta(entry.name, before, after, entry.fingerprint_before, entry.fingerprint_after)
 
 

@@ -192,6 +192,22 @@ def test_bits_of_neither_end_are_told(tmp_path: Path) -> None:
         Delta.load(path, {"b": torch.zeros(2)})
 
 
+def test_tied_tensors_are_found_by_any_name(tmp_path: Path) -> None:
+    tied = torch.zeros(4)
+    before = {"embed": tied, "head": tied, "gone": torch.ones(2)}
+    after = {"embed": torch.arange(4.0)}
+    after["head"] = after["embed"]
+    delta = diff(before, after)
+    delta.save(tmp_path / "x")
+    assert Delta.load(tmp_path / "x", {"head": tied, "gone": torch.ones(2)}) == delta
+
+
+def test_a_large_tensor_that_went_needs_no_room_in_the_file(tmp_path: Path) -> None:
+    before = {"a": torch.zeros(4), "gone": torch.zeros(600 << 18)}  # more than a file this small may unpack to
+    write_diff(before, {"a": torch.ones(4)}, tmp_path / "x")
+    assert Delta.load(tmp_path / "x", before).whole["gone"].after is None
+
+
 def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "x.delta.safetensors"
     diff({"a": torch.zeros(2)}, {"a": torch.ones(2)}).save(path)
