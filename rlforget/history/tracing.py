@@ -16,7 +16,7 @@ from rlforget.weights.ahead import Progress, map_ahead
 from rlforget_kernels.common.bits import bits_dtype
 from rlforget_kernels.sparse_delta import sparse_delta
 
-_BYTES = 96 << 20  # of the changes that are held at a time
+_BYTES = 48 << 20  # of the changes that are held at a time
 _INDEX_BYTES = 4
 _FEWEST = 1 << 16  # coordinates of a range
 
@@ -148,5 +148,5 @@ def _different(moves: Sequence[tuple[Tensor, Tensor, Tensor]], some: Tensor, len
         rows[row] = rows[row - 1]
         column = place[indices]
         rows[row, column[column >= 0]] = new[column >= 0]
-    ordered = rows.sort(dim=0).values
-    return 1 + (ordered[1:] != ordered[:-1]).sum(dim=0, dtype=torch.int32)
+    rows.numpy().sort(axis=0)  # in place; torch's sort would make indices of four times the size
+    return 1 + (rows[1:] != rows[:-1]).sum(dim=0, dtype=torch.int32)
