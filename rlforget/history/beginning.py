@@ -64,15 +64,16 @@ def base_weights(folder: Path, base: Base, moved_to: str | PathLike[str] | None)
     if moved_to is not None:
         return CheckpointWeights(Path(moved_to))
     place = Path(os.path.realpath(folder)) / base.path
-    if base.copied and place.is_dir() and any(path.is_symlink() for path in (place, *place.iterdir())):
-        raise HistoryError(str(place), expected="the history's own copy", found="a link", fix="Copy its target here.")
     try:
+        if base.copied and place.is_dir() and any(path.is_symlink() for path in (place, *place.iterdir())):
+            fix = "Copy its target here."
+            raise HistoryError(str(place), expected="the history's own copy", found="a link", fix=fix)
         return CheckpointWeights(Path(os.path.normpath(place)))
-    except NotACheckpointError as fault:
+    except (NotACheckpointError, OSError) as fault:
         raise HistoryError(
             str(folder),
             expected=f"its base in {os.path.normpath(place)}",
-            found=fault.found,
+            found=fault.found if isinstance(fault, NotACheckpointError) else os.strerror(fault.errno or 0),
             fix="Put it back, or run init on this history with the place where the base is now.",
         ) from fault
 

@@ -190,6 +190,13 @@ def test_a_delta_that_leads_elsewhere_than_its_index_says(history: History) -> N
     assert set(history.verify().faults) == {"c"}
 
 
+@pytest.mark.parametrize("path", ["x" * 5000, "../" * 2000, "/dev/zero", "/dev/stdin", "history.json", "deltas"])
+def test_a_base_that_is_none(path: str, history: History) -> None:
+    edited(history.folder, lambda raw: raw["base"].update(path=path, copied=False))
+    with pytest.raises(HistoryError, match="its base"):
+        history.weights("base")
+
+
 def test_a_single_file_history(tmp_path: Path) -> None:
     save_file(STATES[0], tmp_path / "base.safetensors")
     history = History.init(tmp_path / "history", tmp_path / "base.safetensors")

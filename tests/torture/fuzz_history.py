@@ -417,7 +417,7 @@ def fuzz(first: int, count: int, seed: int) -> Report:
                     raise Wrong("what is outside of the history changed")
             except Exception:
                 outcome = "failed"
-                report.failures.append(f"history {number}, {names}:\n{traceback.format_exc(limit=-6)}")
+                report.failures.append(f"history {number}, {names}:\n{traceback.format_exc(limit=-6)[:3000]}")
             seconds = time.perf_counter() - start
             if seconds > MOST_SECONDS:
                 outcome = "failed"
