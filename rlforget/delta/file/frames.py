@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlforget.delta.file.compression import Bytes, CompressionError, compress, decompress
+from rlforget.delta.scan import PIECE
 from rlforget_kernels.step_codes import (
     BYTES,
     NIBBLES,
@@ -141,16 +142,17 @@ def encode(changes: Changes, *, self_contained: bool) -> tuple[Encoding, bytes]:
         self_contained: Let the bits from before travel too.
     """
     codes = steps_between(changes.before, changes.after, floating=changes.floating)
+    best = choose if changes.coordinates == PIECE else _best
     kept = pack(changes.before, _PLANES) if self_contained else []
     if changes.positions.size > _DENSE_FROM * changes.coordinates:
         spread = np.zeros(changes.coordinates, codes.dtype)
         spread[changes.positions] = codes
-        encoding = Encoding(DENSE, _NONE, _best(spread))
+        encoding = Encoding(DENSE, _NONE, best(spread))
         data = compress([*pack(spread, encoding.values), *kept])
     else:
         gaps = gaps_between(changes.positions)
         codes -= 1  # none is 0
-        encoding = Encoding(SPARSE, _best(gaps), _best(codes))
+        encoding = Encoding(SPARSE, best(gaps), best(codes))
         data = compress([*pack(gaps, encoding.gaps), *pack(codes, encoding.values), *kept])
     if changes.all_after and _probe(changes.all_after[0]) * changes.coordinates < len(data):
         after = np.concatenate(changes.all_after) if len(changes.all_after) > 1 else changes.all_after[0]
@@ -165,7 +167,10 @@ def encode(changes: Changes, *, self_contained: bool) -> tuple[Encoding, bytes]:
 
 
 def _best(numbers: Bits) -> Coding:
-    """Choose how numbers are packed; where there are few, by trying what is near the estimate."""
+    """Choose how numbers are packed; where there are few, by trying what is near the estimate.
+
+    For frames that are not full: in a small model that is most of the file, in a large one little of the time.
+    """
     chosen = choose(numbers)
     if numbers.size > _FEW:
         return chosen
