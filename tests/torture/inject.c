@@ -36,7 +36,9 @@ enum mode {
 
 struct shared {
     atomic_long count;
-    char name[32]; /* of the N-th call */
+    char name[32];        /* of the N-th call */
+    atomic_long traced;   /* bytes of the trace */
+    char trace[1 << 16];  /* a line for each call: its name and what it was made on; more than fits is left out */
 };
 
 static enum mode mode = OFF;
@@ -56,6 +58,8 @@ void inject_reset(void) {
     share();
     atomic_store(&shared->count, 0);
     memset(shared->name, 0, sizeof shared->name);
+    atomic_store(&shared->traced, 0);
+    memset(shared->trace, 0, sizeof shared->trace);
 }
 
 void inject_arm(int new_mode, long new_at, int new_error, const char *path) {
@@ -71,6 +75,8 @@ long inject_count(void) { return atomic_load(&shared->count); }
 
 const char *inject_name(void) { return shared->name; }
 
+const char *inject_trace(void) { return shared->trace; }
+
 __attribute__((constructor)) static void from_environment(void) {
     const char *text = getenv("INJECT");
     int new_mode, new_error, used = 0;
@@ -80,7 +86,10 @@ __attribute__((constructor)) static void from_environment(void) {
         inject_arm(new_mode, new_at, new_error, text + used);
 }
 
+static _Thread_local char seen[2 * PATH_MAX]; /* the path that was looked at last */
+
 static int inside(const char *path) {
+    strncpy(seen, path, sizeof seen - 1);
     return strncmp(path, folder, folder_length) == 0 && (path[folder_length] == '/' || !path[folder_length]);
 }
 
@@ -123,6 +132,10 @@ static void kill_now(void) {
 /* What becomes of a call: 0 it is made, 1 it fails with errno set, 2 it is a write to be torn. */
 static int verdict(const char *name, int writes, int frees) {
     long number = atomic_fetch_add(&shared->count, 1);
+    char line[2 * PATH_MAX + 64];
+    long length = snprintf(line, sizeof line, "%s %s\n", name, seen), start = atomic_fetch_add(&shared->traced, length);
+    if (start + length < (long)sizeof shared->trace)
+        memcpy(shared->trace + start, line, (size_t)length);
     if (mode == COUNT || mode == SHORT || mode == NO_RENAMEAT2 || number < at)
         return 0;
     if (number == at)

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,12 +56,14 @@ class Outcome:
         calls: How many calls that write it made.
         call: Name of the one at which it met the fault.
         text: What it printed.
+        trace: The name of each call, and the path that it was made on.
     """
 
     code: int
     calls: int
     call: str
     text: str
+    trace: list[str] = field(default_factory=list, repr=False)
 
     @property
     def killed(self) -> bool:

@@ -140,6 +140,12 @@ def write(path: str, other: str, note: str = "") -> None:
     write_in_place(CheckpointWeights(Path(path)), changes(path, other), note=note)
 
 
+def write_carelessly(path: str, other: str) -> None:
+    """Copy another checkpoint's files over those of this one."""
+    for file in Path(other).glob("*.safetensors"):
+        Path(path, file.name).write_bytes(file.read_bytes())
+
+
 def take_back(path: str) -> None:
     undo(path)
 

@@ -22,6 +22,7 @@ def main() -> None:
     library = ctypes.CDLL(sys.argv[1])
     library.inject_count.restype = ctypes.c_long
     library.inject_name.restype = ctypes.c_char_p
+    library.inject_trace.restype = ctypes.c_char_p
     library.inject_arm.argtypes = [ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_char_p]
     replies = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -31,7 +32,13 @@ def main() -> None:
             code = _forked(library, request, output.fileno()) if request["fork"] else _here(request, output.fileno())
             output.seek(0)
             text = output.read().decode(errors="replace")
-        reply = {"code": code, "calls": library.inject_count(), "call": library.inject_name().decode(), "text": text}
+        reply = {
+            "code": code,
+            "calls": library.inject_count(),
+            "call": library.inject_name().decode(),
+            "text": text,
+            "trace": os.fsdecode(library.inject_trace()).splitlines(),
+        }
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
