@@ -51,10 +51,11 @@ def then(first: Delta, later: Delta) -> Delta:
                 raise _other_tensors(follows.name, "no such tensor in the earlier delta")
             changes.append(follows)
     renamed = {}
-    for change in changes:
-        middle = first.name_after(change.name)
-        last = later.name_after(middle)
-        if last != change.name:
+    for place, change in enumerate(changes):
+        last = later.name_after(first.name_after(change.name))
+        if last != change.name and _lanes_before(change) is None:
+            changes[place] = replace(change, name=last)  # there is no name before that it could keep
+        elif last != change.name:
             renamed[change.name] = last
     back = {new: old for old, new in first.renamed.items()}
     aliases = {alias: back.get(name, name) for alias, name in later.aliases.items()} | first.aliases
@@ -63,8 +64,10 @@ def then(first: Delta, later: Delta) -> Delta:
 
 def restrict(delta: Delta, to: Mapping[str, Tensor] | Iterable[str]) -> Delta:
     """Return a part of a delta; see `Delta.restrict`."""
-    wanted = to if isinstance(to, Mapping) else dict.fromkeys(to)
-    kept = {delta.aliases.get(name, name): indices for name, indices in wanted.items()}
+    kept: dict[str, Tensor | None] = {}
+    for name, indices in (to if isinstance(to, Mapping) else dict.fromkeys(to)).items():
+        canonical = delta.aliases.get(name, name)
+        kept[canonical] = _united(kept[canonical], indices) if canonical in kept else indices
     for name in kept:
         if name not in delta and name not in delta.whole:
             delta[name]  # raises
@@ -90,15 +93,6 @@ def restrict(delta: Delta, to: Mapping[str, Tensor] | Iterable[str]) -> Delta:
 def add(deltas: Iterable[Delta]) -> Delta:
     """Return several disjoint deltas of the same weights as one; see `Delta.sum`."""
     given = list(deltas)
-    base = given[0].fingerprint_before if given else ""
-    for delta in given:
-        if delta.fingerprint_before != base:
-            raise WrongBaseError(
-                "a sum of deltas",
-                expected=f"deltas that all begin at the weights {base}",
-                found=f"one that begins at {delta.fingerprint_before}",
-                fix="Bring them to one base first, e.g. with .then().",
-            )
     changes: dict[str, Change] = {}
     files: dict[str, FileDelta] = {}
     renamed: dict[str, str] = {}
@@ -217,10 +211,15 @@ def _with_patch(like: TensorDelta, indices: Tensor, old: Tensor, new: Tensor) ->
     return replace(like, indices=indices, before_bits=old, after_bits=new, fingerprint_after=(lanes[0], lanes[1]))
 
 
+def _united(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Return the indices asked for by two names of a tensor; None is all of them."""
+    return None if first is None or second is None else torch.cat([first.long(), second.long()])
+
+
 def _part(tensor: TensorDelta, indices: Tensor | None) -> TensorDelta:
     if indices is None:
         return tensor
-    at = tensor.positions(indices)
+    at: Tensor = tensor.positions(indices.unique()).cpu()  # type: ignore[no-untyped-call]
     return _with_patch(tensor, tensor.indices[at], tensor.before_bits[at], tensor.after_bits[at])
 
 
@@ -237,6 +236,13 @@ def _unchanged(name: str, value: Tensor, lanes: Fingerprint | None) -> TensorDel
 
 def _both(first: Change, second: Change) -> Change:
     """Return one change for two of one tensor, of which one at most touches any coordinate."""
+    if _lanes_before(first) != _lanes_before(second):
+        raise WrongBaseError(
+            f"a sum of deltas, tensor {first.name!r}",
+            expected="deltas that all begin at the same weights",
+            found="two that begin with other bits, by their fingerprints",
+            fix="Bring them to one base first, e.g. with .then().",
+        )
     if isinstance(first, TensorDelta) and isinstance(second, TensorDelta):
         indices, order = torch.cat([first.indices, second.indices]).sort()
         if bool((indices[1:] == indices[:-1]).any()):

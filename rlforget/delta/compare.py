@@ -13,6 +13,7 @@ from rlforget.delta.scan import Comparison, WholePair
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta
 from rlforget.weights import Pair, Weights, WeightsLike, open_weights
+from rlforget_kernels.common.bits import bits_dtype
 from rlforget_kernels.fingerprint import fingerprint, foreach_fingerprint
 from rlforget_kernels.sparse_delta import foreach_sparse_delta
 
@@ -76,10 +77,17 @@ def _content(file: Path | bytes | None) -> bytes | None:
 
 
 def _whole(pair: WholePair, old: Weights, new: Weights) -> WholeDelta:
-    before = None if pair.before is None else old.tensor(pair.before).cpu()
-    after = None if pair.after is None else new.tensor(pair.after).cpu()
+    before = None if pair.before is None else _copy(old, pair.before)
+    after = None if pair.after is None else _copy(new, pair.after)
     lanes = [None if t is None else _lanes(fingerprint(t).tolist()) for t in (before, after)]
     return WholeDelta(pair.name, before, after, *lanes)
+
+
+def _copy(weights: Weights, name: str) -> torch.Tensor:
+    """Return a tensor in memory of its own: live weights and files change, and a delta must not."""
+    meta = weights.meta(name)
+    bits = torch.empty(meta.numel, dtype=bits_dtype(meta.dtype))
+    return weights.bits(name, out=bits).view(meta.dtype).view(meta.shape)
 
 
 @dataclass(frozen=True)

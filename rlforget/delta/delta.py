@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rlforget.delta.sides import WholeMetas, after_side, before_side
+from rlforget.delta.sides import WholeMetas, after_side, before_side, fault_in_names
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta
-from rlforget.errors import UnknownNameError
+from rlforget.errors import LayoutError, UnknownNameError
 from rlforget.weights import Layout, TensorMeta, WeightsLike
 from rlforget.weights.digest import digest
 
@@ -33,6 +33,9 @@ class Delta(Mapping[str, TensorDelta]):
             a tensor by its name before, where it had one.
         aliases: Further names of tied tensors, with the names they stand for.
         metadata: Strings that travel with the delta, e.g. the domain it was trained on.
+
+    Raises:
+        LayoutError: Two tensors go by one name, before or after.
     """
 
     def __init__(
@@ -45,12 +48,23 @@ class Delta(Mapping[str, TensorDelta]):
         aliases: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        self._tensors = {tensor.name: tensor for tensor in tensors}
-        self.whole: dict[str, WholeDelta] = {tensor.name: tensor for tensor in whole}
+        kept, others = list(tensors), list(whole)
+        self._tensors = {tensor.name: tensor for tensor in kept}
+        self.whole: dict[str, WholeDelta] = {tensor.name: tensor for tensor in others}
         self.files: dict[str, FileDelta] = {file.name: file for file in files}
         self.renamed: dict[str, str] = dict(renamed or {})
         self.aliases: dict[str, str] = dict(aliases or {})
         self.metadata: dict[str, str] = dict(metadata or {})
+        fault = fault_in_names([t.name for t in kept], self._metas()[1], self.renamed)
+        if fault is None and len(others) > len(self.whole):
+            fault = "one tensor twice"
+        if fault is not None:
+            raise LayoutError(
+                "a delta",
+                expected="tensors that each go by one name before and one after",
+                found=fault,
+                fix="Make two deltas of it: first drop or add, then rename.",
+            )
 
     def __getitem__(self, name: str) -> TensorDelta:
         """Return what changed in a tensor.

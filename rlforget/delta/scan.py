@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlforget.delta.sides import WholeMetas, fault_in_names
 from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.errors import LayoutError
 from rlforget.weights import Layout, Pair, Weights, match, merged_aliases
@@ -99,17 +100,35 @@ class Comparison:
                 found=f"none of them among its {len(after.names())}",
                 fix="Give two checkpoints of one model, or say how its tensors were renamed.",
             )
-        _check_names(after, [pair.name for pair in matched] + found.missing, found.extra)
-        self.renamed = {
-            pair.name: (renamed or {}).get(pair.name, pair.name)
-            for pair in matched
-            if (renamed or {}).get(pair.name, pair.name) != pair.name
-        }
+        called = {pair.name: (renamed or {}).get(pair.name, pair.name) for pair in matched}
+        self.renamed = {old: new for old, new in called.items() if new != old}
+        self._check_names()
         new_names = set(self.renamed.values())
         aliases = merged_aliases(matched, before, after)
         self.aliases = {alias: name for alias, name in aliases.items() if alias not in new_names}
         for side, names in ((before, found.missing), (after, found.extra)):
             self.aliases |= {alias: name for alias, name in side.aliases.items() if name in names}
+
+    def _check_names(self) -> None:
+        fault = fault_in_names([pair.name for pair in self.pairs], self.whole_metas, self.renamed)
+        if fault is not None:
+            raise LayoutError(
+                self.after.description,
+                expected="tensors that each go by one name before and one after",
+                found=fault,
+                fix="Make two deltas of it: first drop or add, then rename.",
+            )
+
+    @property
+    def whole_metas(self) -> WholeMetas:
+        """Dtypes and shapes before and after of the tensors that do not keep them."""
+        return {
+            pair.name: (
+                None if pair.before is None else self.before.meta(pair.before),
+                None if pair.after is None else self.after.meta(pair.after),
+            )
+            for pair in self.whole
+        }
 
     @property
     def layout(self) -> Layout:
@@ -180,14 +199,3 @@ def added(first: Fingerprint, second: Fingerprint) -> Fingerprint:
     """Add two parts of a fingerprint, modulo 2**64, as signed numbers."""
     low, high = ((a + b + 2**63) % 2**64 - 2**63 for a, b in zip(first, second, strict=True))
     return low, high
-
-
-def _check_names(after: Weights, taken: list[str], extra: list[str]) -> None:
-    both = sorted(set(taken) & set(extra))
-    if both:
-        raise LayoutError(
-            f"{after.description}, tensor {both[0]!r}",
-            expected="a name that no tensor had before",
-            found="that of a tensor that was renamed",
-            fix="Make two deltas: first rename, then add.",
-        )

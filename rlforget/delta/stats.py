@@ -199,13 +199,7 @@ class Tally:
     def __init__(self, found: Comparison, files: Iterable[FileDelta]) -> None:
         metas = {pair.name: found.before.meta(pair.before) for pair in found.pairs}
         self._changes = {name: Change(dtypes=(_name(meta.dtype),)) for name, meta in metas.items()}
-        self._whole = {
-            pair.name: fate(
-                None if pair.before is None else found.before.meta(pair.before),
-                None if pair.after is None else found.after.meta(pair.after),
-            )
-            for pair in found.whole
-        }
+        self._whole = {name: fate(*sides) for name, sides in found.whole_metas.items()}
         self._files = {file.name: fate_of_file(file.before, file.after) for file in files}
         self._renamed = found.renamed
         self._waiting: list[Piece] = []

@@ -30,7 +30,7 @@ class TensorDelta:
         fingerprint_after: Fingerprint of the whole tensor after.
 
     Raises:
-        CoordinateError: Lengths or dtypes disagree, or the first or last index lies outside the tensor.
+        CoordinateError: Lengths or dtypes disagree, indices do not ascend, or lie outside the tensor.
     """
 
     name: str
@@ -53,6 +53,8 @@ class TensorDelta:
         )
         if not whole:
             raise self._fault(f"1-D {index_dtype(self.numel)} indices and as many {bits}", "other lengths or dtypes")
+        if not bool((self.indices[1:] > self.indices[:-1]).all()):
+            raise self._fault("indices that ascend, each once", "indices out of order, or repeated")
         if self.changed and not (int(self.indices[0]) >= 0 and int(self.indices[-1]) < self.numel):
             raise self._fault(f"indices from 0 to {self.numel - 1}", f"{self.indices[0]} to {self.indices[-1]}")
 

@@ -21,6 +21,8 @@ from rlforget_kernels.common.bits import bits_dtype
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+DELTA_SUFFIX = ".delta.safetensors"
+"""Files of this suffix are no weights, though safetensors."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"})
 """Suffixes of files that hold weights, in this format or another."""
@@ -128,7 +130,7 @@ def _shard_paths(path: Path) -> list[Path]:
         return [path / SINGLE_FILE]
     if (path / INDEX_FILE).is_file():
         return [path / shard for shard in sorted(set(_weight_map(path / INDEX_FILE).values()))]
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(file for file in path.glob("*.safetensors") if not file.name.endswith(DELTA_SUFFIX))
     if len(files) == 1:
         return files
     if files:

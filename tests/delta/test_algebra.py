@@ -121,7 +121,7 @@ def test_two_changes_of_one_coordinate_do_not_add() -> None:
     with pytest.raises(CoordinateError, match="a coordinate of 'a'"):
         Delta.sum([one, other])
     assert Delta.sum([one, other.restrict({"a": torch.tensor([1])})])["a"].indices.tolist() == [0, 1]
-    with pytest.raises(WrongBaseError, match="begins at"):
+    with pytest.raises(WrongBaseError, match="begin with other bits"):
         Delta.sum([one, one.invert()])
     assert Delta.sum([]).changed == 0
 
