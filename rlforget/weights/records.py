@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rlforget.errors import OutputError
 from rlforget.weights.atomic import busy, sync_folder
 from rlforget.weights.locks import try_lock
 
@@ -87,10 +88,15 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         BusyError: One of them does.
+        OutputError: The folder cannot be locked: it is not there, or lies on a filesystem without locks.
     """
     descriptor = None
     try:
-        descriptor = try_lock(folder)
+        try:
+            descriptor = try_lock(folder)
+        except OSError as error:
+            fix = "Check the path, or copy the folder to a local disk."
+            raise OutputError(str(folder), expected="a folder to lock", found=str(error), fix=fix) from error
         if descriptor is None:
             raise busy(folder)
         yield

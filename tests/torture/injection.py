@@ -12,10 +12,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -145,3 +149,13 @@ class Server:
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[Server]:
+    """A server, with its library in `folder`; skips the test where there can be none."""
+    library = compiled(folder)
+    if library is None:
+        pytest.skip("faults are injected by a library that needs Linux and a C compiler")
+    with Server(library) as running:
+        yield running
