@@ -130,12 +130,13 @@ def rollback(
         what = measurement.subspace(loaded, changes)
     else:
         what = measurement.conflict(loaded, changes).top(FRACTION if fraction is None else fraction)
+    held = None if out is not None else _fingerprints(loaded)
     shown = measurement.earlier + measurement.later if evaluate else []
     before = models.rewards(loaded, shown, samples=samples, seed=seed)
     report = undo_part(loaded.model, changes, what, strength=strength, seed=seed).report
     after = models.rewards(loaded, shown, samples=samples, seed=seed)
     if not dry_run:
-        _save(loaded, out, note=f"rollback of {delta}", force=force)
+        _save(loaded, out, held, note=f"rollback of {delta}", force=force)
     if as_json:
         rewards = {"before": before, "after": after} if evaluate else None
         places = {"out": None if dry_run else out, "in_place": in_place and not dry_run}
@@ -148,8 +149,19 @@ def rollback(
     output.written(loaded.folder if out is None else out, dry_run=dry_run)
 
 
-def _save(loaded: models.Loaded, out: Path | None, *, note: str, force: bool) -> None:
-    """Write the model as a new checkpoint, or into the one that it came from."""
+def _fingerprints(loaded: models.Loaded) -> dict[str, tuple[int, int]]:
+    """Return what the model is before anything is done to it."""
+    from rlforget.weights import open_weights
+    from rlforget.weights.digest import lanes_of
+
+    live = open_weights(loaded.model)
+    return {name: lanes_of(live, name) for name in live.names()}
+
+
+def _save(
+    loaded: models.Loaded, out: Path | None, held: dict[str, tuple[int, int]] | None, *, note: str, force: bool
+) -> None:
+    """Write the model as a new checkpoint, or into the one that it came from and that must still be as `held` says."""
     if out is not None:
         models.save(loaded.model, loaded.tokenizer, out, like=loaded.folder, force=force)
         return
@@ -159,7 +171,7 @@ def _save(loaded: models.Loaded, out: Path | None, *, note: str, force: bool) ->
 
     with output.bar(f"writing {loaded.folder}") as progress:
         checkpoint = CheckpointWeights(loaded.folder)
-        write_difference(checkpoint, open_weights(loaded.model), note=note, progress=progress)
+        write_difference(checkpoint, open_weights(loaded.model), held=held, note=note, progress=progress)
 
 
 def _load_delta(path: Path, model: str) -> LoadedDelta:

@@ -125,7 +125,7 @@ def _carry(
     file = DeltaFile(delta)
     with output.bar(f"patching {weights}") as progress:
         if dry_run:
-            check_fits(weights, file, backward=backward)
+            check_fits(weights, file, backward=backward, in_place=in_place)
         else:
             write(weights, file, out, in_place=in_place, force=force, progress=progress)
     if as_json:

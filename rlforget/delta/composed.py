@@ -129,6 +129,10 @@ class ComposedWeights(Weights):
             self._layers[step.number].change_(step.name, start, stop, out)
             yield step
 
+    def slots(self) -> dict[str, str | None]:
+        """Return, for each tensor, the name in the base of the tensor whose place in a checkpoint it takes."""
+        return {name: track.base for name, track in self._tracks.items()}
+
     def changed_files(self) -> set[str]:
         """Return the names of the files that are no weights and that a layer changes."""
         return {name for layer in self._layers for name in layer.files()}
@@ -235,9 +239,7 @@ def _followed(
     return found, {alias: name for alias, name in aliases.items() if alias not in found}
 
 
-def _untied(
-    tracks: Mapping[str, _Track], layout: Layout, layer: Layer
-) -> tuple[dict[str, _Track], dict[str, str]]:
+def _untied(tracks: Mapping[str, _Track], layout: Layout, layer: Layer) -> tuple[dict[str, _Track], dict[str, str]]:
     """Give a tensor that the layer changes apart under two names a track for each.
 
     Returns:

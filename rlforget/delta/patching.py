@@ -12,13 +12,14 @@ import torch
 from rlforget.delta.composed import ComposedWeights
 from rlforget.delta.delta import Delta
 from rlforget.delta.file import DeltaFile
-from rlforget.delta.in_place import write_composed
+from rlforget.delta.in_place import check_in_place, write_composed
 from rlforget.delta.layers import FileLayer, MemoryLayer, wrong_bits
 from rlforget.delta.tensor_delta import TensorDelta
 from rlforget.errors import LayoutError, OutputError
 from rlforget.weights import Weights, WeightsLike, open_weights, pair_up
 from rlforget.weights.ahead import Progress
 from rlforget.weights.checkpoint import CheckpointWeights
+from rlforget.weights.live import LiveWeights
 from rlforget.weights.undo import SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.patch import patch_
@@ -42,7 +43,7 @@ def apply(
     bits are put back. Coordinates outside the delta are neither read nor changed, and its files are left aside.
 
     A checkpoint is read once, range by range, and written anew at `out`; or it is changed where it lies, as one
-    transaction that a crash cannot cut in half and that `rlforget.weights.undo` takes back. Either way memory does not
+    transaction that a crash cannot cut in half and that `rlforget.undo` takes back. Either way memory does not
     grow with the model.
 
     Args:
@@ -80,15 +81,22 @@ def revert(
     job.run(out, in_place=in_place, force=force, progress=progress)
 
 
-def check_fits(weights: WeightsLike, delta: DeltaLike, *, backward: bool = False) -> None:
-    """Check that `apply` (or `revert`) would find weights that fit the delta, without writing anything.
+def check_fits(weights: WeightsLike, delta: DeltaLike, *, backward: bool = False, in_place: bool = False) -> None:
+    """Check that `apply` (or `revert`) would go through, as far as that can be told without writing anything.
+
+    Args:
+        weights: As for `apply`.
+        delta: As for `apply`.
+        backward: Whether it is to be reverted.
+        in_place: Whether a checkpoint is to be changed where it lies.
 
     Raises:
         LayoutError: The delta is for other tensors.
         WrongBaseError: The weights do not hold the bits that the delta expects.
         NotACheckpointError: A path that holds no readable checkpoint.
+        OutputError: The checkpoint cannot be changed in place.
     """
-    _Job(open_weights(weights), delta, backward=backward).check()
+    _Job(open_weights(weights), delta, backward=backward).check(in_place=in_place)
 
 
 @dataclass(frozen=True)
@@ -99,12 +107,15 @@ class _Job:
     delta: DeltaLike
     backward: bool
 
-    def check(self) -> None:
+    def check(self, *, in_place: bool) -> None:
         """Check that it fits."""
         if isinstance(self.target, CheckpointWeights):
-            self._composed().verify()
+            composed = self._composed()
+            composed.verify()
+            if in_place:
+                check_in_place(composed)
         else:
-            _checked_plan(self.target, self._in_memory())
+            _checked_plan(self._live(), self._in_memory())
 
     def run(self, out: str | PathLike[str] | None, *, in_place: bool, force: bool, progress: Progress | None) -> None:
         """Carry it."""
@@ -123,7 +134,14 @@ class _Job:
             raise _bad_out(self.target, "a checkpoint to write anew", "live weights", fix)
         else:
             # Last, so that an interrupt after it meets a caller who has been told that it is done.
-            _patch_live(self.target, _checked_plan(self.target, self._in_memory()))
+            _patch_live(self._live(), _checked_plan(self.target, self._in_memory()))
+
+    def _live(self) -> LiveWeights:
+        """Return the target, whose tensors are to be written to."""
+        if not isinstance(self.target, LiveWeights):
+            fix = "Check the stage out, or load the model."
+            raise _bad_out(self.target, "a module, a mapping of tensors or a checkpoint", "weights that are read", fix)
+        return self.target
 
     def _composed(self) -> ComposedWeights:
         delta = _opened(self.delta)

@@ -68,8 +68,8 @@ def rollback(
         raise OutputError(
             opened.description,
             expected="weights in memory",
-            found="a checkpoint on disk, which is never changed in place",
-            fix="Load the model first.",
+            found="a checkpoint on disk",
+            fix="Load the model first; or revert(path, delta.restrict(coordinates), in_place=True).",
         )
     if isinstance(what, ConflictSubspace):
         _check_subspace(what, delta)

@@ -11,7 +11,9 @@ The checkpoint's folder is locked meanwhile. A checkpoint of one file has its re
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -137,6 +139,20 @@ def write_in_place(checkpoint: CheckpointWeights, changes: Iterable[Change], *, 
                 records.remove_if_empty(folder)
 
             return _or_else(folder, write, take_back)
+
+
+def check_writable(checkpoint: CheckpointWeights) -> None:
+    """Check that `write_in_place` would begin.
+
+    Raises:
+        OutputError: The files are read-only, or links.
+        BusyError: Another process is writing the checkpoint.
+    """
+    folder = records.home(checkpoint.path)
+    identities = identify(checkpoint.shards)
+    with records.locked(folder), _unwritable(folder), Shards(folder, identities, range(len(identities))):
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def recover(path: str | PathLike[str]) -> list[str]:
