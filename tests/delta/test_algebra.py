@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 
@@ -171,3 +172,51 @@ def test_a_tied_tensor_that_is_resized_stays_tied() -> None:
     assert weights.names() == ["embed"]
     assert dict(weights.aliases) == {"head": "embed"}
     assert same_bits(weights.tensor("head"), after)
+
+
+def test_names_that_the_way_back_could_not_tell_apart_are_refused() -> None:
+    before = {"a": torch.zeros(3), "b": torch.ones(3), "c": torch.zeros(1)}
+    with pytest.raises(LayoutError, match="takes the name of one that is dropped"):
+        diff(before, {"a": torch.ones(3), "c": torch.zeros(1)}, rename={"b": "a"})
+    with pytest.raises(LayoutError, match="two tensors called 'b' before"):
+        diff({"b": torch.zeros(2), "c": torch.zeros(1)}, {"x": torch.zeros(2), "b": torch.ones(1)}, rename={"b": "x"})
+    renamed = diff({"a": torch.zeros(2)}, {"b": torch.zeros(2)}, rename={"a": "b"})
+    with pytest.raises(LayoutError, match="two tensors called"):
+        renamed.then(diff({"b": torch.zeros(2)}, {"b": torch.zeros(2), "a": torch.ones(1)}))
+    swapped = diff(
+        {"a": torch.zeros(2), "b": torch.ones(2)},
+        {"b": torch.zeros(2), "a": torch.ones(2)},
+        rename={"a": "b", "b": "a"},
+    )
+    assert swapped.changed == 0
+    with pytest.raises(LayoutError, match="two tensors called 'b' after"):
+        swapped.restrict(["a"])
+
+
+def test_a_tensor_that_came_and_was_renamed_came_by_its_last_name() -> None:
+    first, second = {"x": torch.zeros(1)}, {"x": torch.zeros(1), "n": torch.ones(2)}
+    third = {"x": torch.zeros(1), "m": torch.ones(2)}
+    joined = diff(first, second).then(diff(second, third, rename={"n": "m"}))
+    assert joined == diff(first, third)
+    assert equal(composed(first, joined), third)
+
+
+def test_coordinates_of_a_part_may_come_in_any_order_twice_and_under_two_names() -> None:
+    shared, tuned_shared = torch.zeros(8), torch.arange(8.0)
+    before = {"embed": shared, "head": shared}
+    delta = diff(before, {"embed": tuned_shared, "head": tuned_shared})
+    part = delta.restrict({"embed": torch.tensor([5, 2, 5]), "head": torch.tensor([7])})
+    assert part["embed"].indices.tolist() == [2, 5, 7]
+    after = clones(before)
+    apply(after, part)
+    assert diff(before, after)["embed"] == part["embed"]
+    with pytest.raises(CoordinateError, match="ascend"):
+        dataclasses.replace(part["embed"], indices=part["embed"].indices.flip(0))
+
+
+def test_a_delta_does_not_change_with_the_weights_it_was_made_from() -> None:
+    before = {"a": torch.zeros(2), "gone": torch.ones(3)}
+    delta = diff(before, {"a": torch.ones(2)})
+    before["gone"].fill_(5)
+    assert delta.whole["gone"].before is not None
+    assert delta.whole["gone"].before.tolist() == [1, 1, 1]

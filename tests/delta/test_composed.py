@@ -10,8 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlforget.delta import apply, diff, revert
+from rlforget.delta.composed import ComposedWeights
+from rlforget.delta.in_place import write_difference
+from rlforget.delta.layers import MemoryLayer
+from rlforget.delta.patching import check_fits
 from rlforget.errors import LayoutError, OutputError, WrongBaseError
 from rlforget.weights import open_weights
+from rlforget.weights.checkpoint import CheckpointWeights
+from rlforget.weights.digest import lanes_of
 from rlforget.weights.in_place import undo
 from tests.delta.random_weights import Tensors, same_bits, write_checkpoint
 
@@ -136,3 +142,65 @@ def test_a_head_that_is_untied_or_tied(head: str, tmp_path: Path) -> None:
             carry(tmp_path / start, delta, out)
             made, wanted = open_weights(out), open_weights(tmp_path / end)
             assert all(same_bits(made.tensor(name), wanted.tensor(name)) for name in ("embed", "head"))
+
+
+def test_what_changes_names_or_ties_is_not_done_in_place(tmp_path: Path) -> None:
+    folder = tmp_path / "tied"
+    folder.mkdir()
+    embed = torch.arange(8.0).reshape(4, 2)
+    save_file({"embed": embed}, folder / "model.safetensors", metadata={"head": "embed"})
+    held = (folder / "model.safetensors").read_bytes()
+    untied = {"embed": embed, "head": embed + 1}
+    for delta in (diff(folder, untied), diff(folder, {"stem": embed}, rename={"embed": "stem"})):
+        with pytest.raises(OutputError, match="in place"):
+            check_fits(folder, delta, in_place=True)
+        with pytest.raises(OutputError, match="in place"):
+            apply(folder, delta, in_place=True)
+    with pytest.raises(OutputError, match="in place"):
+        write_difference(CheckpointWeights(folder), open_weights(untied))
+    swapped = write_checkpoint(tmp_path / "swap", {"a": torch.zeros(2), "b": torch.ones(2)}, 0)
+    names = diff(swapped, {"b": torch.zeros(2), "a": torch.ones(2)}, rename={"a": "b", "b": "a"})
+    with pytest.raises(OutputError, match="in place"):
+        apply(swapped, names, in_place=True)
+    assert (folder / "model.safetensors").read_bytes() == held
+
+
+def test_a_dry_run_in_place_finds_what_would_stop_it(before: Path, after: Path) -> None:
+    with pytest.raises(OutputError, match="in place"):
+        check_fits(before, diff(before, after), in_place=True)
+    tuned = diff(before, {**BEFORE, "tuned": AFTER["tuned"]})
+    check_fits(before, tuned, in_place=True)
+    shard = next(before.glob("*.safetensors"))
+    shard.rename(before / "elsewhere")
+    shard.symlink_to(before / "elsewhere")
+    with pytest.raises(OutputError, match="link"):
+        check_fits(before, tuned, in_place=True)
+
+
+def test_a_checkpoint_that_was_written_since_it_was_loaded_is_kept(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", {"a": torch.zeros(3)}, 0)
+    mine = {"a": torch.zeros(3)}
+    held = {"a": lanes_of(open_weights(mine), "a")}
+    mine["a"][1] = 1
+    apply(folder, diff(folder, {"a": torch.tensor([1.0, 0, 0])}), in_place=True)  # someone else
+    with pytest.raises(WrongBaseError, match="written since"):
+        write_difference(CheckpointWeights(folder), open_weights(mine), held=held)
+    assert read(folder)["a"].tolist() == [1, 0, 0]
+    undo(folder)
+    write_difference(CheckpointWeights(folder), open_weights(mine), held=held)
+    assert equal(read(folder), mine)
+
+
+def test_weights_that_are_only_read_are_not_changed(before: Path) -> None:
+    tuned = {**BEFORE, "tuned": AFTER["tuned"]}
+    there = ComposedWeights(open_weights(before), [MemoryLayer(diff(before, tuned))])
+    with pytest.raises(OutputError, match="weights that are read"):
+        revert(there, diff(before, tuned))
+
+
+def test_a_delta_beside_the_weights_is_no_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_file({"a": torch.zeros(2)}, folder / "adapter_model.safetensors")
+    diff(folder, {"a": torch.ones(2)}).save(folder / "x.delta.safetensors")
+    assert read(folder)["a"].tolist() == [0, 0]
