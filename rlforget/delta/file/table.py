@@ -14,6 +14,7 @@ import torch
 
 from rlforget.delta.file.frames import KINDS, WHOLE, Encoding
 from rlforget.delta.scan import PIECE
+from rlforget.delta.sides import fault_in_names
 from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.weights import TensorMeta
 from rlforget.weights.checkpoint import is_companion
@@ -249,9 +250,9 @@ class Table:
         require(len(names) == len(self.tensors) + len(self.whole), "a tensor described twice")
         require(names.isdisjoint(self.aliases), "an alias that is the name of a tensor")
         require(names.issuperset(self.aliases.values()), "an alias of no tensor")
-        require(names.issuperset(self.renamed), "a renamed tensor that is not there")
-        present = [*self.tensors, *(name for name, whole in self.whole.items() if whole.after is not None)]
-        require(len({self.name_after(name) for name in present}) == len(present), "two tensors renamed to one name")
+        metas = {name: (whole.before, whole.after) for name, whole in self.whole.items()}
+        fault = fault_in_names(self.tensors, metas, self.renamed)
+        require(fault is None, str(fault))
         for entry in self.tensors.values():
             require(0 <= entry.changed <= entry.meta.numel, f"{entry.changed} changes in {entry.name!r}")
         for name, whole in self.whole.items():
