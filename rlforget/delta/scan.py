@@ -19,9 +19,7 @@ from rlforget_kernels.fingerprint import fingerprint_after_patch, foreach_finger
 from rlforget_kernels.sparse_delta import foreach_sparse_delta
 
 PIECE = CHUNK
-"""Coordinates that a frame of a delta file covers at most."""
-
-_READ = 1 << 20  # coordinates read at a time: with both sides on every core they still fit the last cache
+"""Coordinates that are read at a time, and that a frame of a delta file covers at most."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +152,8 @@ class Comparison:
     def _ranges(self, pairs: Iterable[Pair]) -> Iterator[_Range]:
         for pair in pairs:
             numel = self.before.meta(pair.before).numel
-            for start in range(0, numel, _READ):
-                yield _Range(pair, numel, start, min(start + _READ, numel))
+            for start in range(0, numel, PIECE):
+                yield _Range(pair, numel, start, min(start + PIECE, numel))
 
     def _compare(self, batch: list[_Range]) -> list[Piece]:
         before = [self.before.bits(r.pair.before, r.start, r.stop) for r in batch]
@@ -182,13 +180,13 @@ class _Range:
 
 
 def _batches(ranges: Iterable[_Range]) -> Iterator[list[_Range]]:
-    """Yield runs of ranges of at most `_READ` coordinates: small tensors share a pass of the operators."""
+    """Yield runs of ranges of at most `PIECE` coordinates: small tensors share a pass of the operators."""
     batch: list[_Range] = []
-    room = _READ
+    room = PIECE
     for one in ranges:
         if batch and one.stop - one.start > room:
             yield batch
-            batch, room = [], _READ
+            batch, room = [], PIECE
         batch.append(one)
         room -= one.stop - one.start
     if batch:
