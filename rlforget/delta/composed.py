@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlforget.delta.layers import Layer
 from rlforget.delta.tensor_delta import Fingerprint
+from rlforget.delta.whole import file_content, file_size
 from rlforget.errors import RlforgetError, WrongBaseError
 from rlforget.weights import Layout, TensorMeta, Weights, pair_up
 from rlforget.weights.ahead import Progress
@@ -43,6 +44,7 @@ class _Track:
     Attributes:
         meta: Its dtype and shape.
         base: Its name in the base, whose slot in a checkpoint it takes; None: it came later.
+        origin: Where it came into being: the base, or the layer that added it.
         steps: The base or the layer that brought its bits as a whole, then the layers that change coordinates of it.
         lanes: Its fingerprint at the end, where a layer tells it.
         sure: Whether a wrong base shows without a look at `lanes`.
@@ -50,6 +52,7 @@ class _Track:
 
     meta: TensorMeta
     base: str | None
+    origin: Step
     steps: tuple[Step, ...]
     lanes: Fingerprint | None = None
     sure: bool = True
@@ -72,7 +75,9 @@ class ComposedWeights(Weights):
     def __init__(self, base: Weights, layers: Sequence[Layer]) -> None:
         self.base, self._layers = base, list(layers)
         layout: Layout = base
-        self._tracks = {name: _Track(base.meta(name), name, (Step(BASE, name),)) for name in base.names()}
+        self._tracks = {
+            name: _Track(base.meta(name), name, Step(BASE, name), (Step(BASE, name),)) for name in base.names()
+        }
         for number, layer in enumerate(self._layers):
             self._tracks, aliases = _followed(self._tracks, layout, layer, number)
             metas = {name: track.meta for name, track in self._tracks.items()}
@@ -129,13 +134,24 @@ class ComposedWeights(Weights):
             self._layers[step.number].change_(step.name, start, stop, out)
             yield step
 
+    def origins(self) -> dict[str, tuple[Layer | None, str]]:
+        """Return, for each tensor, the layer that added it (None: the base has it), and what it is called there.
+
+        A tensor that is renamed, resized or retyped stays the same.
+        """
+        origins = {name: track.origin for name, track in self._tracks.items()}
+        return {
+            name: (None if origin.number == BASE else self._layers[origin.number], origin.name)
+            for name, origin in origins.items()
+        }
+
     def slots(self) -> dict[str, str | None]:
         """Return, for each tensor, the name in the base of the tensor whose place in a checkpoint it takes."""
         return {name: track.base for name, track in self._tracks.items()}
 
     def changed_files(self) -> set[str]:
         """Return the names of the files that are no weights and that a layer changes."""
-        return {name for layer in self._layers for name in layer.files()}
+        return {name for layer in self._layers for name in layer.file_sizes()}
 
     def files(self) -> Mapping[str, Path | bytes] | None:
         """Return the files that are no weights, after the last layer; None where the base is no folder.
@@ -148,15 +164,13 @@ class ComposedWeights(Weights):
             return None
         found = dict(base)
         for layer in self._layers:
-            for name, (before, after) in layer.files().items():
+            for name, (size, _) in layer.file_sizes().items():
                 held = found.pop(name, None)
-                if (held.read_bytes() if isinstance(held, Path) else held) != before:
-                    raise WrongBaseError(
-                        f"{self.base.description}, file {name!r}",
-                        expected="the bytes that the delta was made from" if before is not None else "no such file",
-                        found="none" if held is None else "other bytes",
-                        fix="Take the folder that the delta was made from, or apply to its weights file alone.",
-                    )
+                if file_size(held) != size:  # nothing is decoded to find that
+                    raise self._wrong_file(name, held, size)
+                before, after = layer.file(name)
+                if file_content(held) != before:
+                    raise self._wrong_file(name, held, size)
                 if after is not None:
                     found[name] = after
         return found
@@ -203,8 +217,18 @@ class ComposedWeights(Weights):
         """
         assert isinstance(self.base, CheckpointWeights)  # the one kind of weights that has a shape on disk
         placed = [Placed(name, name, track.base) for name, track in self._tracks.items()]
-        check = self.check(all_tensors=all_tensors)
-        save_like(path, self.base, self, placed, self.files() or {}, check=check, force=force, progress=progress)
+        check, files = self.check(all_tensors=all_tensors), self.files() or {}
+        save_like(
+            path, self.base, self, placed, files, aliases=self.aliases, check=check, force=force, progress=progress
+        )
+
+    def _wrong_file(self, name: str, held: Path | bytes | None, size: int | None) -> WrongBaseError:
+        return WrongBaseError(
+            f"{self.base.description}, file {name!r}",
+            expected="the bytes that the delta was made from" if size is not None else "no such file",
+            found="none" if held is None else "other bytes",
+            fix="Take the folder that the delta was made from, or apply to its weights file alone.",
+        )
 
     def _fault(self, name: str) -> RlforgetError:
         track = self._tracks[name]
@@ -232,8 +256,8 @@ def _followed(
             found[new_name], called[name] = new, new_name
     for name in layer.after.names():
         if name not in layer.before and name not in found:
-            steps = (Step(number, name),)
-            found[name] = _Track(layer.after.meta(name), None, steps, layer.lanes(name)[1], sure=False)
+            step = Step(number, name)
+            found[name] = _Track(layer.after.meta(name), None, step, (step,), layer.lanes(name)[1], sure=False)
     aliases = {alias: called[name] for alias, name in layout.aliases.items() if name in called}
     aliases |= {alias: name for alias, name in layer.after.aliases.items() if name in found}
     return found, {alias: name for alias, name in aliases.items() if alias not in found}
@@ -264,8 +288,7 @@ def _next(track: _Track, layer: Layer, step: Step, name_after: str) -> _Track | 
     if not layer.kept(step.name):
         if lanes is None:
             return None
-        return _Track(layer.after.meta(name_after), track.base, (step,), lanes, sure=False)
+        return replace(track, meta=layer.after.meta(name_after), steps=(step,), lanes=lanes, sure=False)
     if not layer.changed(step.name):
-        return _Track(track.meta, track.base, track.steps, lanes, track.sure)
-    sure = track.sure and layer.checks_bits
-    return _Track(track.meta, track.base, (*track.steps, step), lanes, sure)
+        return replace(track, lanes=lanes)
+    return replace(track, steps=(*track.steps, step), lanes=lanes, sure=track.sure and layer.checks_bits)

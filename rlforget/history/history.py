@@ -10,6 +10,7 @@ from typing import Any
 from rlforget.delta.compare import diff
 from rlforget.delta.composed import ComposedWeights
 from rlforget.delta.delta import Delta
+from rlforget.delta.renames import renames
 from rlforget.history import beginning, committing, garbage, graph, names, tracing, verification
 from rlforget.history import checkout as writing
 from rlforget.history.blame import Blame, BlameSummary, Moment
@@ -196,15 +197,15 @@ class History:
         return self.store.weights(index, resolve(index, reference))
 
     def delta(self, before: Reference, after: Reference = "HEAD") -> Delta:
-        """Return what changed between any two stages, in memory.
+        """Return what changed between any two stages, in memory; tensors that were renamed on the way are known.
 
         Raises:
             HistoryError: One names no stage; or the base or a delta is missing or damaged.
             DeltaFileError: A delta is damaged.
         """
         index = self.index
-        ends = [self.store.weights(index, resolve(index, reference)) for reference in (before, after)]
-        return diff(*ends)
+        old, new = (self.store.weights(index, resolve(index, reference)) for reference in (before, after))
+        return diff(old, new, rename=renames(old, new))
 
     def checkout(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,12 +82,18 @@ def _check_weights(store: Store, index: Index, stage: Stage | None, known: dict[
     """Check that a stage's weights, composed, have the digest that the index has of them."""
     weights = store.weights(index, stage)
     ids = [one.id for one in reversed(list(lineage(index.by_id, stage)))]
-    new = [name for name in weights.names() if _key(ids, weights.steps(name)[-1]) not in known]
+    maker: dict[_Key, str] = {}  # tensors that were one before they were untied have steps in common
+    for name in weights.names():
+        if _key(ids, weights.steps(name)[-1]) not in known:
+            for step in weights.steps(name):
+                maker.setdefault(_key(ids, step), name)
     made: dict[_Key, Fingerprint] = {}  # what other branches know already is made once more on the way
-    for found in map_ahead(lambda part: _made(weights, *part), _parts(weights, new)):
+    parts = list(_parts(weights, dict.fromkeys(maker.values())))
+    for (name, _, _), found in zip(parts, map_ahead(lambda part: _made(weights, *part), parts), strict=True):
         for step, lanes in found:
             key = _key(ids, step)
-            made[key] = added(made.get(key, (0, 0)), lanes)
+            if maker[key] == name:
+                made[key] = added(made.get(key, (0, 0)), lanes)
     known.update(made)
     ends = {name: known.get(_key(ids, weights.steps(name)[-1]), (0, 0)) for name in weights.names()}
     composed = digest({name: (weights.meta(name), ends[name]) for name in weights.names()})
@@ -113,7 +119,7 @@ def _check_files(store: Store, index: Index) -> None:
         )
 
 
-def _parts(weights: ComposedWeights, names: list[str]) -> Iterator[tuple[str, int, int]]:
+def _parts(weights: ComposedWeights, names: Iterable[str]) -> Iterator[tuple[str, int, int]]:
     for name in names:
         numel = weights.meta(name).numel
         yield from ((name, start, min(start + PIECE, numel)) for start in range(0, numel, PIECE))

@@ -18,7 +18,7 @@ from rlforget.weights.atomic import new_file, new_folder
 from rlforget.weights.checkpoint import INDEX_FILE, SINGLE_FILE, CheckpointWeights
 from rlforget.weights.layout import TensorMeta, pair_up
 from rlforget.weights.opening import open_weights
-from rlforget.weights.safetensors_file import Header, header_text
+from rlforget.weights.safetensors_file import header_text
 from rlforget.weights.source import CHUNK, Weights, WeightsLike
 from rlforget_kernels.fingerprint import fingerprint
 
@@ -65,7 +65,7 @@ def save_checkpoint(
         weights: What to write. Names may differ from those of `like` by ties only.
         like: A checkpoint of the same tensors, whose shards, index, metadata and other top-level files (config,
             tokenizer) are taken over; weights in other formats and sub-folders are not. Without it the folder holds a
-            single `model.safetensors`.
+            single `model.safetensors`, whose header notes ties as `safetensors.torch.save_model` does.
         force: Replace a checkpoint that is at `path`.
 
     Raises:
@@ -77,7 +77,7 @@ def save_checkpoint(
     if like is None:
         own = {name: source.meta(name) for name in source.names()}
         with new_folder(Path(path), force=force) as folder, open(folder / SINGLE_FILE, "xb") as file:
-            text, order = header_text(own, {"format": "pt"})
+            text, order = header_text(own, {**source.aliases, "format": "pt"})
             _write(file, text, order, source, None, lambda count: None)
         return
     pattern = CheckpointWeights(Path(like))
@@ -101,6 +101,7 @@ def save_like(
     placed: Sequence[Placed],
     files: Mapping[str, Path | bytes],
     *,
+    aliases: Mapping[str, str] | None = None,
     check: Check | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -115,6 +116,8 @@ def save_like(
         source: The weights to write.
         placed: The tensors to write. A new one goes into the last shard.
         files: The other files to write, from a path or from bytes; nothing where `pattern` is a file.
+        aliases: Further names of tied tensors, with the names they stand for there. Those that the pattern does not
+            note the same way are noted in the header of the tensor's file. None: as the pattern has them.
         check: What the tensors must be; nothing appears at `path` where they are others.
         force: Replace a checkpoint that is at `path`.
         progress: Told how many coordinates were written.
@@ -131,17 +134,23 @@ def save_like(
         if progress is not None:
             progress(done, total)
 
+    def write(file: BinaryIO, shard: Path, here: Sequence[Placed]) -> None:
+        metas = {one.name: source.meta(one.source) for one in here}
+        text, order = _header(pattern, shard, metas, pattern.aliases if aliases is None else aliases)
+        source_of = {one.name: one.source for one in here}
+        _write(file, text, [source_of[name] for name in order], source, check, wrote)
+
     if pattern.path.is_file():
-        ((shard, header),) = pattern.shards.items()
+        (shard,) = pattern.shards
         with new_file(path, force=force) as file:
-            _write_shard(file, header, shard, source, placed, check, wrote)
+            write(file, shard, placed)
         return
     _check_apart(path, pattern.path)
     by_shard = _by_shard(pattern, placed)
     with new_folder(path, force=force) as folder:
         for shard, here in by_shard.items():
             with open(folder / shard.name, "xb") as file:
-                _write_shard(file, pattern.shards[shard], shard, source, here, check, wrote)
+                write(file, shard, here)
         for name, content in files.items():
             if isinstance(content, bytes):
                 (folder / name).write_bytes(content)
@@ -161,24 +170,21 @@ def _by_shard(pattern: CheckpointWeights, placed: Sequence[Placed]) -> dict[Path
     return {shard: here for shard, here in found.items() if here or len(found) == 1}
 
 
-def _write_shard(
-    file: BinaryIO,
-    header: Header,
-    shard: Path,
-    source: Weights,
-    placed: Sequence[Placed],
-    check: Check | None,
-    wrote: Callable[[int], None],
-) -> None:
-    metas = {one.name: source.meta(one.source) for one in placed}
-    if metas == {name: entry.meta for name, entry in header.entries.items()}:
+def _header(
+    pattern: CheckpointWeights, shard: Path, metas: Mapping[str, TensorMeta], aliases: Mapping[str, str]
+) -> tuple[bytes, list[str]]:
+    """Return a file's header and its tensors in order: the pattern's own bytes where they still say the truth."""
+    header = pattern.shards[shard]
+    new = {name: kept for name, kept in aliases.items() if kept in metas and pattern.aliases.get(name) != kept}
+    if not new and metas == {name: entry.meta for name, entry in header.entries.items()}:
         with open(shard, "rb") as original:
-            text = original.read(header.data_start)
-        order = list(header.entries)
-    else:
-        text, order = header_text(metas, header.metadata)
-    source_of = {one.name: one.source for one in placed}
-    _write(file, text, [source_of[name] for name in order], source, check, wrote)
+            return original.read(header.data_start), list(header.entries)
+    known = {
+        name: text
+        for name, text in header.metadata.items()
+        if pattern.aliases.get(name) != text or aliases.get(name) == text
+    }
+    return header_text(metas, known | new)
 
 
 def _write(

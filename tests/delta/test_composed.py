@@ -144,6 +144,25 @@ def test_a_head_that_is_untied_or_tied(head: str, tmp_path: Path) -> None:
             assert all(same_bits(made.tensor(name), wanted.tensor(name)) for name in ("embed", "head"))
 
 
+@pytest.mark.parametrize("shards", [0, 2])
+def test_new_ties_are_noted_and_old_ones_follow_a_rename(shards: int, tmp_path: Path) -> None:
+    states: dict[str, tuple[Tensors, dict[str, str]]] = {
+        "tied": ({"embed": torch.ones(3), "norm": torch.zeros(2)}, {"head": "embed"}),
+        "loose": ({"embed": torch.ones(3), "norm": torch.zeros(2)}, {}),
+        "renamed": ({"stem": torch.ones(3), "norm": torch.zeros(2)}, {"head": "stem"}),
+    }
+    for name, (tensors, ties) in states.items():
+        write_checkpoint(tmp_path / name, tensors, shards, ties)
+    apply(tmp_path / "loose", diff(tmp_path / "loose", tmp_path / "tied"), tmp_path / "1")
+    assert open_weights(tmp_path / "1").aliases == {"head": "embed"}
+    delta = diff(tmp_path / "tied", tmp_path / "renamed", rename={"embed": "stem"})
+    apply(tmp_path / "tied", delta, tmp_path / "2")
+    assert open_weights(tmp_path / "2").aliases == {"head": "stem"}
+    apply(tmp_path / "tied", diff(tmp_path / "tied", tmp_path / "tied"), tmp_path / "3")
+    for file in (tmp_path / "tied").iterdir():
+        assert (tmp_path / "3" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_what_changes_names_or_ties_is_not_done_in_place(tmp_path: Path) -> None:
     folder = tmp_path / "tied"
     folder.mkdir()

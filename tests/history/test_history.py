@@ -21,25 +21,25 @@ from rlforget.history import History, Stage
 from rlforget.weights import DTYPES, open_weights
 from tests.delta.random_weights import Tensors, random_tensor, same_bits, tuned, write_checkpoint
 
-Chain = list[tuple[int, Tensors]]
-"""For each state the place of its parent, and what it holds; the first is the base."""
+Chain = list[tuple[int, Tensors, dict[str, str]]]
+"""For each state the place of its parent, what it holds, and what of it was called otherwise; the first is the base."""
 
 
 @st.composite
 def chains(draw: st.DrawFn) -> Chain:
-    """Draw a tree of states: tuned, gone back, with tensors that come, go, and change shape or dtype."""
+    """Draw a tree of states: tuned, gone back, tied and untied, with tensors that come, go, change shape or dtype."""
     rng = random.Random(draw(st.integers(0, 2**32)))
     names = ["model.layers.0.mlp.w", "model.layers.1.attn.q", "größe"]
     base = {"anchor": torch.ones(2)}
     for name in names[: draw(st.integers(0, 3))]:
         base[name] = random_tensor(draw(st.sampled_from(DTYPES)), draw(st.sampled_from([(), (0,), (5,), (4, 3)])), rng)
-    chain: Chain = [(0, base)]
+    _tie(base, draw(st.integers(0, 9)), rng)
+    chain: Chain = [(0, base, {})]
     for place in range(1, 1 + draw(st.integers(0, 4))):
         parent = draw(st.integers(0, place - 1))
-        state = {
-            name: tuned(tensor, draw(st.sampled_from([0.0, 0.3, 1.0])), rng)
-            for name, tensor in chain[parent][1].items()
-        }
+        storages = {id(tensor): tensor for tensor in chain[parent][1].values()}
+        moved = {key: tuned(tensor, draw(st.sampled_from([0.0, 0.3, 1.0])), rng) for key, tensor in storages.items()}
+        state = {name: moved[id(tensor)] for name, tensor in chain[parent][1].items()}
         for name in names:
             fate = draw(st.integers(0, 9))
             if fate == 0:
@@ -47,24 +47,53 @@ def chains(draw: st.DrawFn) -> Chain:
             elif fate == 1:
                 state[name] = random_tensor(draw(st.sampled_from(DTYPES)), draw(st.sampled_from([(3,), (2, 2)])), rng)
             elif fate == 2 and name in chain[0][1]:
-                state[name] = chain[0][1][name]
-        chain.append((parent, state))
+                state[name] = chain[0][1][name].clone()
+        _tie(state, draw(st.integers(0, 9)), rng)
+        kept = [name for name in names if name in state and name in chain[parent][1]]
+        shuffled = draw(st.permutations(kept)) if draw(st.booleans()) else kept
+        renamed = {old: new for old, new in zip(kept, shuffled, strict=True) if old != new}
+        chain.append((parent, {renamed.get(name, name): tensor for name, tensor in state.items()}, renamed))
     return chain
 
 
+def _tie(state: Tensors, fate: int, rng: random.Random) -> None:
+    """Tie `head` to the anchor, untie it with its bits or others, or leave one of the two out."""
+    anchor = state.get("anchor")
+    if anchor is None:
+        return
+    if fate < 2:
+        state["head"] = anchor
+    elif fate == 2:
+        state["head"] = anchor.clone()
+    elif fate == 3:
+        state["head"] = tuned(anchor, 0.5, rng)
+    elif fate == 4:
+        state.pop("head", None)
+    elif fate == 5 and state.get("head") is anchor:
+        del state["anchor"]
+
+
+def _written(folder: Path, state: Tensors, shards: int) -> Path:
+    """Write a state as a checkpoint; tied tensors under the name that comes last."""
+    kept = {id(tensor): name for name, tensor in state.items()}
+    ties = {name: kept[id(tensor)] for name, tensor in state.items() if kept[id(tensor)] != name}
+    return write_checkpoint(folder, {name: state[name] for name in kept.values()}, shards, ties)
+
+
 @given(chains(), st.integers(0, 2), st.booleans())
-@settings(max_examples=10)
+@settings(max_examples=25)
 def test_every_stage_is_what_was_committed(chain: Chain, shards: int, copy: bool) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
-        history = History.init(folder / "history", write_checkpoint(folder / "base", chain[0][1], shards), copy=copy)
+        base = _written(folder / "base", chain[0][1], shards)
+        history = History.init(folder / "history", base if shards else chain[0][1], copy=copy)
         stages: list[Stage | None] = [None]
-        for place, (parent, state) in enumerate(chain[1:], start=1):
-            weights = write_checkpoint(folder / f"{place}", state, shards) if place % 2 else state
-            stages.append(history.commit(weights, parent=stages[parent], domain="math", allow_empty=True))
+        for place, (parent, state, renamed) in enumerate(chain[1:], start=1):
+            weights = _written(folder / f"{place}", state, shards) if place % 2 else state
+            stages.append(history.commit(weights, parent=stages[parent], rename=renamed, allow_empty=True))
         assert list(history.stages) == stages[1:]
         assert history.verify().faults == {}
-        for place, (stage, (_, state)) in enumerate(zip(stages, chain, strict=True)):
+        for place, (stage, (_, state, _)) in enumerate(zip(stages, chain, strict=True)):
             _holds(history.weights(stage), state)
             history.checkout(stage, folder / f"out{place}")
             _holds(open_weights(folder / f"out{place}"), state)
@@ -73,11 +102,12 @@ def test_every_stage_is_what_was_committed(chain: Chain, shards: int, copy: bool
 
 
 def _holds(weights: rf.Weights, state: Tensors) -> None:
-    assert set(weights.names()) == set(state)
+    """Hold that weights have all tensors of a state, and no others; names that once were tied may stay."""
+    assert {weights.canonical(name) for name in state} == set(weights.names())
     assert all(same_bits(weights.tensor(name), tensor) for name, tensor in state.items())
 
 
-def _holds_after(history: History, before: Stage | None, after: Stage | None, state: Tensors) -> None:
+def _holds_after(history: History, before: str | Stage | None, after: str | Stage | None, state: Tensors) -> None:
     from rlforget.delta.composed import ComposedWeights
     from rlforget.delta.layers import MemoryLayer
 
@@ -117,6 +147,15 @@ def test_a_stage_says_what_it_is(history: History) -> None:
     assert history.log("code") == [code]
     assert [text for text, _ in history.graph()] == ["*", "*", "*"]
     assert code.short in repr(code)
+
+
+def test_an_untied_tensor_is_sound(tmp_path: Path) -> None:
+    embed = torch.linspace(-1, 1, 20).reshape(5, 4)
+    base = write_checkpoint(tmp_path / "base", {"embed": embed}, 0, ties={"head": "embed"})
+    history = History.init(tmp_path / "history", base)
+    history.commit({"embed": embed, "head": embed + 1}, name="untied")
+    history.commit({"embed": embed + 2, "head": embed + 1}, name="tuned")
+    assert history.verify().faults == {}
 
 
 def test_names_are_made_unique_and_taken_ones_refused(history: History) -> None:
@@ -168,6 +207,39 @@ def test_renamed_tensors_keep_their_past(history: History) -> None:
     _holds(history.weights(), state)
     assert (history.blame(new).changes > 0).any()
     assert history.blame(new).total().numel == 20
+
+
+def renamed_state(state: Tensors, names: dict[str, str]) -> Tensors:
+    return {names.get(name, name): tensor for name, tensor in state.items()}
+
+
+def test_a_delta_of_stages_knows_renames_on_both_ways(tmp_path: Path) -> None:
+    base = {name: torch.arange(4.0) + place for place, name in enumerate("abc")}
+    history = History.init(tmp_path / "history", write_checkpoint(tmp_path / "base", base, 0))
+    left, right = {"a": "b", "b": "a", "c": "c1"}, {"a": "x", "b": "y", "c": "z"}
+    history.commit(renamed_state(base, left), name="left", parent="base", rename=left)
+    history.commit({**renamed_state(base, left), "new": torch.zeros(3)}, name="more")
+    more = renamed_state({**renamed_state(base, left), "new": torch.ones(3)}, {"new": "newer"})
+    history.commit(more, name="most", rename={"new": "newer"})
+    history.commit(renamed_state(tuned_state(base, 3), right), name="right", parent="base", rename=right)
+    assert history.delta("base", "left").renamed == left
+    assert history.delta("left", "right").renamed == {"b": "x", "a": "y", "c1": "z"}
+    assert history.delta("right", "base").renamed == {"x": "a", "y": "b", "z": "c"}
+    assert history.delta("more", "most").renamed == {"new": "newer"}
+    assert set(history.delta("right", "most").whole) == {"newer"}
+    _holds_after(history, "right", "most", more)
+
+
+def test_a_name_that_two_tensors_had_is_dropped_and_added(tmp_path: Path) -> None:
+    base = {"keep": torch.ones(2), "a": torch.arange(4.0), "b": torch.arange(5)}
+    history = History.init(tmp_path / "history", write_checkpoint(tmp_path / "base", base, 0))
+    history.commit({"keep": base["keep"], "a": base["a"]}, name="dropped")
+    last = {"keep": base["keep"], "b": base["a"]}
+    history.commit(last, name="renamed", rename={"a": "b"})
+    delta = history.delta("base", "renamed")
+    assert (delta.renamed, set(delta.whole)) == ({}, {"a", "b"})
+    _holds_after(history, "base", "renamed", last)
+    _holds_after(history, "renamed", "base", base)
 
 
 def test_a_module_can_be_committed() -> None:

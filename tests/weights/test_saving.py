@@ -66,6 +66,13 @@ def test_one_file_like_another(model: Path, tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "x.safetensors")["a"], new["a"])
 
 
+def test_ties_are_noted_as_save_model_notes_them(tmp_path: Path) -> None:
+    shared = torch.randn(4)
+    save_checkpoint(tmp_path / "out", {"embed": shared, "norm": torch.ones(2), "head": shared})
+    written = open_weights(tmp_path / "out")
+    assert (written.names(), written.aliases) == (["embed", "norm"], {"head": "embed"})
+
+
 def test_other_tensors_than_those_of_the_pattern_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="2 missing: b, c"):
         save_checkpoint(tmp_path / "out", {"a": torch.zeros(3, 2)}, like=model)
