@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -255,6 +261,66 @@ def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(ZeroDivisionError):
         threads.map_slices(lambda start, stop: 1 // start, 10)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_results_come_in_the_order_of_the_items(monkeypatch: pytest.MonkeyPatch, workers: int):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: workers)
+
+    def work(item: int) -> int:
+        time.sleep(0.001 * (item % 3))
+        return item * item
+
+    assert list(threads.in_order(work, range(20))) == [item * item for item in range(20)]
+
+
+def test_an_error_ends_the_rest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    running = []
+
+    def work(item: int) -> int:
+        running.append(item)
+        time.sleep(0.005)
+        running.remove(item)
+        return 1 // (item - 4)
+
+    with pytest.raises(ZeroDivisionError):
+        list(threads.in_order(work, range(100)))
+    assert not running
+
+
+def test_loops_inside_loops_and_callers_beside_each_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def inner(item: int) -> int:
+        time.sleep(0.001)
+        return item
+
+    def outer(item: int) -> int:
+        return sum(threads.in_order(inner, range(item)))
+
+    expected = [item * (item - 1) // 2 for item in range(8)]
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(lambda _: list(threads.in_order(outer, range(8))), range(8)))
+    assert found == [expected] * 8
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_process_has_threads_of_its_own():
+    script = """
+import os, torch
+from rlforget_kernels.common import threads
+torch.get_num_threads = lambda: 2
+def squares():
+    return list(threads.in_order(lambda item: item * item, range(50)))
+expected = squares()
+child = os.fork()
+if child == 0:
+    os._exit(0 if squares() == expected else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert squares() == expected
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_dispatch_names_the_fault():

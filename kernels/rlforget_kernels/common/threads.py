@@ -1,13 +1,17 @@
 """Numba loops on several threads: pieces of one or many loops, run by kernels that release the interpreter lock.
 
 Threads of our own and not numba's: its threading layers abort the process when two Python threads call in at once, or
-after a fork. Which piece runs where decides nothing: every kernel writes per coordinate, or per piece.
+after a fork. They are kept from call to call, for a system starts a new thread beside its maker, on the same core, and
+moves it only milliseconds later. Which piece runs where decides nothing: every kernel writes per coordinate, or per
+piece.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -52,15 +56,7 @@ def map_pieces(work: Callable[[int, int, int], T], sizes: Sequence[int], multipl
     def run(pieces: list[Piece]) -> list[tuple[Piece, T]]:
         return [(piece, work(*piece)) for piece in pieces]
 
-    first, *others = runs(sizes, multiple) or [[]]
-    if not others:
-        return run(first)
-    with ThreadPoolExecutor(len(others)) as pool:
-        waiting = [pool.submit(run, pieces) for pieces in others]
-        found = run(first)
-        for future in waiting:
-            found += future.result()
-    return found
+    return [result for found in in_order(run, runs(sizes, multiple)) for result in found]
 
 
 def runs(sizes: Sequence[int], multiple: int, most: int | None = None) -> list[list[Piece]]:
@@ -95,7 +91,8 @@ def _divided_up(dividend: int, divisor: int) -> int:
 def in_order(work: Callable[[I], T], items: Sequence[I]) -> Iterator[T]:
     """Yield work(item) of every item in their order, computed by as many threads as torch has.
 
-    For parts that are added up: which thread has which item changes no sum, and parts do not pile up.
+    For parts that are added up: which thread has which item changes no sum, and parts do not pile up. The caller's
+    thread is one of them, so work may come back here from inside.
 
     Args:
         work: Must be safe to run beside itself.
@@ -105,5 +102,28 @@ def in_order(work: Callable[[I], T], items: Sequence[I]) -> Iterator[T]:
     if workers < 2:
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(work, items)
+    pool = _pool(torch.get_num_threads() - 1)
+    waiting = {position: pool.submit(work, items[position]) for position in range(1, len(items))}
+    unlooked = iter(range(1, len(items)))
+    try:
+        here = {0: work(items[0])}
+        for position in range(len(items)):
+            while position not in here and not waiting[position].done():
+                taken = next((other for other in unlooked if other in waiting and waiting[other].cancel()), None)
+                if taken is None:
+                    break
+                here[taken] = work(items[taken])
+            yield here.pop(position) if position in here else waiting[position].result()
+            waiting.pop(position, None)
+    finally:
+        wait([future for future in waiting.values() if not future.cancel()])
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """The threads that help the callers' own, started when they are first needed."""
+    return ThreadPoolExecutor(workers)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
