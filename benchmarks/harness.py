@@ -67,6 +67,7 @@ class Case:
         ceiling: What moves as many bytes and does nothing else: "read" for a task that writes little, else "copy".
         inputs: Bytes of the inputs, where a bar counts temporaries as a share of them.
         flops: Floating-point operations, of tasks that are more than memory traffic.
+        error: What ours is off from float64, as a share of what the case's module says; asked once.
     """
 
     moved: int
@@ -76,6 +77,7 @@ class Case:
     ceiling: Literal["read", "copy"] = "copy"
     inputs: int = 0
     flops: int = 0
+    error: Callable[[], float] | None = None
 
 
 def discover() -> dict[tuple[str, str], Callable[[Machine], Case]]:
@@ -105,6 +107,7 @@ class Measurement:
         self._peers = {name: peer for name, peer in self.case.peers.items() if self._runs(name, peer)}
         self._passes = passes(self.case.ceiling, self.case.moved, self.device)
         self.rounds = self._warm_up()
+        self._error = self.case.error() if self.case.error else None
 
     def _runs(self, name: str, peer: Peer) -> bool:
         if isinstance(peer, Unavailable):
@@ -150,6 +153,7 @@ class Measurement:
             "moved": self.case.moved,
             "inputs": self.case.inputs,
             "flops": self.case.flops,
+            "error": self._error,
             "rounds": self.rounds,
             "seconds": {name: min(taken) for name, taken in self.seconds.items()},
             "extra_bytes": self.extra_bytes,

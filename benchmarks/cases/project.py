@@ -1,4 +1,7 @@
-"""`project` beside einsum of the difference: taken in the weights' dtype, and as ours, in float32."""
+"""`project` beside einsum of the difference: taken in the weights' dtype, and as ours, in float32.
+
+The error is that of one layer's core, in the Frobenius norm, as a share of the core's.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +58,11 @@ def make(rank: int, machine: Machine) -> Case:
         pairs = zip(cores, exact_peer(before, after, u, v), strict=True)
         return all(bool((ours - theirs).norm() <= 1e-4 * theirs.norm()) for ours, theirs in pairs)
 
+    def error() -> float:
+        (core,), _ = project(before[:1], after[:1], u[:1], v[:1])
+        exact = u[0].double().T @ (after[0].double() - before[0].double()) @ v[0].double()
+        return float((core.double() - exact).norm() / exact.norm())
+
     narrow = torch_peers(peer, lambda: (before, after, u, v))
     peers = narrow | {
         "torch in float32": lambda: exact_peer(before, after, u, v),
@@ -70,6 +78,7 @@ def make(rank: int, machine: Machine) -> Case:
         ceiling="read" if device.type == "cpu" else "copy",
         inputs=size,
         flops=LAYERS * (2 * side * side * rank + 2 * side * rank * rank),
+        error=error,
     )
 
 

@@ -25,6 +25,8 @@ What is measured, and how, is in [benchmarks/README.md](../benchmarks/README.md)
   does nothing else: on a CPU a read of both inputs for a task that writes little, else a copy; on a GPU a copy.
 - **× torch** is how many times as long plain torch takes; **× torch.compile** the same code compiled.
 - **extra** is the peak of memory beyond inputs and outputs.
+- **error** is what float32 sums are off from float64: of `project` as a share of the core's norm, of `gradient_gram_`
+  the largest of an entry as a share of the two gradients' norms.
 
 Ratios travel between machines; seconds and GB/s do not.
 
@@ -77,6 +79,7 @@ def _operators(results: Results) -> str:
 def _operator(records: list[Record]) -> str:
     others = dict.fromkeys(name for record in records for name in record.peers if name not in PEERS)
     peers = [*PEERS, *others]
+    with_error = any(record.error is not None for record in records)
     rows = [
         [
             record.case,
@@ -84,10 +87,11 @@ def _operator(records: list[Record]) -> str:
             as_share(record.share),
             *(_or_dash(record.times(peer), as_times) for peer in peers),
             _or_dash(record.extra(), lambda extra: as_mebibytes(extra / 2**20)),
+            *[_or_dash(record.error, lambda error: f"{error:.0e}")][: int(with_error)],
         ]
         for record in records
     ]
-    header = ["case", "GB/s", "of ceiling", *(f"× {peer}" for peer in peers), "extra"]
+    header = ["case", "GB/s", "of ceiling", *(f"× {peer}" for peer in peers), "extra", *["error"][: int(with_error)]]
     notes = dict.fromkeys(
         f"- {peer}: {note}." for record in records for peer, note in sorted(record.raw["notes"].items())
     )

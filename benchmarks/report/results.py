@@ -55,6 +55,12 @@ class Record:
         """How many times as long a peer takes; None where it was not timed."""
         return self.seconds[peer] / self.seconds["ours"] if peer in self.seconds else None
 
+    @property
+    def error(self) -> float | None:
+        """What ours is off from float64, as a share of what the case's module says; None where it was not asked."""
+        found: float | None = self.raw.get("error")
+        return found
+
     def extra(self, name: str = "ours") -> int | None:
         """Peak memory beyond inputs and outputs, in bytes; None where it is not known."""
         found: int | None = self.raw["extra_bytes"].get(name)

@@ -3,9 +3,10 @@
     python -m rlforget_kernels.aot --arch 80 90 100
 
 compiles each kernel in the launch setting of each architecture, as Triton would for tensors that start at 16 bytes, and
-prints a table: registers, stack and local memory (both 0 unless registers spill), shared memory, how many global loads
-and stores there are of each width, and the bytes that an element of a full tile costs in them, beside the fewest that
-the operator can do with (`KernelSpec.reads` and `writes`).
+prints a table: registers, stack and local memory (both 0 unless registers spill), shared memory, how many global loads,
+asynchronous copies to shared memory and stores there are of each width, the bytes that an element of a full tile costs
+in loads and stores, and those that a step of a pipelined loop copies, each beside the fewest that the operator can do
+with (`KernelSpec.reads`, `writes` and `copies`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from rlforget_kernels.common.launch import KernelSpec
 from rlforget_kernels.common.machine_code import (
     access_widths,
     bytes_for_elements,
+    bytes_in,
     disassemble,
     resource_usage,
     scalar_widths,
+    share_in_loops,
 )
 
 ARCHITECTURES = (80, 90, 100)
@@ -47,11 +50,14 @@ class Report:
         local: Bytes of local memory a thread.
         shared: Bytes of shared memory a program.
         loads: Instructions that load from global memory, by bytes a thread.
+        ahead: Instructions that copy from global to shared memory, by bytes a thread.
         stores: Instructions that store to global memory, by bytes a thread.
         read: Bytes loaded an element of a full tile.
         written: Bytes stored an element of a full tile.
         reads: The fewest bytes to load, None where the operator tells none.
         writes: The fewest bytes to store, likewise.
+        copied: Bytes that a program copies ahead for a step of its loop.
+        copies: The fewest of these, None where the operator tells none.
     """
 
     operator: str
@@ -64,11 +70,14 @@ class Report:
     local: int
     shared: int
     loads: dict[int, int]
+    ahead: dict[int, int]
     stores: dict[int, int]
     read: float
     written: float
     reads: float | None
     writes: float | None
+    copied: float
+    copies: int | None
 
 
 def specs(sample: bool = False, operators: Sequence[str] = OPERATORS) -> Iterator[tuple[str, KernelSpec]]:
@@ -120,11 +129,12 @@ def measure(architectures: Sequence[int], sample: bool = False, operators: Seque
 
 def _report(operator: str, spec: KernelSpec, arch: int, compiled: Any, code: str) -> Report:
     used = resource_usage(compiled.asm["cubin"])
-    loads, stores = access_widths(code, "LDG"), access_widths(code, "STG")
+    loads, ahead, stores = (access_widths(code, instruction) for instruction in ("LDG", "LDGSTS", "STG"))
     scalars = {kind: scalar_widths(compiled.asm["ttgir"], kind) for kind in ("load", "store")}
     reads, writes = spec.fewest()
     # A tile's elements are spread over the threads of a program.
-    share = 32 * spec.warps / (spec.constexprs.get(spec.tile, math.nan) * spec.unrolled)
+    threads = 32 * spec.warps
+    share = threads / (spec.constexprs.get(spec.tile, math.nan) * spec.unrolled)
     return Report(
         operator=operator,
         kernel=spec.kernel.__name__,
@@ -136,22 +146,28 @@ def _report(operator: str, spec: KernelSpec, arch: int, compiled: Any, code: str
         local=used["LOCAL"],
         shared=compiled.metadata.shared,
         loads=loads,
+        ahead=ahead,
         stores=stores,
         read=bytes_for_elements(loads, scalars["load"]) * share,
         written=bytes_for_elements(stores, scalars["store"]) * share,
         reads=reads,
         writes=writes,
+        copied=bytes_in(ahead) * threads * share_in_loops(compiled.asm["ptx"]),
+        copies=spec.copies,
     )
 
 
 def table(reports: list[Report]) -> str:
     """Lay `reports` out for people, one line a compilation."""
     numbers = ["arch", "regs", "stack", "local", "shared"]
-    rows = [["operator", "kernel", "for", *numbers, "loads", "stores", "read B/elt (least)", "written (least)"]]
+    rows = [["operator", "kernel", "for", *numbers, "loads", "ahead", "stores"]]
+    rows[0] += ["read B/elt (least)", "written (least)", "copied B/step (least)"]
     for report in reports:
         values = (report.arch, report.registers, report.stack, report.local, report.shared)
-        widths = [" ".join(f"{n}x{size}B" for size, n in sides.items()) for sides in (report.loads, report.stores)]
-        costs = [_beside(report.read, report.reads), _beside(report.written, report.writes)]
+        accesses = (report.loads, report.ahead, report.stores)
+        widths = [" ".join(f"{n}x{size}B" for size, n in sizes.items()) or "–" for sizes in accesses]
+        pairs = ((report.read, report.reads), (report.written, report.writes), (report.copied, report.copies))
+        costs = [_beside(*pair) for pair in pairs]
         rows.append([report.operator, report.kernel, report.label, *map(str, values), *widths, *costs])
     columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, columns)).rstrip() for row in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Callable
@@ -53,6 +54,12 @@ def test_rounds_are_taken_in_turns_until_the_budget_is_spent(monkeypatch: pytest
     record = measurement.record()
     assert record["seconds"]["ours"] == min(measurement.seconds["ours"]) >= 0.01
     assert record["seconds"]["slow"] >= 0.11
+
+
+def test_an_error_is_recorded_where_a_case_has_one():
+    case = Case(1 << 10, ours=lambda: None, peers={}, agree=lambda: True)
+    assert Measurement(case, CPU).record()["error"] is None
+    assert Measurement(dataclasses.replace(case, error=lambda: 1e-7), CPU).record()["error"] == 1e-7
 
 
 def test_a_peer_of_seconds_runs_once(monkeypatch: pytest.MonkeyPatch):

@@ -30,6 +30,14 @@ def test_a_record_is_a_row_of_ratios(tmp_path: Path):
     assert "- torch.compile: 1 graph break (dynamic shape operator)." in text.splitlines()
 
 
+def test_an_error_is_a_column_where_an_operator_has_one(tmp_path: Path):
+    text = page([read(written(tmp_path, operators=[changed(error=1.2e-7), changed(case="another")]))])
+    assert lines_with(text, "| bfloat16, 0.2% changed | 40.0", "| 3 MiB | 1e-07 |")
+    assert lines_with(text, "| another |", "| 3 MiB | – |")
+    assert lines_with(text, "| case | GB/s |", "| extra | error |")
+    assert not lines_with(page([read(written(tmp_path))]), "| error |")
+
+
 def test_a_bar_is_met_or_falls_short_with_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     marks, causes = {"cpu": 0.8}, {"cpu": "stores are slow here"}
     bar = Bar("sparse_delta", "bfloat16, 0.2% changed", "share", share, marks, as_share, causes=causes)

@@ -14,7 +14,7 @@ import pytest
 
 from rlforget_kernels import OPERATORS, aot
 from rlforget_kernels.aot import ARCHITECTURES, Report, measure, specs
-from rlforget_kernels.common.machine_code import WIDE, access_widths, bytes_for_elements, scalar_widths
+from rlforget_kernels.common.machine_code import WIDE, access_widths, bytes_for_elements, scalar_widths, share_in_loops
 
 HOPPER = 90
 CHEAP = Report(
@@ -28,11 +28,14 @@ CHEAP = Report(
     local=0,
     shared=512,
     loads={16: 5, 4: 16},
+    ahead={16: 2},
     stores={16: 1, 1: 16},
     read=5,
     written=1,
     reads=5,
     writes=1,
+    copied=1024,
+    copies=1024,
 )
 
 pytestmark = pytest.mark.timeout(600)
@@ -82,6 +85,13 @@ def assert_costs(reports: list[Report]) -> None:
     assert named([report for report in reports if report.streams and max(report.loads) < WIDE]) == []
     assert named([report for report in reports if report.reads is not None and report.read != report.reads]) == []
     assert named([report for report in reports if report.writes is not None and report.written != report.writes]) == []
+    assert named([report for report in reports if report.copies is not None and report.copied != report.copies]) == []
+
+
+def test_what_streams_through_shared_memory_says_the_fewest_bytes():
+    listed = [spec for _, spec in specs(operators=["delta_matmul"]) if "neither" not in spec.label]
+    assert listed
+    assert all(spec.copies for spec in listed)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -96,6 +106,15 @@ def test_access_widths_reads_machine_code():
     code = "LDG.E.128.CONSTANT R4, [R2]; LDG.E R1, [R2]; @P0 LDG.E.U16 R0, [R2.64]; LDGSTS.E R9; STG.E.64 [R2], R4"
     assert access_widths(code, "LDG") == {16: 1, 4: 1, 2: 1}
     assert access_widths(code, "STG") == {8: 1}
+    assert access_widths("LDGSTS.E.BYPASS.LTC128B.128 [R9], [R2.64]; LDG.E R1, [R2]", "LDGSTS") == {16: 1}
+
+
+def test_share_in_loops_reads_what_a_step_copies():
+    copy = "cp.async.cg.shared.global [ %r1 + 0 ], [ %rd2 + 0 ], 0x10, %r3;\n"
+    half = copy.replace("0x10", "0x8").replace(".cg", ".ca")
+    loop = f"$L__BB0_2:\n{copy}{half}@%p1 bra $L__BB0_2;\n"
+    assert share_in_loops(f"{2 * (copy + half)}@%p0 bra $L__BB0_3;\n{loop}$L__BB0_3:\nret;") == 1 / 3
+    assert share_in_loops("ret;") == 0
 
 
 def test_scalar_widths_reads_what_a_program_accesses_once():
@@ -124,7 +143,9 @@ def test_bytes_for_elements(widths: dict[int, int], scalars: dict[int, int], siz
 
 
 @pytest.mark.parametrize(
-    "fault", [{"stack": 8}, {"local": 4}, {"loads": {4: 16}}, {"read": 8.0}, {"written": 4.0}], ids=str
+    "fault",
+    [{"stack": 8}, {"local": 4}, {"loads": {4: 16}}, {"read": 8.0}, {"written": 4.0}, {"copied": 2048.0}],
+    ids=str,
 )
 def test_a_costly_kernel_is_seen(fault: dict[str, Any]):
     assert_costs([CHEAP])
@@ -133,7 +154,7 @@ def test_a_costly_kernel_is_seen(fault: dict[str, Any]):
 
 
 def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    unknown = dataclasses.replace(CHEAP, reads=None, writes=None)
+    unknown = dataclasses.replace(CHEAP, reads=None, writes=None, copies=None)
     asked = []
     monkeypatch.setattr(aot, "measure", lambda *arguments: asked.append(arguments) or [CHEAP, unknown])
     aot.main([])
@@ -141,6 +162,6 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert asked == [(ARCHITECTURES, False, OPERATORS), ([80, 90], True, ["patch"])]
     header, line, other, *_ = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ["operator", "kernel", "for", "arch", "regs"]
-    cells = ["subtract", "subtract_kernel", "8 bit", "90", "24", "0", "0", "512", "5x16B 16x4B", "1x16B 16x1B"]
-    assert re.split("  +", line) == [*cells, "5 (5)", "1 (1)"]
-    assert re.split("  +", other) == [*cells, "–", "–"]
+    cells = ["subtract", "subtract_kernel", "8 bit", "90", "24", "0", "0", "512", "5x16B 16x4B", "2x16B", "1x16B 16x1B"]
+    assert re.split("  +", line) == [*cells, "5 (5)", "1 (1)", "1024 (1024)"]
+    assert re.split("  +", other) == [*cells, "–", "–", "–"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import triton
@@ -303,6 +305,20 @@ def test_loops_inside_loops_and_callers_beside_each_other(monkeypatch: pytest.Mo
     with ThreadPoolExecutor(4) as callers:
         found = list(callers.map(lambda _: list(threads.in_order(outer, range(8))), range(8)))
     assert found == [expected] * 8
+
+
+def test_threads_hold_nothing_of_a_caller_afterwards(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    for _ in range(200):
+        memory = mmap.mmap(-1, 4096)
+        array = np.frombuffer(memory, np.uint8)
+
+        def work(item: int, array: npt.NDArray[np.uint8] = array) -> int:
+            return int(array[item])
+
+        assert list(threads.in_order(work, range(8))) == [0] * 8
+        del work, array
+        memory.close()  # raises where anyone still looks at it
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -111,6 +111,20 @@ def test_layouts_and_lists_do_not_change_the_bits(backend: ModuleType, float64: 
         assert squares == energy[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e5m2, torch.float64], ids=str)
+@pytest.mark.parametrize("float64", [False, True])
+@pytest.mark.parametrize("shape", [(70, 90), (1, 33), (33, 1), (150, 1100)])
+def test_sides_that_both_lie_in_columns_have_the_same_bits(dtype: torch.dtype, float64: bool, shape: tuple[int, int]):
+    before, after = pair(dtype, shape, 0)
+    right = basis(shape[1], 20, 1)
+    with on_unit(False):
+        (expected,), energy = cpu.delta_matmul([before], [after], [right], float64)
+        columns = [laid_out(side, "transposed") for side in (before, after)]
+        (found,), same = cpu.delta_matmul([columns[0]], [columns[1]], [right], float64)
+    assert same_bits(found, expected)
+    assert same_bits(same, energy)
+
+
 @BACKENDS
 def test_transposed_views_multiply_from_the_other_side(backend: ModuleType):
     before, after = pair(torch.bfloat16, (50, 70), 0)

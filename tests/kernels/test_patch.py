@@ -121,6 +121,39 @@ def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
     assert same_bits(weight, after)
 
 
+@pytest.mark.parametrize("numel", [20_000, 2_000_000], ids=["dense", "sparse"])
+@pytest.mark.parametrize("place", [0, 255, 256, 9_999, 19_999])
+def test_what_was_written_before_a_mismatch_is_put_back(numel: int, place: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rlforget_kernels.common.threads.GRAIN", 1000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    before = random_tensor(torch.int16, (numel,), 0)
+    indices = torch.arange(0, numel, numel // 20_000, dtype=torch.int32)
+    old = before[indices.long()]
+    new = old + 1
+    old[place] ^= 4
+    mismatches, weight = patched(cpu, before, indices, old, new)
+    assert mismatches == 1
+    assert same_bits(weight, before)
+    old[place] ^= 4
+    mismatches, weight = patched(cpu, before, indices, old, new)
+    assert mismatches == 0
+    assert torch.equal(weight[indices.long()], new)
+
+
+def test_an_index_twice_is_written_once():
+    before = random_tensor(torch.int16, (5000,), 0)
+    indices = torch.cat([torch.arange(1000), torch.arange(999, 2000)])
+    old = before[indices]
+    mismatches, weight = patched(cpu, before, indices, old, old + 1)
+    assert mismatches == 0
+    assert torch.equal(weight[:2000], before[:2000] + 1)
+    assert torch.equal(weight[2000:], before[2000:])
+    old[-1] ^= 1
+    mismatches, weight = patched(cpu, before, indices, old, old + 1)
+    assert mismatches == 1
+    assert same_bits(weight, before)
+
+
 @pytest.mark.parametrize("dtype", OPCHECK_DTYPES, ids=str)
 def test_opcheck(dtype: torch.dtype):
     before, after = random_tensor(dtype, (40, 5), 1), random_tensor(dtype, (40, 5), 2)

@@ -194,9 +194,13 @@ def _overload_multiply_block(sides, place, columns, factor, block, terms, square
 
 def _multiply_by_vectors(sides, place, columns, factor, block, terms, squares, product, exponent, mantissa):
     i, j, rows, count = place
-    panel = PANEL_BYTES // product.itemsize
-    _fill(sides, i, j, rows, count, block, squares, exponent, mantissa)
-    multiply(block, 0, DEPTH, 1, rows, factor, j * panel, columns * panel, count, product, block.size // DEPTH)
+    panel, held = PANEL_BYTES // product.itemsize, block.size // DEPTH
+    if _in_columns(sides):
+        _fill_across(sides, i, j, rows, count, block, squares, exponent, mantissa)
+        multiply(block, 0, 1, held, rows, factor, j * panel, columns * panel, count, product, held)
+    else:
+        _fill(sides, i, j, rows, count, block, squares, exponent, mantissa)
+        multiply(block, 0, DEPTH, 1, rows, factor, j * panel, columns * panel, count, product, held)
 
 
 def _multiply_by_unit(sides, place, columns, factor, block, terms, squares, product, exponent, mantissa):
@@ -228,6 +232,35 @@ def _split(block, rows, count, terms):
         high, low = terms[start : start + taken], terms[start + held * _PITCH : start + held * _PITCH + taken]
         both |= split_row(row, high, low)
     return both
+
+
+@inlined
+def _in_columns(sides):
+    """Whether it is the columns of both sides whose elements lie side by side."""
+    _, b_row, b_column, _, a_row, a_column = sides
+    return b_row == 1 and a_row == 1 and b_column > 1 and a_column > 1
+
+
+@inlined
+def _fill_across(sides, i, j, rows, columns, block, squares, exponent, mantissa):
+    """`_fill` of what lies in columns, as it lies: block[l · held + k], the block holding so many rows.
+
+    The squares are added in the order of `_fill`, so that a layout changes no bits.
+    """
+    before, _, b_column, after, _, a_column = sides
+    held = block.size // DEPTH
+    for first in range(0, columns, _TOGETHER):
+        stop = min(first + _TOGETHER, columns)
+        for l in range(first, stop):
+            b_here, a_here = i + (j + l) * b_column, i + (j + l) * a_column
+            old, new = before[b_here : b_here + rows], after[a_here : a_here + rows]
+            target = block[l * held : l * held + rows]
+            for k in range(rows):
+                target[k] = _difference(new[k], old[k], target[k], exponent, mantissa)
+        for k in range(rows):
+            for l in range(np.uint64(first), np.uint64(stop)):
+                delta = block[l * np.uint64(held) + np.uint64(k)]
+                squares[l] += delta * delta
 
 
 @inlined

@@ -42,6 +42,8 @@ class KernelSpec:
         reads: The fewest bytes to load an element. Where the kernel has loads of 16 bytes, by those alone: the narrower
             ones serve the tile at the end. What a program loads once, from one address, counts for no element.
         writes: The fewest bytes to store an element, counted likewise. Either may follow from the launch setting.
+        copies: The fewest bytes that a program of a pipelined loop copies ahead, to shared memory, for each of its
+            steps. Such copies are no loads of `reads`.
         tile: The constexpr that says how many elements those loads and stores serve.
         unrolled: How many tiles they serve, where the compiler unrolls a loop over tiles.
         settings: Where the table of settings gives this compilation's BLOCK, warps and stages, its operator.
@@ -57,6 +59,7 @@ class KernelSpec:
     streams: bool = False
     reads: Cost = None
     writes: Cost = None
+    copies: int | None = None
     tile: str = "BLOCK"
     unrolled: int = 1
     settings: Settings | None = None

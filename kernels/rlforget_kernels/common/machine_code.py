@@ -69,6 +69,26 @@ def access_widths(code: str, instruction: str) -> dict[int, int]:
     return dict(sorted(found.items(), reverse=True))
 
 
+def bytes_in(widths: dict[int, int]) -> int:
+    """Return the bytes that a thread moves in all accesses of these widths."""
+    return sum(size * count for size, count in widths.items())
+
+
+def share_in_loops(ptx: str) -> float:
+    """Return the share that copies in loops have of the bytes of all asynchronous copies to shared memory in PTX.
+
+    Before a pipelined loop stand those for its first steps: how many depends on the architecture.
+    """
+    labels = {label[1]: label.start() for label in re.finditer(r"^(\$\w+):", ptx, re.MULTILINE)}
+    jumps = [(labels[jump[1]], jump.start()) for jump in re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", ptx)]
+    inside = total = 0
+    for copy in re.finditer(r"\bcp\.async\.c[ag]\.\S+ \[.*?\], \[.*?\], (\w+)", ptx):
+        size = int(copy[1], 0)
+        total += size
+        inside += size * any(start < copy.start() < stop for start, stop in jumps)
+    return inside / total if total else 0.0
+
+
 def scalar_widths(ttgir: str, instruction: str) -> dict[int, int]:
     """Count in Triton's last own form the occurrences of "load" or "store" of one address a program, by bytes."""
     bits = re.findall(rf"\btt\.{instruction} .*: !tt\.ptr<[a-z]+(\d+)>", ttgir)
@@ -86,7 +106,7 @@ def bytes_for_elements(widths: dict[int, int], scalars: dict[int, int]) -> int:
     """
     wide = {size: count for size, count in widths.items() if size >= WIDE}
     for_elements = wide or {size: max(0, count - scalars.get(size, 0)) for size, count in widths.items()}
-    return sum(size * count for size, count in for_elements.items())
+    return bytes_in(for_elements)
 
 
 def _run(tool: str, *arguments: str | Path) -> str:

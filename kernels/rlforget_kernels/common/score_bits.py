@@ -14,6 +14,8 @@ from rlforget_kernels.common.rounding import INFINITY, MAGNITUDE, NAN
 TRAILING_BITS = 19
 TRAILING_BINS = 1 << TRAILING_BITS
 LEADING_BINS = 1 << (31 - TRAILING_BITS)
+ROW = 512
+"""Bins that are summed before one of them is looked for: a divisor of `TRAILING_BINS`."""
 
 NEGATIVE = 0x7FFF0000
 """What stands for a negative score: above every number."""

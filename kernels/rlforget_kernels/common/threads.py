@@ -102,21 +102,28 @@ def in_order(work: Callable[[I], T], items: Sequence[I]) -> Iterator[T]:
     if workers < 2:
         yield from map(work, items)
         return
+    held = [(work, items)]  # by the threads only as long as they work: a caller may close what it mapped after that
+
+    def run(position: int) -> T:
+        work, items = held[0]
+        return work(items[position])
+
     pool = _pool(torch.get_num_threads() - 1)
-    waiting = {position: pool.submit(work, items[position]) for position in range(1, len(items))}
+    waiting = {position: pool.submit(run, position) for position in range(1, len(items))}
     unlooked = iter(range(1, len(items)))
     try:
-        here = {0: work(items[0])}
+        here = {0: run(0)}
         for position in range(len(items)):
             while position not in here and not waiting[position].done():
                 taken = next((other for other in unlooked if other in waiting and waiting[other].cancel()), None)
                 if taken is None:
                     break
-                here[taken] = work(items[taken])
+                here[taken] = run(taken)
             yield here.pop(position) if position in here else waiting[position].result()
             waiting.pop(position, None)
     finally:
         wait([future for future in waiting.values() if not future.cancel()])
+        held.clear()
 
 
 @functools.cache

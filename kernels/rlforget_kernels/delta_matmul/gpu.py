@@ -6,7 +6,7 @@ of the fourth, and of what the terms leave, no more is lost than 3 · 2**-18 of 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -318,6 +318,12 @@ def _rounded(values):
     return tl.where(values == values, bits.to(tl.float32, bitcast=True), values)
 
 
+def _step_bytes(dtype: torch.dtype, constants: Mapping[str, Any]) -> int:
+    """Bytes of a block of before and of after, and of the block of the factor that they are multiplied with."""
+    term = 8 if constants["FLOAT64"] else 2 * 2  # two bfloat16 terms
+    return constants["BLOCK_K"] * (2 * constants["BLOCK_M"] * dtype.itemsize + constants["PANEL"] * term)
+
+
 def _specs() -> list[KernelSpec]:
     def spec(dtype: torch.dtype, rank: int, along: str, float64: bool) -> KernelSpec:
         layout = Layout((0, 0, 0, 0), along, along != "neither")
@@ -326,7 +332,9 @@ def _specs() -> list[KernelSpec]:
         numbers = ("columns", "b_row", "b_column", "a_row", "a_column", "rank", "tiles", "rows")
         signature = {"table_ptr": "*i64", "energy_ptr": "*fp64"} | dict.fromkeys(numbers, "i64")
         label = f"{str(dtype).removeprefix('torch.')} rank {rank} along {along} in {precision}"
-        return KernelSpec(delta_matmul_kernel, label, signature, {**constants, "TENSOR_CORES": True}, warps, stages)
+        constants["TENSOR_CORES"] = True
+        copies = _step_bytes(dtype, constants) if layout.aligned else None
+        return KernelSpec(delta_matmul_kernel, label, signature, constants, warps, stages, copies=copies)
 
     bfloat16 = torch.bfloat16
     return [

@@ -23,6 +23,8 @@ def _fake_list(
 def patch_(weight: Tensor, indices: Tensor, expected_bits: Tensor, new_bits: Tensor) -> Tensor:
     """Replace the bits of `weight` at `indices`, if every one of them holds what is expected.
 
+    On a CPU those at the front are written before those at the back are checked, and put back where one is wrong.
+
     Formula: m = #{ j : indices[j] outside the tensor, or bits(weight)[indices[j]] != expected_bits[j] };
     where m = 0, bits(weight)[indices[j]] = new_bits[j] for every j, else nothing is written.
 

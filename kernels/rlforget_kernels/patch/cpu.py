@@ -1,4 +1,4 @@
-"""`patch_` with numba."""
+"""`patch_` with numba: a block is checked and then written, and put back if a later one is wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from torch import Tensor
 
 from rlforget_kernels.common.bits import as_bits, write_back
 from rlforget_kernels.common.cpu_math import jit
+from rlforget_kernels.common.memory_cpu import prefetch
 from rlforget_kernels.common.threads import map_pieces
+
+_BLOCK = 256  # positions that are checked, then written
+_AHEAD = 256  # positions from those that are looked at to those that are fetched
+_SPARSE = 16  # elements a position from which on the processor does not see by itself what is next
 
 
 def foreach_patch_(
@@ -22,24 +27,50 @@ def foreach_patch_(
     """See `rlforget_kernels.patch`."""
     held = [as_bits(weight) for weight in weights]
     flat, where, expected, new = ([bits.numpy() for bits in bits] for bits in (held, indices, expected_bits, new_bits))
+    sizes = [places.size for places in where]
 
-    def check(position: int, start: int, stop: int) -> int:
+    def write(position: int, start: int, stop: int) -> int:
+        inside = slice(start, stop)
+        lists = (where[position][inside], expected[position][inside], new[position][inside])
+        return int(_write_checked(flat[position], *lists))
+
+    def count(position: int, start: int, stop: int) -> int:
         inside = slice(start, stop)
         return int(_mismatches(flat[position], where[position][inside], expected[position][inside]))
 
-    def write(position: int, start: int, stop: int) -> None:
-        inside = slice(start, stop)
-        _write(flat[position], where[position][inside], new[position][inside])
-
-    sizes = [places.size for places in where]
     mismatches = np.zeros(len(flat), np.int64)
-    for (position, *_), count in map_pieces(check, sizes):
-        mismatches[position] += count
+    written = map_pieces(write, sizes)
+    if any(done < stop - start for (_, start, stop), done in written):
+        for (position, start, _), done in reversed(written):
+            inside = slice(start, start + done)
+            _write(flat[position], where[position][inside][::-1], expected[position][inside][::-1])
+        for (position, *_), found in map_pieces(count, sizes):
+            mismatches[position] += found
+        if not mismatches.any():  # an index twice, whose first new bits are not what was expected of the second
+            for one in zip(flat, where, new, strict=True):
+                _write(*one)
     if not mismatches.any():
-        map_pieces(write, sizes)
         for weight, bits in zip(weights, held, strict=True):
             write_back(weight, bits)
     return torch.from_numpy(mismatches)
+
+
+@jit
+def _write_checked(flat, where, expected, new):
+    """Write block after block until one has a mismatch; return how many positions are written."""
+    first, count = np.uint64(0), np.uint64(where.size)
+    sparse = flat.size // _SPARSE > where.size
+    while first < count:
+        stop = min(first + np.uint64(_BLOCK), count)
+        if sparse:
+            for j in range(min(first + np.uint64(_AHEAD), count), min(stop + np.uint64(_AHEAD), count)):
+                prefetch(flat, np.int64(where[j]))
+        if _mismatches(flat, where[first:stop], expected[first:stop]) > 0:
+            break
+        for j in range(first, stop):
+            flat[np.uint64(where[j])] = new[j]
+        first = stop
+    return np.int64(first)
 
 
 @jit
@@ -60,7 +91,7 @@ def _mismatches(flat, where, expected):
 
 
 @jit
-def _write(flat, where, new):
-    """Write `new` at the positions `where`, which are known to be inside."""
+def _write(flat, where, bits):
+    """Write at the positions `where`, which are known to be inside."""
     for j in range(np.uint64(where.size)):
-        flat[np.uint64(where[j])] = new[j]
+        flat[np.uint64(where[j])] = bits[j]

@@ -12,16 +12,14 @@ the first of what is equal to it. Histograms add up: to select over ranks, sum t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from rlforget_kernels.common.dispatch import backend, operator, size_of_data
 from rlforget_kernels.common.rounding import INFINITY
-from rlforget_kernels.common.score_bits import INFINITY_BIN, LEADING_BINS, TRAILING_BINS
-
-_ROW = 512  # bins that are summed before one of them is looked for
+from rlforget_kernels.common.score_bits import INFINITY_BIN, LEADING_BINS, ROW, TRAILING_BINS
 
 
 def leading_histogram(scores: list[Tensor]) -> Tensor:
@@ -49,7 +47,7 @@ def trailing_histogram(scores: list[Tensor], leading: int) -> Tensor:
         int64 [524288]: counts of `bits & 0x7FFFF` of the scores with `bits >> 19 == leading`.
     """
     _check(scores)
-    histogram: Tensor = backend(__name__, *scores).Trailing(scores, leading).histogram
+    histogram: Tensor = backend(__name__, *scores).Trailing(scores, leading).histogram()
     return histogram
 
 
@@ -63,12 +61,17 @@ def threshold(histogram: Tensor, count: int) -> tuple[int, int]:
     Returns:
         The bin, and how many of its members belong to the `count` largest. On a device this waits for the device.
     """
-    if len(histogram) % _ROW:
-        histogram = torch.nn.functional.pad(histogram, (0, -len(histogram) % _ROW))
-    rows = histogram.view(-1, _ROW)
-    row, rest = _reached(rows.sum(1), count)
-    place, rest = _reached(rows[row], rest)
-    return row * _ROW + place, rest
+    if len(histogram) % ROW:
+        histogram = torch.nn.functional.pad(histogram, (0, -len(histogram) % ROW))
+    rows = histogram.view(-1, ROW)
+    return _threshold(rows.sum(1), lambda row: rows[row], count)
+
+
+def _threshold(sums: Tensor, row_of: Callable[[int], Tensor], count: int) -> tuple[int, int]:
+    """`threshold` of a histogram whose rows of `ROW` bins have these sums."""
+    row, rest = _reached(sums, count)
+    place, rest = _reached(row_of(row), rest)
+    return row * ROW + place, rest
 
 
 def _reached(counts: Tensor, count: int) -> tuple[int, int]:
@@ -153,9 +156,10 @@ def select_top(scores: list[Tensor], count: int, histogram: Tensor | None = None
         return [score.new_empty(0, dtype=torch.int64) for score in scores]
     leading, rest = threshold(histogram, count)
     second = kernels.Trailing(scores, leading)
-    if (second.above, int(second.histogram.sum())) != (count - rest, int(histogram[leading])):
+    sums = second.sums()
+    if (second.above, int(sums.sum())) != (count - rest, int(histogram[leading])):
         raise ValueError("select_top: expected the histogram of scores; found another. Pass None to have it counted.")
-    picked: list[Tensor] = second.select(*threshold(second.histogram, rest))
+    picked: list[Tensor] = second.select(*_threshold(sums, second.row, rest))
     return picked
 
 

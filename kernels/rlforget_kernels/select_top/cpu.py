@@ -19,12 +19,13 @@ from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.common.cpu_math import INFINITY, MAGNITUDE, jit
 from rlforget_kernels.common.cpu_vectors import LANES as WORD
 from rlforget_kernels.common.cpu_vectors import count_bits, lowest_bit, magnitudes_above
-from rlforget_kernels.common.score_bits import LEADING_BINS, TRAILING_BINS, TRAILING_BITS
+from rlforget_kernels.common.score_bits import LEADING_BINS, ROW, TRAILING_BINS, TRAILING_BITS
 from rlforget_kernels.common.score_bits_cpu import LANES, count_leading
 from rlforget_kernels.common.threads import Piece, in_order, runs
 
 _BLOCK = 1024
-_COPIES = 24  # of the second histogram, one a thread, 2 MiB each
+_COPIES = 24  # of the second histogram, one a thread, 1 MiB each
+_FULL = 1 << 16  # what a counter has counted when it is at 0 again
 _TRAILING = np.uint32(TRAILING_BINS - 1)
 _NEGATIVE_ZERO = np.uint32(0x80000000)
 
@@ -52,12 +53,29 @@ def leading_histogram(scores: Sequence[Tensor]) -> Tensor:
     return _sum(in_order(work, _cut(codes)), LEADING_BINS)
 
 
+class _Counts(NamedTuple):
+    """A histogram in half the room: what bins hold modulo 2**16, and a bin for each 2**16 scores beyond that."""
+
+    remainders: npt.NDArray[np.uint16]
+    full: npt.NDArray[np.uint32]
+
+    def between(self, start: int, stop: int) -> int:
+        """How many scores are in bins start ... stop."""
+        full = np.count_nonzero((self.full >= start) & (self.full < stop))
+        return int(self.remainders[start:stop].sum(dtype=np.int64)) + _FULL * int(full)
+
+    def add_to(self, out: npt.NDArray[np.int64], start: int) -> None:
+        """Add the bins from `start` on, as many as there is room for."""
+        out += self.remainders[start : start + out.size]
+        here = self.full[(self.full >= start) & (self.full < start + out.size)]
+        np.add.at(out, here - start, _FULL)
+
+
 class Trailing:
     """The second histogram; kept by thread, it tells `select` how many coordinates each of them lists.
 
     Attributes:
         above: How many scores lie above the bin.
-        histogram: int64 [TRAILING_BINS], of those in it.
     """
 
     def __init__(self, scores: Sequence[Tensor], leading: int) -> None:
@@ -65,22 +83,44 @@ class Trailing:
         self._cut = _cut(self._codes, _COPIES)
         self._first = leading << TRAILING_BITS
 
-        def work(run: list[Piece]) -> tuple[int, npt.NDArray[Any]]:
+        def work(run: list[Piece]) -> tuple[int, _Counts]:
             size = sum(stop - start for _, start, stop in run)
-            above, counts = 0, np.zeros(TRAILING_BINS, np.uint32 if size < 2**32 else np.int64)
+            counts = np.zeros(TRAILING_BINS, np.uint16)
+            full, found = np.empty(size // _FULL, np.uint32), np.zeros(2, np.int64)  # how many are above, and full
             for position, start, stop in run:
-                above += _count_trailing(self._codes[position], start, stop, np.int32(self._first), counts)
-            return above, counts
+                _count_trailing(self._codes[position], start, stop, np.int32(self._first), counts, full, found)
+            return int(found[0]), _Counts(counts, full[: found[1]])
 
         self._found = list(in_order(work, self._cut))
         self.above = sum(above for above, _ in self._found)
-        self.histogram = _sum((counts for _, counts in self._found), TRAILING_BINS)
+
+    def histogram(self) -> Tensor:
+        """The histogram, int64 [TRAILING_BINS]."""
+        return self._bins(0, TRAILING_BINS)
+
+    def sums(self) -> Tensor:
+        """The sums of its rows of `ROW` bins."""
+        total = np.zeros(TRAILING_BINS // ROW, np.int64)
+        for _, counts in self._found:
+            total += counts.remainders.reshape(-1, ROW).sum(axis=1, dtype=np.int64)
+            np.add.at(total, counts.full // ROW, _FULL)
+        return torch.from_numpy(total)
+
+    def row(self, number: int) -> Tensor:
+        """The bins of a row."""
+        return self._bins(number * ROW, ROW)
+
+    def _bins(self, start: int, count: int) -> Tensor:
+        total = np.zeros(count, np.int64)
+        for _, counts in self._found:
+            counts.add_to(total, start)
+        return torch.from_numpy(total)
 
     def select(self, trailing: int, ties: int) -> list[Tensor]:
         """List what lies above the score in bin `trailing`, and the first `ties` of those in it."""
         found = [
-            Run(pieces, above + int(counts[trailing + 1 :].sum()), int(counts[trailing]))
-            for pieces, (above, counts) in zip(self._cut, self._found, strict=True)
+            Run(pieces, above + one.between(trailing + 1, TRAILING_BINS), one.between(trailing, trailing + 1))
+            for pieces, (above, one) in zip(self._cut, self._found, strict=True)
         ]
         return _listed(self._codes, found, self._first | trailing, ties)
 
@@ -178,17 +218,26 @@ def _above(codes, block, end, floor):
 
 
 @jit
-def _count_trailing(codes, start, stop, first, counts):
-    """Count the scores of the bin from `first` on by their trailing bits; return how many lie above the bin."""
-    above, end = np.uint64(0), np.uint64(stop)
+def _count_trailing(codes, start, stop, first, counts, full, found):
+    """Count the scores of the bin from `first` on by their trailing bits, modulo 2**16.
+
+    A bin that reaches 2**16 is written to `full`, behind the found[1] that are there; found[0] += how many lie above.
+    """
+    above, end, written = np.uint64(0), np.uint64(stop), np.uint64(found[1])
     for block in range(np.uint64(start), end, np.uint64(WORD)):
         higher = _above(codes, block, end, np.int32(first | _TRAILING))
         above += count_bits(higher)
         inside = _above(codes, block, end, np.int32(first - 1)) & ~higher
         while inside:
-            counts[codes[block + lowest_bit(inside)] & _TRAILING] += 1
+            bin_ = codes[block + lowest_bit(inside)] & _TRAILING
+            count = np.uint16(counts[bin_] + np.uint16(1))
+            counts[bin_] = count
+            if count == np.uint16(0):
+                full[written] = bin_
+                written += np.uint64(1)
             inside &= inside - np.uint64(1)
-    return np.int64(above)
+    found[0] += np.int64(above)
+    found[1] = np.int64(written)
 
 
 @jit

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.common.launch import KernelSpec, launch
-from rlforget_kernels.common.score_bits import TRAILING_BINS, TRAILING_BITS
+from rlforget_kernels.common.score_bits import ROW, TRAILING_BINS, TRAILING_BITS
 from rlforget_kernels.common.score_bits_gpu import (
     FORMS,
     IN_SHARED,
@@ -64,26 +64,37 @@ class Trailing:
 
     Attributes:
         above: How many scores lie above the bin.
-        histogram: int64 [TRAILING_BINS], on the device, of those in it.
     """
 
     def __init__(self, scores: Sequence[Tensor], leading: int) -> None:
         self._codes = [as_bits(score) for score in scores]
         self._leading = leading
         device = self._codes[0].device
-        self.histogram = torch.zeros(TRAILING_BINS, dtype=torch.int64, device=device)
+        self._counts = torch.zeros(TRAILING_BINS, dtype=torch.int64, device=device)
         higher = torch.zeros(1, dtype=torch.int64, device=device)
         setting = _LISTING.on(self._codes[0])
         for table in tables([self._codes], setting.block):
-            arguments = (table.rows, table.owners, self.histogram, higher, leading)
+            arguments = (table.rows, table.owners, self._counts, higher, leading)
             launch(
                 trailing_kernel, table.tiles, *arguments, **table.constexprs, BLOCK=setting.block, warps=setting.warps
             )
         self.above = int(higher)
 
+    def histogram(self) -> Tensor:
+        """The histogram, int64 [TRAILING_BINS], on the device."""
+        return self._counts
+
+    def sums(self) -> Tensor:
+        """The sums of its rows of `ROW` bins."""
+        return self._counts.view(-1, ROW).sum(1)
+
+    def row(self, number: int) -> Tensor:
+        """The bins of a row."""
+        return self._counts.view(-1, ROW)[number]
+
     def select(self, trailing: int, ties: int) -> list[Tensor]:
         """List what lies above the score in bin `trailing`, and the first `ties` of those in it."""
-        above = self.above + int(self.histogram[trailing + 1 :].sum())
+        above = self.above + int(self._counts[trailing + 1 :].sum())
         return _listed(self._codes, self._leading << TRAILING_BITS | trailing, ties, above)
 
 
