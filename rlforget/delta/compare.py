@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from rlforget.delta.delta import Delta
 from rlforget.delta.scan import Comparison, WholePair
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
-from rlforget.delta.whole import FileDelta, WholeDelta
+from rlforget.delta.whole import FileDelta, WholeDelta, file_content
 from rlforget.weights import Pair, Weights, WeightsLike, open_weights
 from rlforget_kernels.common.bits import bits_dtype
 from rlforget_kernels.fingerprint import fingerprint, foreach_fingerprint
@@ -66,14 +65,10 @@ def changed_files(before: Weights, after: Weights) -> list[FileDelta]:
         return []
     changed = []
     for name in sorted(old.keys() | new.keys()):
-        was, now = (_content(files.get(name)) for files in (old, new))
+        was, now = (file_content(files.get(name)) for files in (old, new))
         if was != now:
             changed.append(FileDelta(name, was, now))
     return changed
-
-
-def _content(file: Path | bytes | None) -> bytes | None:
-    return file.read_bytes() if isinstance(file, Path) else file
 
 
 def _whole(pair: WholePair, old: Weights, new: Weights) -> WholeDelta:

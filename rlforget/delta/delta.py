@@ -221,28 +221,31 @@ class Delta(Mapping[str, TensorDelta]):
 
         Raises:
             OutputError: The file exists, or cannot be written.
+            DeltaFileError: It carries files that are too large.
         """
         from rlforget.delta.file import save
 
         save(self, path, self_contained=self_contained, force=force)
 
     @classmethod
-    def load(cls, path: str | PathLike[str], base: WeightsLike | None = None) -> Delta:
+    def load(cls, path: str | PathLike[str], base: WeightsLike | None = None, *, max_bytes: int | None = None) -> Delta:
         """Read a delta from its file and check all of it.
 
         Args:
             path: The file.
             base: The weights at either end of the delta. A file holds steps from the one to the other; the bits come
                 from there. Not needed if the file is self-contained.
+            max_bytes: How many bytes of memory the delta may take. None: 384 MiB, or 96 times the size of its file, so
+                that a small file from a stranger cannot take it all; raise it for a file that you trust.
 
         Raises:
-            DeltaFileError: The file is missing, truncated, forged, of another format, or needs `base`.
+            DeltaFileError: The file is missing, truncated, forged, of another format, too large, or needs `base`.
             WrongBaseError: `base` is at neither end.
             LayoutError: `base` has other tensors.
         """
         from rlforget.delta.file import load
 
-        return load(path, base)
+        return load(path, base, max_bytes=max_bytes)
 
 
 def _digest(layout: Layout, lanes: Mapping[str, Fingerprint | None]) -> str:

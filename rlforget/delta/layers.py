@@ -12,6 +12,7 @@ from torch import Tensor
 from rlforget.delta.delta import Delta
 from rlforget.delta.sides import after_side, before_side
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
+from rlforget.delta.whole import file_size
 from rlforget.errors import WrongBaseError
 from rlforget.weights import Layout
 from rlforget_kernels.common.bits import as_bits
@@ -54,8 +55,12 @@ class Layer(ABC):
         """Return the bits of a range after, of a tensor that changed as a whole."""
 
     @abstractmethod
-    def files(self) -> Mapping[str, tuple[bytes | None, bytes | None]]:
-        """Return the bytes before and after of the files that are no weights and changed; None: not there."""
+    def file_sizes(self) -> Mapping[str, tuple[int | None, int | None]]:
+        """Return the sizes before and after of the files that are no weights and changed; None: not there."""
+
+    @abstractmethod
+    def file(self, name: str) -> tuple[bytes | None, bytes | None]:
+        """Return the bytes before and after of one of them."""
 
     @property
     @abstractmethod
@@ -103,9 +108,14 @@ class MemoryLayer(Layer):
         assert value is not None  # asked for where it is there
         return as_bits(value)[start:stop]
 
-    def files(self) -> Mapping[str, tuple[bytes | None, bytes | None]]:
-        """Return the changed files."""
-        return {name: (file.before, file.after) for name, file in self._delta.files.items()}
+    def file_sizes(self) -> Mapping[str, tuple[int | None, int | None]]:
+        """Return the sizes of the changed files."""
+        return {name: (file_size(file.before), file_size(file.after)) for name, file in self._delta.files.items()}
+
+    def file(self, name: str) -> tuple[bytes | None, bytes | None]:
+        """Return the bytes of a changed file."""
+        file = self._delta.files[name]
+        return file.before, file.after
 
     @property
     def checks_bits(self) -> bool:
@@ -165,11 +175,15 @@ class FileLayer(Layer):
         """Return bits of the tensor at the end."""
         return self._file.whole_bits(self._own(name), "before" if self._backward else "after", start, stop)
 
-    def files(self) -> Mapping[str, tuple[bytes | None, bytes | None]]:
-        """Return the changed files."""
-        read = self._file.file_bytes
-        found = {name: (read(name, "before"), read(name, "after")) for name in self._file.files}
-        return {name: pair[::-1] for name, pair in found.items()} if self._backward else found
+    def file_sizes(self) -> Mapping[str, tuple[int | None, int | None]]:
+        """Return the sizes of the changed files, by the table alone."""
+        sizes = {name: (file.before, file.after) for name, file in self._file.files.items()}
+        return {name: pair[::-1] for name, pair in sizes.items()} if self._backward else sizes
+
+    def file(self, name: str) -> tuple[bytes | None, bytes | None]:
+        """Decode a changed file."""
+        pair = self._file.file_bytes(name, "before"), self._file.file_bytes(name, "after")
+        return pair[::-1] if self._backward else pair
 
     @property
     def checks_bits(self) -> bool:

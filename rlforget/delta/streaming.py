@@ -72,20 +72,25 @@ def write_diff(
         UnknownNameError: `rename` has a name that is not there.
         NotACheckpointError: A path that holds no readable checkpoint.
         OutputError: The file exists, or cannot be written.
+        DeltaFileError: A changed file beside the weights is too large to be carried.
     """
     found = Comparison(open_weights(before), open_weights(after), rename)
     files = changed_files(found.before, found.after)
     tally = Tally(found, files)
     with new_delta_file(
-        path, found.layout, renamed=found.renamed, metadata=metadata, self_contained=self_contained, force=force
+        path,
+        found.layout,
+        renamed=found.renamed,
+        metadata=metadata,
+        files=files,
+        self_contained=self_contained,
+        force=force,
     ) as writer:
         for piece in found.pieces(progress):
             writer.add(piece)
             tally.add(piece)
         for pair in found.whole:
             writer.whole(pair.name, _side(found.before, pair.before), _side(found.after, pair.after))
-        for file in files:
-            writer.file(file)
     return tally.stats()
 
 

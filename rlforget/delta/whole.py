@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -72,6 +73,16 @@ class FileDelta:
     def invert(self) -> FileDelta:
         """Return the change that leads back."""
         return FileDelta(self.name, self.after, self.before)
+
+
+def file_size(file: Path | bytes | None) -> int | None:
+    """Return how many bytes a file has; None where it is not there."""
+    return file.stat().st_size if isinstance(file, Path) else None if file is None else len(file)
+
+
+def file_content(file: Path | bytes | None) -> bytes | None:
+    """Return a file's bytes; None where it is not there."""
+    return file.read_bytes() if isinstance(file, Path) else file
 
 
 def _meta(tensor: torch.Tensor | None) -> TensorMeta | None:

@@ -23,22 +23,27 @@ from rlforget.weights.digest import lanes_of
 from rlforget_kernels.common.bits import bits_dtype, index_dtype
 from rlforget_kernels.fingerprint import fingerprint, fingerprint_after_patch
 
-_ROOM = 512 << 20  # bytes that a file may unpack to, however small it is
-_MOST_EXPANSION = 1000  # times its own size; a real delta shrinks by 20 at most, but for constants
+_ROOM = 384 << 20  # bytes of a delta in memory, however small its file is; with what decodes it, below 512 MiB
+_MOST_EXPANSION = 96  # times the file's size: one bit for all that is known of a coordinate that changed
 
 
 def save(delta: Delta, path: str | PathLike[str], *, self_contained: bool = False, force: bool = False) -> None:
     """Write a delta to `path`, whole or not at all; see `Delta.save`."""
     layout = Layout("the delta", {name: TensorMeta(t.dtype, t.shape) for name, t in delta.items()}, delta.aliases)
-    options = {"self_contained": self_contained, "force": force}
-    with new_delta_file(path, layout, renamed=delta.renamed, metadata=delta.metadata, **options) as writer:
+    with new_delta_file(
+        path,
+        layout,
+        renamed=delta.renamed,
+        metadata=delta.metadata,
+        files=delta.files.values(),
+        self_contained=self_contained,
+        force=force,
+    ) as writer:
         for tensor in delta.values():
             for piece in pieces_of(tensor):
                 writer.add(piece)
         for whole in delta.whole.values():
             writer.whole(whole.name, *(None if side is None else Side.of(side) for side in (whole.before, whole.after)))
-        for file in delta.files.values():
-            writer.file(file)
 
 
 def pieces_of(tensor: TensorDelta) -> Iterator[Piece]:
@@ -53,24 +58,25 @@ def pieces_of(tensor: TensorDelta) -> Iterator[Piece]:
         yield Piece(tensor.name, tensor.dtype, start, stop, *found, None, *(lanes if number == 0 else ((0, 0), (0, 0))))
 
 
-def load(path: str | PathLike[str], base: WeightsLike | None = None) -> Delta:
+def load(path: str | PathLike[str], base: WeightsLike | None = None, *, max_bytes: int | None = None) -> Delta:
     """Read a delta; see `Delta.load`."""
-    return read(DeltaFile(path), None if base is None else open_weights(base))
+    return read(DeltaFile(path), None if base is None else open_weights(base), max_bytes)
 
 
-def read(file: DeltaFile, base: Weights | None) -> Delta:
+def read(file: DeltaFile, base: Weights | None, max_bytes: int | None = None) -> Delta:
     """Read all of a delta file into memory, and check all of it.
 
     Args:
         file: The file, opened.
         base: The weights at either end of the delta. Not needed, and not read, if the file is self-contained.
+        max_bytes: How many bytes of memory the delta may take; None: as `Delta.load` says.
 
     Raises:
         DeltaFileError: A frame is damaged or forged; the file unpacks to far more than it is; or `base` is needed.
         WrongBaseError: A tensor of `base` is at neither end.
         LayoutError: `base` has other tensors.
     """
-    _check_expansion(file)
+    _check_room(file, max(_ROOM, _MOST_EXPANSION * file.size) if max_bytes is None else max_bytes)
     if base is None and not file.self_contained and (file.changed or _gone(file)):
         raise file.needs_base("a file that holds the bits from before, or base=")
     source = None if file.self_contained else base
@@ -88,20 +94,19 @@ def _gone(file: DeltaFile) -> bool:
     return any(entry.before is not None for entry in file.whole.values())
 
 
-def _check_expansion(file: DeltaFile) -> None:
-    """Refuse a file that unpacks to so much that it must have been made to do so."""
-    size = sum(entry.changed * (8 + 2 * entry.dtype.itemsize) for entry in file.tensors.values())
+def _check_room(file: DeltaFile, most: int) -> None:
+    """Refuse a file that takes more memory than it may: it must have been made to, unless it is said to be sound."""
+    size = sum(e.changed * (index_dtype(e.meta.numel).itemsize + 2 * e.dtype.itemsize) for e in file.tensors.values())
     for entry in file.whole.values():
         travel = (entry.before if file.self_contained else None, entry.after)
         size += sum(meta.numel * meta.dtype.itemsize for meta in travel if meta is not None)
     size += sum((entry.before or 0) + (entry.after or 0) for entry in file.files.values())
-    most = max(_ROOM, _MOST_EXPANSION * file.size)
     if size > most:
         raise DeltaFileError(
             str(file.path),
-            expected=f"a file that unpacks to {most} bytes at most, for its size",
-            found=f"one that unpacks to {size}",
-            fix="If it is sound, read it range by range with rlforget.delta.file.DeltaFile.",
+            expected=f"a delta of at most {most} bytes in memory, from a file of {file.size}",
+            found=f"one of {size}",
+            fix="If you trust the file, load it by Delta.load(…, max_bytes=…), or apply it to a checkpoint.",
         )
 
 
@@ -148,19 +153,21 @@ def _wrong_base(file: DeltaFile, base: Weights, name: str) -> WrongBaseError:
 
 def _tensor(file: DeltaFile, entry: Entry, base: Weights | None) -> TensorDelta:
     bits = bits_dtype(entry.dtype)
-    found = [(torch.empty(0, dtype=index_dtype(entry.meta.numel)), *(torch.empty(0, dtype=bits) for _ in range(2)))]
-    if entry.changed:
-        end = None if base is None else _end(file, entry, base)
-        found += [_changes(file, entry, start, stop, base, end) for start, stop in file.changed_ranges(entry.name)]
-    indices, before, after = (torch.cat(column) for column in zip(*found, strict=True))
+    indices = torch.empty(entry.changed, dtype=index_dtype(entry.meta.numel))
+    before, after = torch.empty(entry.changed, dtype=bits), torch.empty(entry.changed, dtype=bits)
+    end = None if base is None or not entry.changed else _end(file, entry, base)
+    count = 0
+    for start, stop in file.changed_ranges(entry.name) if entry.changed else ():
+        held = None if base is None or end is None else base.bits(end.name, start, stop)
+        found = file.patch(entry.name, start, stop).changes(held, backward=end is not None and end.backward)
+        first, count = count, count + found[0].numel()
+        if count > entry.changed:
+            raise _unfit(file, entry)
+        for column, values in zip((indices, before, after), found, strict=True):
+            column[first:count] = values
     lanes = fingerprint_after_patch(torch.tensor(entry.fingerprint_before), indices, before, after).tolist()
-    if indices.numel() != entry.changed or tuple(lanes) != entry.fingerprint_after:
-        raise DeltaFileError(
-            f"{file.path}, tensor {entry.name!r}",
-            expected=f"{entry.changed} changes that fit its fingerprints",
-            found=f"{indices.numel()} that do not" if indices.numel() != entry.changed else "others",
-            fix="Fetch the file again, or make the delta again.",
-        )
+    if count != entry.changed or tuple(lanes) != entry.fingerprint_after:
+        raise _unfit(file, entry)
     return TensorDelta(
         entry.name,
         entry.dtype,
@@ -173,18 +180,13 @@ def _tensor(file: DeltaFile, entry: Entry, base: Weights | None) -> TensorDelta:
     )
 
 
-def _changes(
-    file: DeltaFile, entry: Entry, start: int, stop: int, base: Weights | None, end: _End | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    patch = file.patch(entry.name, start, stop)
-    if base is not None and end is not None:
-        return patch.changes(base.bits(end.name, start, stop), backward=end.backward)
-    indices, before = patch.indices, patch.before_bits
-    near = (indices - start).long()
-    held = torch.zeros(stop - start, dtype=before.dtype)
-    held[near] = before
-    patch.forward_(held)
-    return indices, before, held[near]
+def _unfit(file: DeltaFile, entry: Entry) -> DeltaFileError:
+    return DeltaFileError(
+        f"{file.path}, tensor {entry.name!r}",
+        expected=f"{entry.changed} changes that fit its fingerprints",
+        found="others",
+        fix="Fetch the file again, or make the delta again.",
+    )
 
 
 def _whole(file: DeltaFile, entry: WholeEntry, base: Weights | None) -> WholeDelta:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from rlforget.delta.file.frames import Bits, Decoded
 from rlforget.errors import DeltaFileError
-from rlforget_kernels.common.bits import BITS_DTYPE, index_dtype
-from rlforget_kernels.sparse_delta import sparse_delta
+from rlforget_kernels.common.bits import index_dtype
 from rlforget_kernels.step_codes import step_, step_at_, steps_between
+
+Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,12 @@ class Patch:
         self._require_two_way()
         self._walk(bits, backward=True)
 
-    def changes(self, bits: Tensor, *, backward: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what changed, given the bits of this very range at one end.
+    def changes(self, bits: Tensor | None = None, *, backward: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what changed, given the bits of this very range at one end. No others are looked at.
 
         Args:
-            bits: The bits before, or with `backward` those after; as `forward_` takes them, but left as they are.
+            bits: The bits before, or with `backward` those after; as `forward_` takes them, but left as they are. None:
+                the bits before that travel in the file.
             backward: Which of the two they are.
 
         Returns:
@@ -101,13 +102,15 @@ class Patch:
             and after at them.
 
         Raises:
-            DeltaFileError: As for `backward_`.
+            DeltaFileError: As for `backward_`, or the bits before are needed and do not travel.
         """
-        other = bits.clone()
-        (self.backward_ if backward else self.forward_)(other)
-        before, after = (other, bits) if backward else (bits, other)
-        near, old, new = sparse_delta(before, after)
-        return near.to(self._index) + self.start, old, new
+        if backward:
+            self._require_two_way()
+        held = None if bits is None else self._unsigned(bits)
+        found = [self._changes(part, held, backward) for part in self._parts]
+        ends = self._joined([here for _, here, _ in found]), self._joined([there for _, _, there in found])
+        before, after = ends[::-1] if backward else ends
+        return self._indices([at for at, _, _ in found]), before, after
 
     @property
     def indices(self) -> Tensor:
@@ -117,14 +120,13 @@ class Patch:
             DeltaFileError: The file holds but the bits afterwards of a part of the range.
         """
         self._require_two_way()
-        found = [_changed(part) + self.start for part in self._parts]
-        return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *found])).to(self._index)
+        return self._indices([_changed(part) for part in self._parts])
 
     @property
     def steps(self) -> Tensor:
         """The step of each coordinate in `indices`: signed integers of the dtype's width; raises as `indices` does."""
         self._require_two_way()
-        return self._joined([_signed(self._codes(part)) for part in self._parts])
+        return self._joined([_steps(self._codes(part)) for part in self._parts])
 
     @property
     def before_bits(self) -> Tensor:
@@ -133,17 +135,10 @@ class Patch:
         Raises:
             DeltaFileError: The bits from before do not travel.
         """
-        found = []
-        for part in self._parts:
-            if part.before is None:
-                raise self._one_way("the bits from before")
-            found.append(part.before if part.positions is not None else part.before[_changed(part) - part.start])
-        return self._joined([bits.view(f"i{bits.itemsize}") for bits in found])
+        return self.changes()[1]
 
     def _walk(self, bits: Tensor, *, backward: bool) -> None:
-        if bits.numel() != self.stop - self.start:
-            raise ValueError(f"expected the bits of {self.stop - self.start} coordinates; found {bits.numel()}")
-        held = bits.numpy().view(f"u{bits.element_size()}")
+        held = self._unsigned(bits)
         floating = self._dtype.is_floating_point
         for part in self._parts:
             some = held[part.start : part.start + part.size]
@@ -154,6 +149,33 @@ class Patch:
             else:
                 step_at_(held, part.positions, part.codes, floating=floating, backward=backward)
 
+    def _changes(self, part: Part, held: Bits | None, backward: bool) -> tuple[Positions, Bits, Bits]:
+        """Return where in the range a part changes anything, and the bits there at the one end and at the other."""
+        known = part.before if held is None else held[part.start : part.start + part.size]
+        if known is None:
+            raise self._one_way("the bits from before")
+        other = part.before if backward else part.after
+        near: Positions | slice
+        if part.positions is None:
+            near = np.flatnonzero(known != other if part.codes is None else part.codes)
+            at, here = near + part.start, known[near]
+        else:
+            near, at = slice(None), part.positions.astype(np.int64)
+            here = known if held is None else held[at]
+        if part.codes is None:
+            assert other is not None  # as the one or the other end is all that such a part has
+            return at, here, other[near]
+        codes = part.codes[near]
+        there = here.copy()
+        step_(there, codes, floating=self._dtype.is_floating_point, backward=backward)
+        return at, here, there
+
+    def _unsigned(self, bits: Tensor) -> Bits:
+        if bits.numel() != self.stop - self.start:
+            raise ValueError(f"expected the bits of {self.stop - self.start} coordinates; found {bits.numel()}")
+        found: Bits = bits.numpy().view(f"u{bits.element_size()}")
+        return found
+
     def _codes(self, part: Part) -> Bits:
         if part.codes is None:
             assert part.before is not None
@@ -163,11 +185,14 @@ class Patch:
             codes = part.codes
         return codes if part.positions is not None else codes[codes != 0]
 
-    def _joined(self, found: list[npt.NDArray[Any]]) -> Tensor:
-        bits = BITS_DTYPE[self._dtype.itemsize]
-        return torch.cat(
-            [torch.empty(0, dtype=bits), *(torch.from_numpy(np.ascontiguousarray(part)) for part in found)]
-        )
+    def _indices(self, found: list[Positions]) -> Tensor:
+        at = found[0] if len(found) == 1 else np.concatenate([np.zeros(0, np.int64), *found])
+        return torch.from_numpy(at + self.start).to(self._index)
+
+    def _joined(self, found: list[Bits]) -> Tensor:
+        width = self._dtype.itemsize
+        bits = found[0] if len(found) == 1 else np.concatenate([np.zeros(0, f"u{width}"), *found])
+        return torch.from_numpy(bits.view(f"i{width}"))
 
     def _require_two_way(self) -> None:
         if not self.two_way:
@@ -182,7 +207,7 @@ class Patch:
         )
 
 
-def _changed(part: Part) -> npt.NDArray[np.int64]:
+def _changed(part: Part) -> Positions:
     """Where in the range a part changes anything."""
     if part.positions is not None:
         return part.positions.astype(np.int64)
@@ -190,7 +215,7 @@ def _changed(part: Part) -> npt.NDArray[np.int64]:
     return np.flatnonzero(differ) + part.start
 
 
-def _signed(codes: Bits) -> npt.NDArray[Any]:
+def _steps(codes: Bits) -> Bits:
     one = codes.dtype.type(1)
-    signed: npt.NDArray[Any] = ((codes >> one) ^ (codes.dtype.type(0) - (codes & one))).view(f"i{codes.itemsize}")
-    return signed
+    steps: Bits = (codes >> one) ^ (codes.dtype.type(0) - (codes & one))
+    return steps

@@ -23,6 +23,7 @@ from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.errors import DeltaFileError, UnknownNameError
 from rlforget.weights import TensorMeta, Weights
 from rlforget.weights.digest import digest
+from rlforget.weights.raw_io import read_bytes
 from rlforget_kernels.common.bits import bits_dtype
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 Side = Literal["before", "after"]
 
-_KEPT_FRAMES = 4
+_KEPT_FRAMES = 4  # that were decoded and wait to be asked for again
+_KEPT_BYTES = 64 << 20  # which they may take, but for the last
 
 
 class DeltaFile:
@@ -198,11 +200,11 @@ class DeltaFile:
         self._fill(content, ("file", name, side), 0, size)
         return content.numpy().tobytes()
 
-    def read(self, base: Weights | None = None) -> Delta:
+    def read(self, base: Weights | None = None, *, max_bytes: int | None = None) -> Delta:
         """Read all of it into memory, and check all of it; see `Delta.load`."""
         from rlforget.delta.file.memory import read
 
-        return read(self, base)
+        return read(self, base, max_bytes)
 
     def needs_base(self, what: str) -> DeltaFileError:
         """Build the error for something that the file does not hold without the weights at one of its ends."""
@@ -241,14 +243,17 @@ class DeltaFile:
         found = self._read_frame(frame, span)
         with self._lock:
             self._kept[frame.start] = found
-            while len(self._kept) > _KEPT_FRAMES:
+            while len(self._kept) > 1 and (len(self._kept) > _KEPT_FRAMES or self._kept_bytes() > _KEPT_BYTES):
                 self._kept.popitem(last=False)
         return found
+
+    def _kept_bytes(self) -> int:
+        return sum(frame.nbytes for frame in self._kept.values())
 
     def _read_frame(self, frame: Frame, span: Span) -> Decoded:
         where = f"frame at {frame.start}"
         try:
-            data = _pread(self._descriptor, frame.length, self._container.frames + frame.offset)
+            data = read_bytes(self._descriptor, frame.length, self._container.frames + frame.offset)
         except OSError as error:
             raise self._fault(f"{where}: {error}") from error
         if checksum(data) != frame.checksum % 2**64:
@@ -276,24 +281,13 @@ class DeltaFile:
 
 
 def _read_table(descriptor: int, container: Container) -> Table:
-    data = _pread(descriptor, container.end - container.table, container.table)
+    data = read_bytes(descriptor, container.end - container.table, container.table)
     if checksum(data) != container.checksum:
         raise TableError("a table that does not fit its checksum")
     frames = container.table - container.frames
     table = unpack_table(data, frames)
     table.check(frames)
     return table
-
-
-def _pread(descriptor: int, count: int, place: int) -> bytes:
-    """Read all of so many bytes; one read takes 2 GiB at most, and may always take less."""
-    data = os.pread(descriptor, count, place)
-    while len(data) < count:
-        more = os.pread(descriptor, count - len(data), place + len(data))
-        if not more:
-            raise OSError("the file ends early")
-        data += more
-    return data
 
 
 def _check_range(name: str, start: int, stop: int, numel: int) -> None:

@@ -7,7 +7,7 @@ the bits of those that did not, then the bytes of files. A frame covers a run of
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,10 +17,16 @@ from rlforget.delta.scan import PIECE
 from rlforget.delta.sides import fault_in_names
 from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.weights import TensorMeta
-from rlforget.weights.checkpoint import is_companion
+from rlforget.weights.checkpoint_files import is_companion
 
 MOST_LINE = 1 << 62
 """No line is longer."""
+
+MOST_FILE = 64 << 20
+"""Bytes of a carried file on either side, at most."""
+
+MOST_FILES = 256 << 20
+"""Bytes of all carried files on both sides, at most: they are held in memory, whatever the file's own size."""
 
 
 class TableError(ValueError):
@@ -257,8 +263,22 @@ class Table:
             require(0 <= entry.changed <= entry.meta.numel, f"{entry.changed} changes in {entry.name!r}")
         for name, whole in self.whole.items():
             require(whole.before is not None or whole.after is not None, f"{name!r} on neither side")
-        for name in self.files:
-            require(safe_file_name(name), f"a file called {name!r}")
+        check_files(self.files.values())
+
+
+def check_files(files: Iterable[FileEntry]) -> None:
+    """Check the names and sizes of carried files.
+
+    Raises:
+        TableError: No delta file carries them.
+    """
+    total = 0
+    for file in files:
+        require(safe_file_name(file.name), f"a file called {file.name!r}")
+        sizes = [size for size in (file.before, file.after) if size is not None]
+        require(max(sizes, default=0) <= MOST_FILE, f"{max(sizes, default=0)} bytes of the file {file.name!r}")
+        total += sum(sizes)
+    require(total <= MOST_FILES, f"{total} bytes of files that are no weights")
 
 
 def safe_file_name(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
@@ -17,7 +17,17 @@ from torch import Tensor
 
 from rlforget.delta.file.container import RESERVED, checksum, header
 from rlforget.delta.file.frames import Bits, Changes, Encoding, encode, encode_bits
-from rlforget.delta.file.table import Entry, FileEntry, Frame, Table, TableError, WholeEntry
+from rlforget.delta.file.table import (
+    MOST_FILE,
+    MOST_FILES,
+    Entry,
+    FileEntry,
+    Frame,
+    Table,
+    TableError,
+    WholeEntry,
+    check_files,
+)
 from rlforget.delta.file.table_bytes import MOST_FRAMES, pack_table
 from rlforget.delta.scan import PIECE, Piece, added
 from rlforget.delta.tensor_delta import Fingerprint
@@ -58,6 +68,7 @@ def new_delta_file(
     *,
     renamed: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    files: Iterable[FileDelta] = (),
     self_contained: bool = False,
     force: bool = False,
 ) -> Iterator[DeltaWriter]:
@@ -68,25 +79,28 @@ def new_delta_file(
         layout: The tensors that keep shape and dtype, in the order in which their pieces will come, and all aliases.
         renamed: {name before: name after}, for tensors that are not called the same.
         metadata: Strings that travel with the delta.
+        files: The files that are no weights and changed.
         self_contained: Let the bits from before travel too.
         force: Replace a file that is there.
 
     Raises:
         OutputError: `path` exists and `force` is not given, or it cannot be written.
-        DeltaFileError: What was written does not make a delta file, e.g. the name of a file has a folder in it.
+        DeltaFileError: What was written does not make a delta file: a file is too large to be carried, for one.
     """
+    carried = list(files)
+    _check_carried(str(path), carried)
     with new_file(Path(path), force=force) as file, ThreadPoolExecutor(torch.get_num_threads()) as pool:
         writer = DeltaWriter(file, pool, str(path), layout, self_contained)
         try:
             yield writer
-            writer.finish(dict(renamed or {}), dict(metadata or {}))
+            writer.finish(carried, dict(renamed or {}), dict(metadata or {}))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
 class DeltaWriter:
-    """Takes what changed, in order: the pieces of all tensors, then tensors that travel whole, then files.
+    """Takes what changed, in order: the pieces of all tensors, then tensors that travel whole.
 
     Made by `new_delta_file`. Memory is bounded by a few frames.
     """
@@ -100,7 +114,6 @@ class DeltaWriter:
         self._due: tuple[str, int, int] | None = None  # the tensor whose pieces come, where, and its length
         self._tensors = {name: _Sum() for name in layout.names()}
         self._whole: dict[str, WholeEntry] = {}
-        self._files: dict[str, FileEntry] = {}
         self._frames: list[Frame] = []
         self._waiting: deque[tuple[int, int, int, Future[tuple[Encoding, bytes]]]] = deque()
         self._most_waiting = 2 * torch.get_num_threads()
@@ -129,29 +142,19 @@ class DeltaWriter:
 
     def whole(self, name: str, before: Side | None, after: Side | None) -> None:
         """Add a tensor that is on one side alone, resized or retyped. Its sides are read in ranges."""
-        if self._due is not None or self._files:
-            raise ValueError(f"expected all pieces before {name!r}, and files after it")
+        if self._due is not None:
+            raise ValueError(f"expected all pieces before {name!r}")
         old, new = (None if side is None else side.meta for side in (before, after))
         lanes_before = None if before is None else self._add_side(before, travels=self._self_contained)
         lanes_after = None if after is None else self._add_side(after, travels=True)
         self._whole[name] = WholeEntry(name, old, new, lanes_before, lanes_after)
 
-    def file(self, file: FileDelta) -> None:
-        """Add a file that is no weights and changed."""
-        if self._due is not None:
-            raise ValueError(f"expected all pieces before the file {file.name!r}")
-        for content in (file.before, file.after):
-            bits = np.frombuffer(content or b"", np.uint8)
-            for start in range(0, bits.size, PIECE):
-                some = bits[start : start + PIECE]
-                self._into_run(torch.uint8, some.size, bits=some)
-        sizes = [None if content is None else len(content) for content in (file.before, file.after)]
-        self._files[file.name] = FileEntry(file.name, *sizes)
-
-    def finish(self, renamed: dict[str, str], metadata: dict[str, str]) -> None:
-        """Write what is left, the table and the header."""
+    def finish(self, carried: list[FileDelta], renamed: dict[str, str], metadata: dict[str, str]) -> None:
+        """Write what is left, the files, the table and the header."""
         if self._due is not None:
             raise ValueError(f"expected the piece {self._due}; found the end")
+        for file in carried:
+            self._add_file(file)
         self._end_run()
         while self._waiting:
             self._write_frame()
@@ -160,7 +163,8 @@ class DeltaWriter:
             for name, found in self._tensors.items()
         }
         aliases = dict(self._layout.aliases)
-        table = Table(tensors, self._whole, self._files, aliases, renamed, metadata, self._self_contained, self._frames)
+        files = {file.name: _entry_of(file) for file in carried}
+        table = Table(tensors, self._whole, files, aliases, renamed, metadata, self._self_contained, self._frames)
         try:
             table.check(self._length)
             data = pack_table(table)
@@ -191,6 +195,13 @@ class DeltaWriter:
             if travels:
                 self._into_run(side.meta.dtype, stop - start, bits=_unsigned(bits))
         return lanes
+
+    def _add_file(self, file: FileDelta) -> None:
+        for content in (file.before, file.after):
+            bits = np.frombuffer(content or b"", np.uint8)
+            for start in range(0, bits.size, PIECE):
+                some = bits[start : start + PIECE]
+                self._into_run(torch.uint8, some.size, bits=some)
 
     def _into_run(self, dtype: torch.dtype, size: int, *, piece: Piece | None = None, bits: Bits | None = None) -> None:
         """Let a stretch of the line share a frame with those right before it, if it may."""
@@ -233,6 +244,24 @@ class DeltaWriter:
             self._file.seek(RESERVED)
             self._file.write(b"".join(self._held))
             self._held = None
+
+
+def _entry_of(file: FileDelta) -> FileEntry:
+    before, after = (None if content is None else len(content) for content in (file.before, file.after))
+    return FileEntry(file.name, before, after)
+
+
+def _check_carried(path: str, files: list[FileDelta]) -> None:
+    """Refuse files that are not to be carried before anything else is done: a large diff takes minutes."""
+    try:
+        check_files(_entry_of(file) for file in files)
+    except TableError as error:
+        raise DeltaFileError(
+            path,
+            expected=f"other files of at most {MOST_FILE >> 20} MiB, {MOST_FILES >> 20} MiB for both sides of all",
+            found=str(error),
+            fix="Keep such a file out of the checkpoint's folder.",
+        ) from error
 
 
 @dataclasses.dataclass

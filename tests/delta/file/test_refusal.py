@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from rlforget.delta import Delta, FileDelta, diff
+from rlforget.delta import Delta, FileDelta, apply, diff
 from rlforget.delta.file import DeltaFile
-from rlforget.errors import DeltaFileError, LayoutError
+from rlforget.delta.patching import check_fits
+from rlforget.delta.streaming import write_diff
+from rlforget.errors import DeltaFileError, LayoutError, OutputError, WrongBaseError
 from tests.delta.file.deltas import loaded
 from tests.delta.file.forging import Parts, compressed, put_together, take_apart
 from tests.delta.random_weights import Tensors
@@ -228,8 +230,69 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_pa
     (tmp_path / "x").write_bytes(put_together(parts))
     file = DeltaFile(tmp_path / "x")
     assert not file.whole_bits("zeros", "after", 99 * size + 5, 99 * size + 50).any()
-    with pytest.raises(DeltaFileError, match="unpacks to 3355443200"):
+    with pytest.raises(DeltaFileError, match="3355443200"):
         file.read()
+
+
+def carrying(folder: Path, size: int) -> Path:
+    """A small file, sound frame by frame, that carries so many MiB of zeros as a tokenizer."""
+    path = folder / "x.delta.safetensors"
+    delta = diff({"a": torch.zeros(9)}, {"a": torch.ones(9)})
+    delta.files["tokenizer.json"] = FileDelta("tokenizer.json", None, b"")
+    delta.save(path, force=True)
+    parts = take_apart(path.read_bytes())
+    parts.text["files"] = [["tokenizer.json", None, size << 20]]
+    frames = size // 4
+    first, frame = parts.rows[0]["coordinates"], {"changed": 0, "encoding": 3, "length": 0, "checksum": 0}
+    parts.rows += [{"start": first + (n << 22), "coordinates": 1 << 22, **frame} for n in range(frames)]
+    parts.payloads += [b""] * frames
+    parts.raw = dict.fromkeys(range(1, frames + 1), compressed(bytes(1 << 22)))
+    path.write_bytes(put_together(parts))
+    return path
+
+
+def test_a_small_file_that_carries_gigabytes_is_refused_as_it_is_opened(tmp_path: Path) -> None:
+    assert DeltaFile(carrying(tmp_path, 64)).files["tokenizer.json"].after == 64 << 20
+    for size in (68, 700):
+        path = carrying(tmp_path, size)
+        assert path.stat().st_size < 100_000
+        with pytest.raises(DeltaFileError, match=f"{size << 20} bytes of the file 'tokenizer.json'"):
+            DeltaFile(path)
+
+
+def test_files_too_large_to_be_carried_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    delta = some()
+    for name in ("one", "two", "three"):
+        delta.files[name] = FileDelta(name, bytes(45 << 20), bytes(45 << 20))
+    with pytest.raises(DeltaFileError, match=f"found {(6 * 45 << 20) + 10} bytes of files that are no weights"):
+        delta.save(tmp_path / "x")
+    delta.files["one"] = FileDelta("one", None, bytes((64 << 20) + 1))
+    with pytest.raises(DeltaFileError, match=r"of the file 'one'.*Keep such a file out"):
+        delta.save(tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_carried_files_are_decoded_only_where_their_size_may_fit(tmp_path: Path) -> None:
+    path = carrying(tmp_path, 64)
+    data = bytearray(path.read_bytes())
+    data[-len(data) // 2] ^= 1  # in a frame of the tokenizer: to decode it is an error
+    path.write_bytes(data)
+    save_file({"a": torch.zeros(9)}, tmp_path / "model.safetensors")
+    (tmp_path / "tokenizer.json").write_bytes(b"none was expected")
+    with pytest.raises(WrongBaseError, match="other bytes"):
+        check_fits(tmp_path, path)
+    with pytest.raises(OutputError, match="tokenizer"):
+        apply(tmp_path, path, in_place=True)
+
+
+def test_a_small_file_takes_much_memory_only_where_that_is_allowed(tmp_path: Path) -> None:
+    numel = (48 << 20) + 1  # a step up for each of them: 8 bytes a coordinate in memory
+    before, after = (torch.full((numel,), value, dtype=torch.int16) for value in (0, 1))
+    write_diff({"a": before}, {"a": after}, tmp_path / "x")
+    assert DeltaFile(tmp_path / "x").size < 100_000
+    with pytest.raises(DeltaFileError, match=f"at most {384 << 20} bytes.*found one of {8 * numel}.*max_bytes"):
+        Delta.load(tmp_path / "x", {"a": before})
+    assert Delta.load(tmp_path / "x", {"a": before}, max_bytes=8 * numel).changed == numel
 
 
 def test_a_tensor_said_to_be_vast_is_not_walked_through(tmp_path: Path) -> None:
