@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder_of_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `runs/demo/seed-0`: the demo's sequence, one step a stage."""
     folder = tmp_path_factory.mktemp("readme")
     stages = [StageConfig(domain=name, steps=1, learning_rate=1e-2) for name in SEQUENCE]
@@ -35,8 +35,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def inside(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
+def inside(folder_of_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder_of_runs)
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlforget.cli import history_output, models, output
-from rlforget.cli.options import DryRun, Force, Json, OutFolder, Rename, renamed
+from rlforget.cli.options import Base, DryRun, Force, Json, OutFolder, Rename, renamed
 
 if TYPE_CHECKING:
     from rlforget.history import History
@@ -19,10 +19,6 @@ In = Annotated[
     typer.Option(
         "--history", "-H", help="The history's folder; else the current one, or the first above it.", metavar="DIR"
     ),
-]
-Base = Annotated[
-    Path | None,
-    typer.Option(help="The base, where it is elsewhere than the history says.", metavar="CKPT"),
 ]
 Wait = Annotated[float, typer.Option(help="Seconds to wait for another process that writes.", min=0.0)]
 Which = Annotated[
@@ -60,7 +56,7 @@ def commit(
         Path | None,
         typer.Argument(help="A checkpoint, or a *.delta.safetensors file on the parent.", metavar="CKPT"),
     ] = None,
-    message: Annotated[str, typer.Option("--message", "-m", help="What was done.")] = "",
+    message: Annotated[str, typer.Option("--message", "-m", help="What was done; a run says that itself.")] = "",
     domain: Annotated[str | None, typer.Option(help="The skill that was trained.")] = None,
     name: Annotated[str | None, typer.Option(help="The stage's name; else the domain's, made unique.")] = None,
     parent: Annotated[
@@ -96,6 +92,8 @@ def commit(
 
     if (checkpoint is None) == (run is None):
         raise typer.BadParameter("give a checkpoint, or the --run of a sequence", param_hint="CKPT")
+    if run is None and not message.strip():
+        raise typer.BadParameter("say what was done", param_hint="--message")
     kept = opened(history, base)
     if run is not None:
         with output.step(f"committing the stages of {run}"):
@@ -266,29 +264,58 @@ def opened(folder: Path | None, base: Path | None = None) -> History:
     """
     from rlforget.history import History
 
-    return History.open(folder or _nearest() or Path(), base=base)
+    return History.open(folder or nearest() or Path(), base=base)
 
 
-def weights_of(operand: str, folder: Path | None, base: Path | None = None) -> Path | Weights:
-    """Return what an operand of a command stands for: a stage, inside a history; else the path of a checkpoint.
+def sides_of(
+    before: str, after: str, folder: Path | None, base: Path | None
+) -> tuple[Path | Weights, Path | Weights, dict[str, str]]:
+    """Return what the operands of a comparison stand for: stages, inside a history; else the paths of checkpoints.
 
     As with git, what names a stage is one; a path is told from it by a slash, as in `./math`.
 
     Args:
-        operand: As it was typed.
-        folder: The history's folder; None: that of the current folder, if it is one.
+        before: As it was typed.
+        after: Likewise.
+        folder: The history's folder; None: that around the current folder, if there is one.
         base: The history's base, where it is elsewhere than the history says.
 
-    Raises:
-        HistoryError: It is no stage of the history, and no path either.
-    """
-    from rlforget.errors import HistoryError
-    from rlforget.history import History
+    Returns:
+        Both sides, and {name before: name after} of the tensors that were renamed from one stage to the other.
 
-    home = folder or _nearest()
-    if home is None or "/" in operand or operand in (".", ".."):
+    Raises:
+        HistoryError: One is no stage of the history, and no path either.
+    """
+    from rlforget.delta.composed import ComposedWeights
+    from rlforget.delta.renames import renames
+
+    home = folder or nearest()
+    if (home is None and base is None) or (_is_path(before) and _is_path(after)):
+        return Path(before), Path(after), {}
+    history = opened(home, base)
+    old, new = _side(history, before), _side(history, after)
+    if isinstance(old, ComposedWeights) and isinstance(new, ComposedWeights):
+        return old, new, renames(old, new)
+    return old, new, {}
+
+
+def nearest() -> Path | None:
+    """Return the current folder, if it is a history, or the first one above it that is."""
+    from rlforget.history.index import is_history
+
+    here = Path().resolve()
+    return next((folder for folder in (here, *here.parents) if is_history(folder)), None)
+
+
+def _is_path(operand: str) -> bool:
+    return "/" in operand or operand in (".", "..")
+
+
+def _side(history: History, operand: str) -> Path | Weights:
+    from rlforget.errors import HistoryError
+
+    if _is_path(operand):
         return Path(operand)
-    history = History.open(home, base=base)
     try:
         stage = history.stage(operand)
     except HistoryError:
@@ -301,13 +328,6 @@ def weights_of(operand: str, folder: Path | None, base: Path | None = None) -> P
 def _nothing_to_commit(given: Path | None) -> typer.Exit:
     output.note(f"nothing to commit: {given} holds what the history has, bit for bit")
     return typer.Exit(NOTHING_TO_DO)
-
-
-def _nearest() -> Path | None:
-    from rlforget.history.index import is_history
-
-    here = Path().resolve()
-    return next((folder for folder in (here, *here.parents) if is_history(folder)), None)
 
 
 def _metrics(given: list[str]) -> dict[str, float]:
@@ -326,8 +346,8 @@ def _config(path: Path | None) -> dict[str, Any]:
         return {}
     from rlforget.errors import ConfigError
 
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             import json
 
@@ -339,6 +359,11 @@ def _config(path: Path | None) -> dict[str, Any]:
                 found = yaml.safe_load(text)
             except yaml.YAMLError as fault:
                 raise ValueError(str(fault)) from fault
+    except OSError as fault:
+        fix = "Check the path."
+        raise ConfigError(
+            str(path), expected="a JSON or YAML file", found=fault.strerror or str(fault), fix=fix
+        ) from fault
     except ValueError as fault:
         fix = "Mend the file."
         raise ConfigError(str(path), expected="JSON or YAML", found=str(fault), fix=fix) from fault

@@ -94,7 +94,7 @@ def show_log(history: History, reference: str | None) -> None:
         for one in history.log(reference)
     ]
     if not rows:
-        output.note("no stages yet: `rlforget commit CKPT` adds one")
+        output.note("no stages yet: `rlforget commit CKPT -m ...` adds one")
         return
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:

@@ -16,6 +16,9 @@ Samples = Annotated[int, typer.Option(help="Completions sampled a domain.", min=
 Model = Annotated[str, typer.Argument(help="A checkpoint folder, or `miniature`.", metavar="MODEL")]
 Delta = Annotated[Path, typer.Argument(help="A *.delta.safetensors file.", metavar="DELTA")]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="The folder to create.", metavar="FOLDER")]
+Base = Annotated[
+    Path | None, typer.Option(help="A history's base, where it is elsewhere than the history says.", metavar="CKPT")
+]
 OutFolderOrNone = Annotated[
     Path | None, typer.Option("--out", "-o", help="The checkpoint to create.", metavar="FOLDER")
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rlforget.delta.layers import Layer
     from rlforget.history import History, Stage
     from rlforget.training.run_folder import StageFolder
 
@@ -56,21 +57,31 @@ def commit_run(
 
 def _origin(history: History, first: StageFolder) -> Stage | None:
     """Return the stage that a run began with; HEAD where none has its weights, which `commit` then refuses."""
-    from rlforget.delta.file import DeltaFile
+    from rlforget.history.store import begins_with
 
-    index, before = history.index, DeltaFile(first.delta_path).fingerprint_before
-    if index.base.fingerprint == before:
-        return None
-    return next((stage for stage in reversed(index.stages) if stage.after == before), index.head)
+    index, layer = history.index, _layer(first)
+    fitting = (one for one in (None, *reversed(index.stages)) if begins_with(history.store, index, one, layer))
+    return next(fitting, index.head)
 
 
 def _known(history: History, stage: StageFolder, parent: Stage | None) -> Stage | None:
-    """Return the stage of the history that is this one already: the same weights on the same parent."""
-    from rlforget.delta.file import DeltaFile
+    """Return the stage of the history that is this one already: the same weights on the same parent.
 
-    after = DeltaFile(stage.delta_path).fingerprint_after
-    parent_id = None if parent is None else parent.id
-    return next((one for one in history.stages if (one.parent, one.after) == (parent_id, after)), None)
+    A run may have tied what the history keeps apart. So it is the weights that are compared, as the history would take
+    them down, and not the run's own digest of them.
+    """
+    from rlforget.history.store import digest_after
+
+    index = history.index
+    after = digest_after(history.store.weights(index, parent, _layer(stage)))
+    return next((one for one in index.children(parent) if one.after == after), None)
+
+
+def _layer(stage: StageFolder) -> Layer:
+    from rlforget.delta.file import DeltaFile
+    from rlforget.delta.layers import FileLayer
+
+    return FileLayer(DeltaFile(stage.delta_path))
 
 
 def _commit(history: History, run: Path, stage: StageFolder, parent: Stage | None, wait: float) -> Stage:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlforget.cli import output
-from rlforget.cli.options import DryRun, Json
+from rlforget.cli.history import In, nearest
+from rlforget.cli.options import Base, DryRun, Json
 
 if TYPE_CHECKING:
-    from rlforget.weights.in_place import UndoRecord
+    from rlforget.weights.undo_records import UndoRecord
 
 NOT_SOUND = 1
 NOTHING_TO_DO = 3
@@ -20,15 +21,23 @@ NOTHING_TO_DO = 3
 def undo(
     weights: Annotated[Path, typer.Argument(help="A checkpoint that was written with --in-place.", metavar="DIR")],
     show: Annotated[bool, typer.Option("--list", help="List what can be undone, the last first.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Undo nothing: drop the records that undoing needs, for their room.")
+    ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Take the last in-place write of a checkpoint back, bit for bit; again, the one before it."""
     from rlforget.weights.checkpoint import CheckpointWeights
     from rlforget.weights.in_place import undo as take_back
-    from rlforget.weights.in_place import undo_log
+    from rlforget.weights.undo_records import undo_log
 
+    if show and forget:
+        raise typer.BadParameter("give --list or --forget")
     CheckpointWeights(weights)  # puts right what was cut short, and holds that there is a checkpoint
+    if forget:
+        _forget(weights, dry_run=dry_run, as_json=as_json)
+        return
     log = undo_log(weights)
     if show:
         _show_log(weights, log, as_json=as_json)
@@ -49,18 +58,34 @@ def undo(
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a history.", metavar="DIR")] = Path(),
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A checkpoint, or the folder of a history; else the history around here, or the checkpoint here.",
+            metavar="DIR",
+        ),
+    ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Take back what a crash cut short, and clear away what it left.")
     ] = False,
+    history: In = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Check that a checkpoint is whole, or that all of a history is; exits with 1 where it is not."""
-    if (path / "history.json").is_file():
-        _verify_history(path, repair=repair, as_json=as_json)
-        return
+    from rlforget.errors import NotACheckpointError
+    from rlforget.history.index import is_history
     from rlforget.weights.soundness import verify as check
 
+    if path is not None and history is not None:
+        raise typer.BadParameter("give one of DIR and --history", param_hint="DIR")
+    path = path or history or nearest() or Path()
+    if history is not None or base is not None or is_history(path):
+        _verify_history(path, base, repair=repair, as_json=as_json)
+        return
+    if not path.exists():
+        expected = "a checkpoint, or the folder of a history"
+        raise NotACheckpointError(str(path), expected=expected, found="nothing there", fix="Check the path.")
     with output.step(f"reading {path}"):
         report = check(path, repair=repair)
     if as_json:
@@ -77,6 +102,20 @@ def verify(
         raise typer.Exit(NOT_SOUND)
 
 
+def _forget(weights: Path, *, dry_run: bool, as_json: bool) -> None:
+    from rlforget.weights.undo_records import forget
+
+    size = forget(weights, dry_run=dry_run)
+    if as_json:
+        output.json_object({"weights": weights, "bytes": size, "dry_run": dry_run})
+    elif size:
+        output.line(f"undo records of {size:,} bytes {'would be' if dry_run else 'are'} dropped")
+    else:
+        output.note(f"nothing to do: {weights} has no undo records")
+    if not size:
+        raise typer.Exit(NOTHING_TO_DO)
+
+
 def _show_log(weights: Path, log: list[UndoRecord], *, as_json: bool) -> None:
     if as_json:
         output.json_object({"weights": weights, "records": [record.to_dict() for record in log]})
@@ -89,11 +128,11 @@ def _named(record: UndoRecord) -> str:
     return f"the write of {record.created}" + (f" ({record.note})" if record.note else "")
 
 
-def _verify_history(folder: Path, *, repair: bool, as_json: bool) -> None:
+def _verify_history(folder: Path, base: Path | None, *, repair: bool, as_json: bool) -> None:
     from rlforget.history import History
 
     with output.step(f"reading {folder}"):
-        report = History.open(folder).verify()
+        report = History.open(folder, base=base).verify()
     if as_json:
         output.json_object(report.to_dict())
     else:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlforget.cli import output
-from rlforget.cli.options import Delta, DryRun, Force, InPlace, Json, OutFolderOrNone, Rename, out_or_in_place, renamed
+from rlforget.cli.options import (
+    Base,
+    Delta,
+    DryRun,
+    Force,
+    InPlace,
+    Json,
+    OutFolderOrNone,
+    Rename,
+    out_or_in_place,
+    renamed,
+)
 
 if TYPE_CHECKING:
     from rlforget.delta import DeltaStats
@@ -33,8 +44,9 @@ def diff(
     rename: Rename = None,
     history: Annotated[
         Path | None,
-        typer.Option("--history", "-H", help="The history of the stages; else the current folder.", metavar="DIR"),
+        typer.Option("--history", "-H", help="The history of the stages; else the one around here.", metavar="DIR"),
     ] = None,
+    base: Base = None,
     top: Annotated[int, typer.Option(help="List the N tensors that changed most.", metavar="N", min=0)] = 0,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 3 where something changed.")] = False,
     force: Force = False,
@@ -42,20 +54,21 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Show which coordinates changed between two checkpoints or stages, bit for bit."""
-    from rlforget.cli.history import weights_of
+    from rlforget.cli.history import sides_of
     from rlforget.delta.streaming import measure_diff, write_diff
     from rlforget.weights.atomic import check_free
 
     if out is not None:
         check_free(out, force=force)
-    sides = weights_of(before, history), weights_of(after, history)
     new_names = renamed(rename or [])
+    old, new, known = sides_of(before, after, history, base)
+    new_names |= {name: now for name, now in known.items() if not {name, now} & {*new_names, *new_names.values()}}
     with output.bar(f"comparing {before} with {after}") as progress:
         if out is None or dry_run:
-            stats = measure_diff(*sides, rename=new_names, progress=progress)
+            stats = measure_diff(old, new, rename=new_names, progress=progress)
         else:
             stats = write_diff(
-                *sides, out, rename=new_names, self_contained=self_contained, force=force, progress=progress
+                old, new, out, rename=new_names, self_contained=self_contained, force=force, progress=progress
             )
     largest = _most_changed(stats, top)
     if as_json:

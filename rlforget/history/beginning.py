@@ -31,6 +31,8 @@ def begin(folder: Path, base: WeightsLike, *, copy: bool, wait: float, dry_run: 
     """
     source = open_weights(base)
     _check_apart(folder, source)
+    if isinstance(source, CheckpointWeights):
+        _check_names(source.files())
     fingerprint = weights_digest(source)
     copy = copy or not isinstance(source, CheckpointWeights)
     if dry_run:
@@ -79,8 +81,23 @@ def base_weights(folder: Path, base: Base, moved_to: str | PathLike[str] | None)
 
 
 def file_checksums(files: Mapping[str, Path] | None) -> dict[str, str]:
-    """Return the SHA-256 of each file, by name."""
+    """Return the SHA-256 of each file, by name.
+
+    Raises:
+        HistoryError: A name is no UTF-8.
+    """
+    _check_names(files)
     return {name: checksum(path) for name, path in (files or {}).items()}
+
+
+def _check_names(files: Mapping[str, Path] | None) -> None:
+    """Check that an index can hold the names of the files beside a base."""
+    for name, path in (files or {}).items():
+        try:
+            name.encode()
+        except UnicodeEncodeError as fault:
+            expected, fix = "a file name in UTF-8", "Rename it, or move it out of the checkpoint."
+            raise HistoryError(ascii(str(path)), expected=expected, found="other bytes", fix=fix) from fault
 
 
 def _current(folder: Path, fingerprint: str) -> Index | None:

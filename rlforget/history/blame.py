@@ -11,9 +11,10 @@ from torch import Tensor
 
 from rlforget.delta.composed import BASE
 from rlforget.delta.naming import KINDS, kind_of, layer_of
-from rlforget.errors import CoordinateError
+from rlforget.errors import CoordinateError, UnknownNameError
+from rlforget.history.references import label
 from rlforget.history.stage import Stage
-from rlforget.weights import TensorMeta
+from rlforget.weights import Layout, TensorMeta
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,17 +182,39 @@ def add(stages: int, counts: Sequence[Count]) -> Count:
     )
 
 
+def named(weights: Layout, stages: Sequence[Stage], name: str) -> str:
+    """Return the canonical name of a tensor at the last of some stages, the base where there is none.
+
+    Raises:
+        UnknownNameError: It has no such tensor.
+    """
+    if name not in weights:
+        raise UnknownNameError(
+            f"tensor {name!r}",
+            expected=f"a tensor of {label(stages[-1] if stages else None)!r}",
+            found="none of that name",
+            fix="`rlforget blame --json` lists them, as does `blame_summary().tensors`.",
+        )
+    return weights.canonical(name)
+
+
 def ravelled(name: str, at: Sequence[int], meta: TensorMeta) -> int:
     """Return the row-major flat index of a coordinate.
 
     Raises:
         CoordinateError: It is outside of the tensor, or has another number of axes.
     """
-    if len(at) != len(meta.shape) or not all(0 <= i < size for i, size in zip(at, meta.shape, strict=True)):
+    found = None
+    if len(at) != len(meta.shape):
+        found = f"{len(at)} where it has {len(meta.shape)} axes"
+    for axis, (i, size) in enumerate(zip(at, meta.shape, strict=False)):
+        if found is None and not 0 <= i < size:
+            found = f"index {i} on axis {axis}, of size {size}"
+    if found is not None:
         raise CoordinateError(
             f"coordinate {', '.join(map(str, at)) or '()'} of {name!r}",
-            expected=f"one index for each axis of {list(meta.shape)}, counted from 0",
-            found="another",
+            expected=f"one index for each axis of its shape {list(meta.shape)}, counted from 0",
+            found=found,
             fix="Give them as in 3,5.",
         )
     flat = 0

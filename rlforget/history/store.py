@@ -8,7 +8,7 @@ from pathlib import Path
 from rlforget.delta.composed import ComposedWeights
 from rlforget.delta.file import DeltaFile
 from rlforget.delta.layers import FileLayer, Layer
-from rlforget.errors import HistoryError
+from rlforget.errors import HistoryError, LayoutError
 from rlforget.history.beginning import base_weights
 from rlforget.history.files import delta_path
 from rlforget.history.index import Index
@@ -73,6 +73,19 @@ def digest_before(layer: Layer, weights: Weights) -> str:
     """
     lanes = {pair.after: layer.lanes(pair.before)[0] for pair in pair_up(layer.before, weights)}
     return digest({name: (weights.meta(name), lanes[name] or (0, 0)) for name in weights.names()})
+
+
+def begins_with(store: Store, index: Index, stage: Stage | None, layer: Layer) -> bool:
+    """Whether a delta begins with a stage's weights, however they are tied.
+
+    Raises:
+        HistoryError: The base or a delta is missing or damaged.
+        DeltaFileError: A delta is damaged.
+    """
+    try:
+        return digest_before(layer, store.weights(index, stage)) == fingerprint_of(index, stage)
+    except LayoutError:
+        return False
 
 
 def digest_after(weights: ComposedWeights) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlforget.delta.composed import BASE, ComposedWeights
 from rlforget.delta.scan import PIECE
-from rlforget.history.blame import Blame, BlameSummary, Count, Moment, add, ravelled
+from rlforget.history.blame import Blame, BlameSummary, Count, Moment, add, named, ravelled
 from rlforget.history.stage import Stage
 from rlforget.weights.ahead import Progress, map_ahead
 from rlforget_kernels.common.bits import bits_dtype
@@ -29,7 +29,7 @@ def blame(weights: ComposedWeights, stages: Sequence[Stage], name: str) -> Blame
         stages: The oldest first.
         name: A tensor of `weights`.
     """
-    name = weights.canonical(name)
+    name = named(weights, stages, name)
     meta, born = weights.meta(name), weights.steps(name)[0].number
     last = torch.full((meta.numel,), born, dtype=torch.int32)
     changes = torch.full_like(last, 0 if born == BASE else 1)
@@ -59,7 +59,7 @@ def summarise(weights: ComposedWeights, stages: Sequence[Stage], progress: Progr
 
 def biography(weights: ComposedWeights, stages: Sequence[Stage], name: str, at: Sequence[int]) -> list[Moment]:
     """Return one coordinate's value at each stage; see `History.biography`."""
-    name = weights.canonical(name)
+    name = named(weights, stages, name)
     meta = weights.meta(name)
     flat = ravelled(name, at, meta)
     bits = torch.empty(1, dtype=bits_dtype(meta.dtype))

@@ -11,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rlforget.delta import diff
 from rlforget.history import History
 from rlforget.training import EvaluationConfig, SequenceConfig, StageConfig, run_sequence
+from rlforget.training.run_folder import RunFolder
 from tests.cli.conftest import Checkpoints, differing, run, tensors, unchanged
 
 TENSOR = "model.layers.0.mlp.up_proj.weight"
+SAID = ("-m", "said")
 STAGE_KEYS = {
     *("id", "name", "parent", "domain", "message", "time", "config", "metrics", "stats"),
     *("before", "after", "delta", "tags"),
@@ -51,8 +54,9 @@ def made(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> 
     assert run("init", root / "base", *at).code == 0
     message = "GRPO on code\n\nwith \x1b[31mred"
     assert run("commit", root / "code", "-m", message, "--domain", "code", "--metric", "code=0.75", *at).code == 0
-    assert run("commit", root / "math", "--domain", "math", "--config", root / "stage.json", *at).code == 0
-    assert run("commit", root / "base", "--parent", "code", "--name", "again", *at).code == 0
+    math = ("--domain", "math", "--config", root / "stage.json")
+    assert run("commit", root / "math", "-m", "math", *math, *at).code == 0
+    assert run("commit", root / "base", "-m", "again", "--parent", "code", "--name", "again", *at).code == 0
     assert run("tag", "best", "math", *at).code == 0
     return root
 
@@ -183,16 +187,16 @@ def test_gc(kept: Kept) -> None:
 
 
 def test_nothing_to_commit_is_3(kept: Kept) -> None:
-    ended = run("commit", kept.weights["math"], "--parent", "math", *kept.at)
+    ended = run("commit", kept.weights["math"], *SAID, "--parent", "math", *kept.at)
     assert (ended.code, ended.out) == (3, "")
     assert "nothing to commit" in ended.err
-    assert run("commit", kept.weights["math"], "--parent", "math", "--dry-run", *kept.at).code == 3
-    assert run("commit", kept.weights["math"], "--parent", "math", "--allow-empty", *kept.at).code == 0
+    assert run("commit", kept.weights["math"], *SAID, "--parent", "math", "--dry-run", *kept.at).code == 3
+    assert run("commit", kept.weights["math"], *SAID, "--parent", "math", "--allow-empty", *kept.at).code == 0
     assert names(kept)[-1] == "stage"
 
 
 def test_what_is_committed_is_said(kept: Kept, checkpoints: Checkpoints) -> None:
-    shown = run("commit", checkpoints.delta, "--name", "by-delta", "--json", *kept.at).json
+    shown = run("commit", checkpoints.delta, *SAID, "--name", "by-delta", "--json", *kept.at).json
     (stage,) = shown["stages"]
     assert (stage["name"], shown["dry_run"]) == ("by-delta", False)
     assert stage.keys() == STAGE_KEYS - {"tags"}
@@ -208,7 +212,7 @@ def test_dry_runs_write_nothing(kept: Kept, tmp_path: Path) -> None:
         for command in (
             ("init", kept.weights["base"], "-H", tmp_path / "new"),
             ("init", kept.weights["base"], "--copy", *kept.at),
-            ("commit", kept.weights["math"], "--domain", "math", *kept.at),
+            ("commit", kept.weights["math"], *SAID, "--domain", "math", *kept.at),
             ("checkout", "math", "-o", tmp_path / "out", *kept.at),
             ("tag", "new", "math", *kept.at),
             ("tag", "-d", "best", *kept.at),
@@ -217,25 +221,28 @@ def test_dry_runs_write_nothing(kept: Kept, tmp_path: Path) -> None:
             for flags in ((), ("--json",)):
                 ended = run(*command, "--dry-run", *flags)
                 assert ended.code == 0, ended
-    assert run("commit", kept.weights["math"], "--domain", "math", "--dry-run", "--json", *kept.at).json["names"] == [
-        "math-2"
-    ]
+    planned = run("commit", kept.weights["math"], *SAID, "--domain", "math", "--dry-run", "--json", *kept.at)
+    assert planned.json["names"] == ["math-2"]
 
 
 def test_what_cannot_be_is_one_clear_line(kept: Kept, other: Path, tmp_path: Path) -> None:
     with unchanged(tmp_path):
         assert "its own base" in run("init", kept.weights["math"], *kept.at).fault
-        assert "a stage of it" in run("commit", kept.weights["math"], "--name", "code", *kept.at).fault
-        assert "nowhere" in run("commit", tmp_path / "nowhere", *kept.at).fault
-        assert "'nothing'" in run("commit", kept.weights["math"], "--parent", "nothing", *kept.at).fault
-        assert "nowhere.yaml" in run("commit", kept.weights["math"], "--config", "nowhere.yaml", *kept.at).fault
+        assert "a stage of it" in run("commit", kept.weights["math"], *SAID, "--name", "code", *kept.at).fault
+        assert "nowhere" in run("commit", tmp_path / "nowhere", *SAID, *kept.at).fault
+        assert "'nothing'" in run("commit", kept.weights["math"], *SAID, "--parent", "nothing", *kept.at).fault
+        fault = run("commit", kept.weights["math"], *SAID, "--config", "nowhere.yaml", *kept.at).fault
+        assert "nowhere.yaml: expected a JSON or YAML file" in fault
         assert "'nothing'" in run("show", "nothing", *kept.at).fault
         assert "no parent" in run("checkout", "base~1", "-o", tmp_path / "out", *kept.at).fault
-        assert "exist" in run("checkout", "math", "-o", kept.weights["base"], *kept.at).fault
-        assert "'nothing'" in run("blame", "nothing", *kept.at).fault
-        assert "3,500" in run("blame", TENSOR, "--at", "3,500", *kept.at).fault.replace(", ", ",")
+        assert "exist" in run("checkout", "math", "-o", kept.weights["code"], *kept.at).fault
+        fault = run("blame", "nothing", "--stage", "math", *kept.at).fault
+        assert all(part in fault for part in ("'nothing'", "'math'", "`rlforget blame --json`"))
+        assert "index 500 on axis 1, of size 16" in run("blame", TENSOR, "--at", "3,500", *kept.at).fault
+        assert "1 where it has 2 axes" in run("blame", TENSOR, "--at", "3", *kept.at).fault
         assert "init" in run("log", "-H", tmp_path).fault
-        assert "begins with" in run("commit", kept.folder / "deltas" / "0002-math.delta.safetensors", *kept.at).fault
+        delta = kept.folder / "deltas" / "0002-math.delta.safetensors"
+        assert "begins with" in run("commit", delta, *SAID, *kept.at).fault
     (kept.folder / "history.json").write_text("{")
     out = ("-o", tmp_path / "out")
     for command in (("log",), ("show",), ("tag", "x"), ("gc",), ("blame",), ("checkout", "math", *out)):
@@ -247,6 +254,8 @@ def test_what_cannot_be_is_one_clear_line(kept: Kept, other: Path, tmp_path: Pat
     [
         ("commit", "a", "--run", "b"),
         ("commit",),
+        ("commit", "a"),
+        ("commit", "a", "-m", " "),
         ("blame", "--at", "1"),
         ("tag", "--delete"),
     ],
@@ -254,7 +263,7 @@ def test_what_cannot_be_is_one_clear_line(kept: Kept, other: Path, tmp_path: Pat
 )
 def test_wrong_usage_is_2(arguments: tuple[str, ...], kept: Kept) -> None:
     assert run(*arguments, *kept.at).code == 2
-    for wrong in (("blame", TENSOR, "--at", "one"), ("commit", kept.weights["math"], "--metric", "code")):
+    for wrong in (("blame", TENSOR, "--at", "one"), ("commit", kept.weights["math"], *SAID, "--metric", "code")):
         assert run(*wrong, *kept.at).code == 2
 
 
@@ -267,22 +276,52 @@ def test_verify(kept: Kept) -> None:
     assert "math" in ended.out
 
 
+def test_verify_of_the_history_around_the_current_folder(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(kept.folder / "deltas")
+    assert "4 states: sound" in run("verify").out
+    assert run("verify", "-H", kept.folder, "--json").json["checked"] == ["base", "code", "math", "again"]
+    assert "found nothing there" in run("verify", "nope").fault
+    assert "found nothing there" in run("verify", "nope", "--json").fault
+    assert run("verify", kept.folder, *kept.at).code == 2
+    monkeypatch.chdir(kept.weights["base"])
+    assert "tensors" in run("verify").out
+
+
+def test_diff_knows_what_was_renamed_between_stages(kept: Kept, tmp_path: Path) -> None:
+    renamed = {f"new.{name}": tensor for name, tensor in tensors(kept.weights["code"]).items()}
+    shutil.copytree(kept.weights["code"], tmp_path / "renamed")
+    save_file(renamed, tmp_path / "renamed" / "model.safetensors", metadata={"format": "pt"})
+    pairs = [part for name in renamed for part in ("--rename", f"{name.removeprefix('new.')}={name}")]
+    named = ("--name", "renamed", "--parent", "code")
+    assert run("commit", tmp_path / "renamed", *SAID, *named, *pairs, *kept.at).code == 0
+    wanted = differing(kept.weights["code"], kept.weights["math"])
+    found = run("diff", "math", "renamed", "--json", *kept.at).json
+    assert (found["total"]["changed"], found["whole"]) == (wanted, {})
+    assert len(found["renamed"]) == len(renamed)
+    given = run("diff", "math", "renamed", *pairs, "--json", *kept.at).json
+    assert given["renamed"] == found["renamed"]
+
+
 def test_a_base_that_moved(kept: Kept, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.move(kept.weights["base"], moved)
     assert "run init" in run("checkout", "math", "-o", tmp_path / "out", *kept.at).fault
     assert run("checkout", "math", "-o", tmp_path / "out", "--base", moved, *kept.at).code == 0
+    assert "run init" in run("diff", "code", "math", *kept.at).fault
+    assert run("diff", "code", "math", "--base", moved, *kept.at).code == 0
+    assert not run("verify", kept.folder, "--json").json["sound"]
+    assert run("verify", kept.folder, "--base", moved, "--json").json["sound"]
     assert run("init", moved, "--copy", *kept.at, "--json").json["base"]["copied"]
     assert run("checkout", "math", "-o", tmp_path / "again", *kept.at).code == 0
 
 
 def test_a_config_may_be_yaml(kept: Kept, tmp_path: Path) -> None:
     (tmp_path / "stage.yaml").write_text("steps: 60\nbetas: [0.9, 0.99]\n")
-    assert run("commit", kept.weights["math"], "--config", tmp_path / "stage.yaml", *kept.at).code == 0
+    assert run("commit", kept.weights["math"], *SAID, "--config", tmp_path / "stage.yaml", *kept.at).code == 0
     assert run("show", "--json", *kept.at).json["config"] == {"steps": 60, "betas": [0.9, 0.99]}
     for text in ("a: [", "- 1", "x: 2026-01-01"):
         (tmp_path / "stage.yaml").write_text(text)
-        fault = run("commit", kept.weights["code"], "--config", tmp_path / "stage.yaml", *kept.at).fault
+        fault = run("commit", kept.weights["code"], *SAID, "--config", tmp_path / "stage.yaml", *kept.at).fault
         assert "expected" in fault
 
 
@@ -306,3 +345,24 @@ def test_the_stages_of_a_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "history" / "history.json").read_text())["base"]["copied"] is False
     assert run("verify", tmp_path / "history").code == 0
     assert "run of a sequence" in run("commit", "--run", tmp_path / "history", *at).fault
+
+
+def test_a_run_that_ties_what_the_history_keeps_apart(tmp_path: Path) -> None:
+    def tied(value: float) -> dict[str, torch.Tensor]:
+        embed = torch.full((4, 2), value)
+        return {"embed": embed, "head": embed, "norm": torch.ones(2)}
+
+    (tmp_path / "base").mkdir()
+    save_file({name: tensor.clone() for name, tensor in tied(0).items()}, tmp_path / "base" / "model.safetensors")
+    folder = RunFolder(tmp_path / "run")
+    with folder.opened(resume=False):
+        folder.write(0, "base", {"parent": None}, None)
+        folder.write(1, "code", {"parent": "base"}, diff(tied(0), tied(1)))
+        folder.write(2, "math", {"parent": "code"}, diff(tied(1), tied(2)))
+    at = ("-H", tmp_path / "history")
+    assert run("init", tmp_path / "base", *at).code == 0
+    History.open(tmp_path / "history").commit(tied(3), name="other")
+    shown = run("commit", "--run", tmp_path / "run", "--json", *at).json
+    code, math = shown["stages"]
+    assert (code["parent"], math["parent"]) == (None, code["id"])
+    assert run("commit", "--run", tmp_path / "run", *at).code == 3

@@ -63,7 +63,7 @@ def test_verify_of_a_sound_checkpoint(checkpoints: Checkpoints, model: Path) -> 
 def test_verify_of_a_history(checkpoints: Checkpoints, tmp_path: Path) -> None:
     history = tmp_path / "history"
     assert run("init", checkpoints.base, "-H", history).code == 0
-    assert run("commit", checkpoints.tuned, "-H", history, "--domain", "math").code == 0
+    assert run("commit", checkpoints.tuned, "-H", history, "-m", "math").code == 0
     assert "sound" in run("verify", history).out
     (delta,) = history.rglob("*.delta.safetensors")
     delta.chmod(0o644)

@@ -45,6 +45,22 @@ def test_a_copy_is_byte_for_byte(base: Path, tmp_path: Path) -> None:
         assert (history.folder / "base" / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_file_name_that_no_index_can_hold_is_named(base: Path, tmp_path: Path, copy: bool) -> None:
+    (base / os.fsdecode(b"notes\xff.txt")).write_text("x")
+    with pytest.raises(HistoryError, match=r"notes\\udcff\.txt.*Rename it"):
+        History.init(tmp_path / "history", base, copy=copy)
+    assert not (tmp_path / "history").exists()
+
+
+def test_a_history_on_a_module_keeps_its_ties(tmp_path: Path) -> None:
+    embed = torch.ones(3, 2)
+    history = History.init(tmp_path / "history", {"embed": embed, "head": embed})
+    assert history.weights().aliases == {"head": "embed"}
+    history.commit(write_checkpoint(tmp_path / "head", {"head": embed + 1}, 0))
+    assert torch.equal(history.weights().tensor("embed"), embed + 1)
+
+
 def test_weights_in_memory_are_copied(tmp_path: Path) -> None:
     history = History.init(tmp_path / "history", TENSORS)
     assert history.base.copied

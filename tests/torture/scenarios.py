@@ -45,7 +45,7 @@ def _scenario(name: str, kind: str, seed: Sequence[str], command: str, *later: t
 
 
 _MODEL = "@copy {inputs}/base {work}/model"
-_HISTORY = ("init {inputs}/base -H {work}/h", "commit {inputs}/tuned -H {work}/h --name math")
+_HISTORY = ("init {inputs}/base -H {work}/h", "commit {inputs}/tuned -H {work}/h --name math -m tuned")
 _TIDY = (
     ("gc -H {work}/h", OR_NOTHING_TO_DO),
     ("verify {work}/h", FINE),
@@ -96,8 +96,8 @@ SCENARIOS = (
         "commit",
         "commit",
         _HISTORY,
-        "commit {inputs}/third -H {work}/h --name code",
-        ("commit {inputs}/third -H {work}/h --name code", OR_THERE_ALREADY),
+        "commit {inputs}/third -H {work}/h --name code -m third",
+        ("commit {inputs}/third -H {work}/h --name code -m third", OR_THERE_ALREADY),
         *_TIDY,
     ),
     _scenario(
@@ -117,7 +117,7 @@ SCENARIOS = (
     _scenario(
         "gc",
         "gc",
-        (*_HISTORY, "commit {inputs}/third -H {work}/h --name code", "@orphan {work}/h"),
+        (*_HISTORY, "commit {inputs}/third -H {work}/h --name code -m third", "@orphan {work}/h"),
         "gc -H {work}/h --drop code",
         ("gc -H {work}/h --drop code", OR_THERE_ALREADY),
         *_TIDY,
