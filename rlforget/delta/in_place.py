@@ -13,8 +13,9 @@ from rlforget.errors import OutputError, RlforgetError, WrongBaseError
 from rlforget.weights import Weights
 from rlforget.weights.ahead import Progress
 from rlforget.weights.checkpoint import CheckpointWeights
-from rlforget.weights.in_place import UndoRecord, check_writable, not_in_place, write_in_place
+from rlforget.weights.in_place import check_writable, not_in_place, write_in_place
 from rlforget.weights.saving import Check
+from rlforget.weights.undo_records import UndoRecord
 
 
 def write_composed(weights: ComposedWeights, *, note: str = "", progress: Progress | None = None) -> UndoRecord | None:

@@ -12,6 +12,7 @@ from rlforget.weights import save_checkpoint
 from rlforget.weights.ahead import Progress
 from rlforget.weights.atomic import check_free, check_new_folder
 from rlforget.weights.digest import weights_digest
+from rlforget.weights.replacing import check_apart
 
 
 def checkout(
@@ -26,6 +27,7 @@ def checkout(
 ) -> None:
     """Write a stage, or check all that this would; see `History.checkout`."""
     base = store.base(index)
+    check_apart(out, [store.folder, base.path, *base.shards])
     (check_new_folder if base.path.is_dir() else check_free)(out, force=force)
     if stage is None:
         if weights_digest(base) != index.base.fingerprint:

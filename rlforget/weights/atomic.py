@@ -7,15 +7,16 @@ in between. See `renaming` for how an existing folder is replaced in one step.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-from rlforget.errors import BusyError, OutputError
+from rlforget.errors import OutputError
 from rlforget.weights.drafts import aside, draft_file, draft_folder, remove
-from rlforget.weights.locks import try_lock
+from rlforget.weights.locks import locked
 from rlforget.weights.renaming import exchange, rename_into_free
+from rlforget.weights.replacing import check_replaceable, files_in
 
 
 @contextmanager
@@ -37,26 +38,28 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, force: bool = False, brings: Collection[str] | None = None) -> Iterator[Path]:
     """Yield an empty folder to fill; it takes its place at `path` when the block ends without an exception.
 
     The files and folders written into it are synced before it does.
 
     Args:
         path: Where the folder is to appear. Its parent must exist.
-        force: Replace a checkpoint folder that is there. Any other folder is never replaced.
+        force: Replace a checkpoint folder that is there, and nothing else; see `check_replaceable`.
+        brings: What will be written into it, as paths relative to it; None where that shows only at the end.
 
     Raises:
         OutputError: `path` exists and may not be replaced, or it cannot be written.
         BusyError: Another process is writing the folder at `path` in place.
     """
     check_free(path, force=force)
-    _check_replaceable(path)
+    check_replaceable(path, brings)
     with cannot_write(path), draft_folder(path.parent) as draft:
         yield draft
         _sync_tree(draft)
         check_free(path, force=force)
-        with _held(path):
+        with locked(path) if path.is_dir() else nullcontext():
+            check_replaceable(path, files_in(draft))
             _take_place(draft, path)
 
 
@@ -79,7 +82,7 @@ def check_new_folder(path: Path, *, force: bool) -> None:
         OutputError: `path` exists and may not be replaced, or no folder can be made beside it.
     """
     check_free(path, force=force)
-    _check_replaceable(path)
+    check_replaceable(path, ())
     with cannot_write(path), draft_folder(path.parent):
         pass
 
@@ -115,42 +118,6 @@ def _sync_tree(folder: Path) -> None:
             if not os.path.islink(os.path.join(path, name)):
                 sync(Path(path, name))
         sync(Path(path))
-
-
-def _check_replaceable(path: Path) -> None:
-    if not os.path.lexists(path):
-        return
-    if not path.is_dir() or path.is_symlink():
-        raise _output_error(path, "a folder", "a file or a link", "Choose another path.")
-    if any(path.iterdir()) and not any(path.glob("*.safetensors")):
-        raise _output_error(path, "a checkpoint folder to replace", "a folder without one", "Choose another path.")
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Keep everyone else from writing the folder at `path` in place, if there is one."""
-    if not path.is_dir():
-        yield
-        return
-    descriptor = None
-    try:
-        descriptor = try_lock(path)
-        if descriptor is None:
-            raise busy(path)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def busy(path: Path) -> BusyError:
-    """Build the error for a folder that another process is writing."""
-    return BusyError(
-        str(path),
-        expected="a folder that nobody is writing",
-        found="another process at work on it",
-        fix="Wait until it has finished.",
-    )
 
 
 def _take_place(draft: Path, path: Path) -> None:

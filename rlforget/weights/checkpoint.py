@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -14,18 +13,12 @@ from safetensors import safe_open
 
 from rlforget.errors import NotACheckpointError
 from rlforget.weights.buffers import buffer
-from rlforget.weights.in_place import recover
+from rlforget.weights.checkpoint_files import INDEX_FILE, SINGLE_FILE, bad_index, is_companion, shard_paths, weight_map
+from rlforget.weights.raw_io import read_fully
+from rlforget.weights.recovering import recover
 from rlforget.weights.safetensors_file import Header, read_header
 from rlforget.weights.source import Weights
 from rlforget_kernels.common.bits import bits_dtype
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-DELTA_SUFFIX = ".delta.safetensors"
-"""Files of this suffix are no weights, though safetensors."""
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"})
-"""Suffixes of files that hold weights, in this format or another."""
 
 
 class CheckpointWeights(Weights):
@@ -35,7 +28,7 @@ class CheckpointWeights(Weights):
         path: A `.safetensors` file or a checkpoint folder. In a folder `model.safetensors` goes before an index, as it
             does for transformers; a file under another name, a PEFT adapter's for one, is taken where it is the only
             one.
-        recovered: Whether an in-place write that was cut short is taken back first; see `in_place.recover`.
+        recovered: Whether an in-place write that was cut short is taken back first; see `recovering.recover`.
 
     Raises:
         NotACheckpointError: There is no readable checkpoint at `path`, or its index disagrees with its shards.
@@ -48,7 +41,7 @@ class CheckpointWeights(Weights):
         if recovered:
             recover(path)
         self.path = path
-        self.shards: Mapping[Path, Header] = {shard: read_header(shard) for shard in _shard_paths(path)}
+        self.shards: Mapping[Path, Header] = {shard: read_header(shard) for shard in shard_paths(path)}
         self._shard_of = _owners(path, self.shards)
         entries = {name: entry for header in self.shards.values() for name, entry in header.entries.items()}
         super().__init__(
@@ -83,7 +76,11 @@ class CheckpointWeights(Weights):
             out = buffer(stop - start, bits_dtype(meta.dtype))
         if stop > start:
             place = self.shards[shard].entries[name].start + start * width
-            _read_fully(self._descriptor(shard), out.numpy().view("uint8").data, place, shard)
+            try:
+                read_fully(self._descriptor(shard), out.numpy().view("uint8").data, place)
+            except OSError as error:
+                expected, fix = "a whole safetensors file", "Fetch or write the file again."
+                raise NotACheckpointError(str(shard), expected=expected, found=str(error), fix=fix) from error
         return out
 
     def files(self) -> Mapping[str, Path] | None:
@@ -105,72 +102,20 @@ class CheckpointWeights(Weights):
             os.close(descriptor)
 
 
-def is_companion(name: str) -> bool:
-    """Whether a file of this name in a checkpoint folder goes along with the weights: neither weights nor hidden."""
-    return not (name.startswith(".") or name == INDEX_FILE or PurePath(name).suffix in WEIGHT_SUFFIXES)
-
-
-def _read_fully(descriptor: int, buffer: memoryview, place: int, shard: Path) -> None:
-    """Fill `buffer` from `place` on; one read takes 2 GiB at most, and may always take less."""
-    while buffer:
-        count = os.preadv(descriptor, [buffer], place)
-        if count == 0:
-            fix = "Fetch or write the file again."
-            raise NotACheckpointError(str(shard), expected="a whole safetensors file", found="an early end", fix=fix)
-        buffer, place = buffer[count:], place + count
-
-
-def _shard_paths(path: Path) -> list[Path]:
-    """Return the safetensors files that make up the checkpoint."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise _not_a_checkpoint(path, "nothing there", "Check the path; models are not fetched by name.")
-    if (path / SINGLE_FILE).is_file():
-        return [path / SINGLE_FILE]
-    if (path / INDEX_FILE).is_file():
-        return [path / shard for shard in sorted(set(_weight_map(path / INDEX_FILE).values()))]
-    files = sorted(file for file in path.glob("*.safetensors") if not file.name.endswith(DELTA_SUFFIX))
-    if len(files) == 1:
-        return files
-    if files:
-        found = f"{len(files)} safetensors files and no {INDEX_FILE}"
-        raise _not_a_checkpoint(path, found, "Give one of the files, or restore the index.")
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
-    if pickles:
-        raise _not_a_checkpoint(
-            path, f"only {pickles[0]}", "Load the model and save_pretrained it: that is safetensors."
-        )
-    raise _not_a_checkpoint(path, "a folder without any", "Check the path.")
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """Return {tensor name: shard file name} of an index, whose shards must lie beside it."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names_files = all(isinstance(shard, str) and PurePath(shard).name == shard for shard in weight_map.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _bad_index(index, f"{type(error).__name__}: {error}") from error
-    if not weight_map or not names_files:
-        raise _bad_index(index, "a weight_map that is empty or names something other than files beside it")
-    result: dict[str, str] = weight_map
-    return result
-
-
 def _owners(path: Path, shards: Mapping[Path, Header]) -> dict[str, Path]:
     """Return {tensor name: its shard}, after holding an index against what the shards hold."""
     owners: dict[str, Path] = {}
     for shard, header in shards.items():
         for name in header.entries:
             if name in owners:
-                raise _bad_index(path / INDEX_FILE, f"{name!r} in {owners[name].name} and in {shard.name}")
+                raise bad_index(path / INDEX_FILE, f"{name!r} in {owners[name].name} and in {shard.name}")
             owners[name] = shard
     if path.is_dir() and not (path / SINGLE_FILE).is_file() and (path / INDEX_FILE).is_file():
-        index = _weight_map(path / INDEX_FILE)
+        index = weight_map(path / INDEX_FILE)
         for name in index.keys() | owners.keys():
             if name not in owners or index.get(name) != owners[name].name:
                 where = owners[name].name if name in owners else "no shard"
-                raise _bad_index(path / INDEX_FILE, f"{name!r} in {where}, where the index says {index.get(name)}")
+                raise bad_index(path / INDEX_FILE, f"{name!r} in {where}, where the index says {index.get(name)}")
     return owners
 
 
@@ -187,13 +132,3 @@ def _dropped_names(headers: Iterable[Header], entries: Mapping[str, Any]) -> dic
         for name, kept in header.metadata.items()
         if name not in entries and kept in entries
     }
-
-
-def _not_a_checkpoint(path: Path, found: str, fix: str) -> NotACheckpointError:
-    expected = f"a .safetensors file, or a folder with {SINGLE_FILE} or {INDEX_FILE}"
-    return NotACheckpointError(str(path), expected=expected, found=found, fix=fix)
-
-
-def _bad_index(index: Path, found: str) -> NotACheckpointError:
-    expected = "an index that says which shard holds each tensor"
-    return NotACheckpointError(str(index), expected=expected, found=found, fix="Fetch or save the checkpoint again.")

@@ -21,6 +21,11 @@ from rlforget.weights.renaming import rename_into_free
 _LEFTOVER = re.compile(r"\.rlforget-[0-9a-f]{16}\.(?:partial|before-(?P<belongs>.+))", re.DOTALL)
 
 
+def is_draft(name: str) -> bool:
+    """Whether a file or folder of this name is a draft."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
 @contextmanager
 def draft_file(folder: Path) -> Iterator[tuple[Path, int]]:
     """Yield the path and the descriptor of a new, locked file in `folder`; what lies there afterwards is removed."""
@@ -116,7 +121,7 @@ def _clear(path: Path) -> None:
 
 def _candidates(folder: Path) -> list[Path]:
     with suppress(OSError), os.scandir(folder) as entries:
-        return [Path(entry.path) for entry in entries if _LEFTOVER.fullmatch(entry.name)]
+        return [Path(entry.path) for entry in entries if is_draft(entry.name)]
     return []
 
 

@@ -10,19 +10,35 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def deferring_interrupts(work: Callable[[], T]) -> T:
+def deferring_interrupts(work: Callable[[], T], otherwise: Callable[[], object] = lambda: None) -> T:
     """Return what `work` returns; a Ctrl-C that comes meanwhile takes effect when it has ended.
 
     Only the main thread is ever interrupted, so elsewhere this just calls `work`.
+
+    Args:
+        work: What is not to be cut in two.
+        otherwise: Called before anything goes on that `work` raised, or the Ctrl-C that came meanwhile. Nor does a
+            further Ctrl-C cut this in two: it takes effect afterwards.
     """
     usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or usual is None:
-        return work()
     arrived: list[int] = []
+
+    def whole() -> T:
+        try:
+            result = work()
+            while arrived and callable(usual):
+                usual(arrived.pop(), None)
+            return result
+        except BaseException:
+            otherwise()
+            raise
+
+    if threading.current_thread() is not threading.main_thread() or usual is None:
+        return whole()
     try:
         try:
             signal.signal(signal.SIGINT, lambda number, _: arrived.append(number))
-            return work()
+            return whole()
         finally:
             signal.signal(signal.SIGINT, usual)
     finally:

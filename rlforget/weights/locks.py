@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from rlforget.errors import BusyError, OutputError
 
 
 def try_lock(path: Path) -> int | None:
@@ -38,3 +42,36 @@ def is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process and thread from writing `folder`, or in it in place.
+
+    Raises:
+        BusyError: One of them does.
+        OutputError: The folder cannot be locked: it is not there, or lies on a filesystem without locks.
+    """
+    descriptor = None
+    try:
+        try:
+            descriptor = try_lock(folder)
+        except OSError as error:
+            fix = "Check the path, or copy the folder to a local disk."
+            raise OutputError(str(folder), expected="a folder to lock", found=str(error), fix=fix) from error
+        if descriptor is None:
+            raise _busy(folder)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _busy(path: Path) -> BusyError:
+    """Build the error for a folder that another process is writing."""
+    return BusyError(
+        str(path),
+        expected="a folder that nobody is writing",
+        found="another process at work on it",
+        fix="Wait until it has finished.",
+    )

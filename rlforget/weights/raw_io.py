@@ -21,6 +21,13 @@ def read_fully(descriptor: int, buffer: memoryview, place: int) -> None:
         buffer, place = buffer[count:], place + count
 
 
+def read_bytes(descriptor: int, count: int, place: int) -> bytes:
+    """Return `count` bytes from `place` on; see `read_fully`."""
+    data = bytearray(count)
+    read_fully(descriptor, memoryview(data), place)
+    return bytes(data)
+
+
 def write_fully(descriptor: int, buffer: memoryview, place: int) -> None:
     """Write all of `buffer` at `place`.
 

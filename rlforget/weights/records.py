@@ -1,15 +1,14 @@
-"""Where the records of in-place writes lie, and the lock under which they are made and used."""
+"""Where the records of in-place writes lie, and what their names say."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from rlforget.errors import OutputError
-from rlforget.weights.atomic import busy, sync_folder
-from rlforget.weights.locks import try_lock
+from rlforget.errors import NotACheckpointError
+from rlforget.weights.atomic import sync_folder
+from rlforget.weights.checkpoint_files import shard_paths
 
 STATE = ".rlforget"
 """The folder of the records, within that of the checkpoint."""
@@ -22,6 +21,14 @@ def home(path: Path) -> Path:
     return Path(os.path.realpath(path if path.is_dir() else path.parent))
 
 
+def homes(path: Path) -> list[Path]:
+    """Return every folder whose records may be of the checkpoint at `path`: `home`, and those that links lead to."""
+    folders = [home(path)]
+    with suppress(NotACheckpointError, OSError):
+        folders += [Path(os.path.realpath(shard)).parent for shard in shard_paths(path)]
+    return list(dict.fromkeys(folders))
+
+
 def unfinished(folder: Path) -> list[Path]:
     """Return the records of writes that may be half done, the last first."""
     return _listed(folder, _UNFINISHED)[::-1]
@@ -30,6 +37,11 @@ def unfinished(folder: Path) -> list[Path]:
 def finished(folder: Path) -> list[Path]:
     """Return the records of writes that can be undone, the last first."""
     return _listed(folder, _FINISHED)[::-1]
+
+
+def unfit(folder: Path) -> list[Path]:
+    """Return the records that were set aside."""
+    return _listed(folder, _UNFIT)
 
 
 def next_number(folder: Path) -> int:
@@ -80,29 +92,6 @@ def remove_if_empty(folder: Path) -> None:
     """Remove the folder of the records where there are none."""
     with suppress(OSError):
         (folder / STATE).rmdir()
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process and thread from writing in `folder` in place.
-
-    Raises:
-        BusyError: One of them does.
-        OutputError: The folder cannot be locked: it is not there, or lies on a filesystem without locks.
-    """
-    descriptor = None
-    try:
-        try:
-            descriptor = try_lock(folder)
-        except OSError as error:
-            fix = "Check the path, or copy the folder to a local disk."
-            raise OutputError(str(folder), expected="a folder to lock", found=str(error), fix=fix) from error
-        if descriptor is None:
-            raise busy(folder)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _renamed(record: Path, suffix: str) -> Path:

@@ -12,12 +12,14 @@ from typing import BinaryIO
 
 import torch
 
-from rlforget.errors import LayoutError, OutputError, RlforgetError
+from rlforget.errors import LayoutError, RlforgetError
 from rlforget.weights.ahead import Progress, map_ahead
 from rlforget.weights.atomic import new_file, new_folder
-from rlforget.weights.checkpoint import INDEX_FILE, SINGLE_FILE, CheckpointWeights
+from rlforget.weights.checkpoint import CheckpointWeights
+from rlforget.weights.checkpoint_files import INDEX_FILE, SINGLE_FILE
 from rlforget.weights.layout import TensorMeta, pair_up
 from rlforget.weights.opening import open_weights
+from rlforget.weights.replacing import check_apart
 from rlforget.weights.safetensors_file import header_text
 from rlforget.weights.source import CHUNK, Weights, WeightsLike
 from rlforget_kernels.fingerprint import fingerprint
@@ -145,9 +147,11 @@ def save_like(
         with new_file(path, force=force) as file:
             write(file, shard, placed)
         return
-    _check_apart(path, pattern.path)
+    if path.resolve() != pattern.path.resolve():  # a checkpoint may take its own place
+        check_apart(path, [pattern.path, *pattern.shards])
     by_shard = _by_shard(pattern, placed)
-    with new_folder(path, force=force) as folder:
+    brings = {shard.name for shard in by_shard} | {*files, INDEX_FILE}
+    with new_folder(path, force=force, brings=brings) as folder:
         for shard, here in by_shard.items():
             with open(folder / shard.name, "xb") as file:
                 write(file, shard, here)
@@ -249,14 +253,3 @@ def _write_index(folder: Path, pattern: Path, by_shard: Mapping[Path, Sequence[P
 
 def _nbytes(meta: TensorMeta) -> int:
     return meta.numel * meta.dtype.itemsize
-
-
-def _check_apart(path: Path, source: Path) -> None:
-    """Refuse an output that would replace a folder in which its own source lies."""
-    if path.resolve() in source.resolve().parents:
-        raise OutputError(
-            str(path),
-            expected="a folder apart from the source",
-            found=f"one that holds {source}",
-            fix="Choose another path.",
-        )

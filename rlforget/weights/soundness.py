@@ -12,8 +12,9 @@ from rlforget.errors import JournalError, NotACheckpointError, OutputError, Unfi
 from rlforget.weights import records
 from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.drafts import clear_leftovers, leftovers
-from rlforget.weights.in_place import check_left, recover
 from rlforget.weights.journal import Journal
+from rlforget.weights.locks import locked
+from rlforget.weights.recovering import check_left, recover_folder
 from rlforget.weights.shards import Shards
 
 
@@ -83,9 +84,10 @@ def verify(path: str | PathLike[str], *, repair: bool = False) -> Soundness:
     folder = records.home(path)
     problems: list[Problem] = []
     if folder.is_dir():
-        with records.locked(folder):
-            pass  # nobody is at work: what looks cut short is
-        problems += _unfinished(path, folder, repair=repair)
+        for place in records.homes(path):
+            with locked(place):
+                pass  # nobody is at work: what looks cut short is
+            problems += _unfinished(place, repair=repair)
         problems += _records(folder, repair=repair)
         problems += _drafts(path, folder, repair=repair)
     tensors = files = 0
@@ -98,13 +100,14 @@ def verify(path: str | PathLike[str], *, repair: bool = False) -> Soundness:
     return Soundness(path, tensors, files, undoable, tuple(problems))
 
 
-def _unfinished(path: Path, folder: Path, *, repair: bool) -> list[Problem]:
+def _unfinished(folder: Path, *, repair: bool) -> list[Problem]:
     problems = []
     for record in records.unfinished(folder):
         found, repaired = "an in-place write that was cut short", False
         if repair:
             try:
-                repaired = bool(recover(path))
+                recover_folder(folder)
+                repaired = not record.exists()  # or it was taken back along with the one before
             except (WrongBaseError, JournalError, OutputError) as error:
                 found, repaired = str(error), _set_aside(record)
             except UnfinishedWriteError as error:

@@ -117,9 +117,9 @@ class Undo(Generic[ReportT]):
 def all_or_nothing(source: WeightsLike, write: Callable[[dict[str, SavedBits]], T]) -> T:
     """Call `write` to change live weights, and put every bit back if it raises.
 
-    Ctrl-C takes effect when `write` has ended, and then counts as raised by it. For any other exception, wherever it
-    comes from, to find all of this undone, the call must be the last thing its caller does. It is no context manager
-    because an exception on the way into or out of one escapes it.
+    Ctrl-C takes effect when `write` has ended, and then counts as raised by it; pressed again, it takes effect when all
+    is put back. For any other exception, wherever it comes from, to find all of this undone, the call must be the last
+    thing its caller does. It is no context manager because an exception on the way into or out of one escapes it.
 
     Args:
         source: The weights.
@@ -129,10 +129,15 @@ def all_or_nothing(source: WeightsLike, write: Callable[[dict[str, SavedBits]], 
         What `write` returned.
     """
     saved: dict[str, SavedBits] = {}
-    try:
-        return deferring_interrupts(lambda: write(saved))
-    except BaseException:
+
+    def undone() -> None:
         put_back(source, saved)
+        saved.clear()
+
+    try:
+        return deferring_interrupts(lambda: write(saved), undone)
+    except BaseException:
+        undone()  # what came just before or after, from elsewhere
         raise
 
 

@@ -36,6 +36,21 @@ def test_what_is_applied_in_place_can_be_undone(checkpoints: Checkpoints, model:
     assert sorted(p.name for p in model.iterdir()) == sorted(p.name for p in checkpoints.base.iterdir())
 
 
+def test_undo_records_can_be_dropped(checkpoints: Checkpoints, model: Path) -> None:
+    assert run("undo", model, "--forget").code == 3
+    assert run("apply", model, checkpoints.delta, "--in-place").code == 0
+    assert "nothing else" in run("apply", checkpoints.base, checkpoints.delta, "-o", model, "--force").fault
+    (record,) = (model / ".rlforget").iterdir()
+    size = record.stat().st_size
+    with unchanged(model):
+        assert f"{size:,} bytes would be dropped" in run("undo", model, "--forget", "--dry-run").out
+        assert run("undo", model, "--forget", "--list").code == 2
+    assert run("undo", model, "--forget", "--json").json["bytes"] == size
+    assert run("undo", model, "--list", "--json").json["records"] == []
+    assert differing(model, checkpoints.tuned) == 0
+    assert run("apply", checkpoints.base, checkpoints.delta, "-o", model, "--force").code == 0
+
+
 def test_undo_refuses_weights_that_moved_on(checkpoints: Checkpoints, model: Path) -> None:
     assert run("apply", model, checkpoints.delta, "--in-place").code == 0
     shutil.copyfile(checkpoints.base / "model.safetensors", model / "model.safetensors")

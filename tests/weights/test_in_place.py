@@ -29,9 +29,11 @@ from rlforget.errors import (
 )
 from rlforget.weights import DTYPES, open_weights, records
 from rlforget.weights.checkpoint import CheckpointWeights
-from rlforget.weights.in_place import not_in_place, recover, undo, undo_log, write_in_place
+from rlforget.weights.in_place import not_in_place, undo, write_in_place
 from rlforget.weights.journal import WINDOW, Journal
+from rlforget.weights.recovering import recover
 from rlforget.weights.soundness import verify
+from rlforget.weights.undo_records import forget, undo_log
 from tests.interruption import Interrupter
 from tests.torture.injection import FAULTS, KILLED, SHORT_WRITES, TORN, Fault, Outcome, Server
 from tests.torture.jobs import Change, changes, digest
@@ -346,6 +348,60 @@ def test_single_files_have_their_records_beside_them(tmp_path: Path) -> None:
     assert load_file(two)["a"].equal(TUNED["a"])
     undo(two)
     assert sorted(os.listdir(tmp_path)) == ["new.safetensors", "one.safetensors", "two.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder of links", "single file"])
+def test_what_is_half_written_is_put_right_through_links_too(
+    server: Server, base: Path, tuned: Path, tmp_path: Path, kind: str
+) -> None:
+    cut_short(server, base, tuned)
+    links = tmp_path / "links"
+    links.mkdir()
+    if kind == "file":
+        path = links / "any.safetensors"
+        path.symlink_to(base / "1.safetensors")
+    elif kind == "folder of links":
+        path = links
+        for name in PLAIN:
+            (links / name).symlink_to(base / name)
+    else:
+        path = links
+        (links / "model.safetensors").symlink_to(base / "1.safetensors")
+    report = verify(path)
+    assert [problem.kind for problem in report.problems] == ["unfinished"]
+    opened = CheckpointWeights(path)
+    assert opened.tensor("a").equal(TENSORS["a"])
+    assert not records.unfinished(base)
+    assert load_file(base / "1.safetensors")["a"].equal(TENSORS["a"])
+    assert load_file(base / "2.safetensors")["d"].equal(TENSORS["d"])
+
+
+def test_two_writes_that_were_cut_short_are_both_repaired(base: Path, tuned: Path, third: Path) -> None:
+    start = digest(base)
+    write(base, tuned)
+    write(base, third)
+    for number in (1, 2):
+        assert records.as_unfinished(base, number)
+    report = verify(base, repair=True)
+    assert [(problem.kind, problem.repaired) for problem in report.problems] == [("unfinished", True)] * 2
+    assert report.sound
+    assert digest(base) == start
+
+
+def test_records_can_be_dropped(base: Path, tuned: Path, third: Path, tmp_path: Path) -> None:
+    sizes = [write(base, other).path.stat().st_size for other in (tuned, third)]
+    (base / ".rlforget" / "000009.unfit.safetensors").write_bytes(b"unfit")
+    assert forget(base, dry_run=True) == sum(sizes) + 5
+    assert len(undo_log(base)) == 2
+    assert forget(base / "1.safetensors") == 0  # they are of both files
+    assert forget(base) == sum(sizes) + 5
+    assert files(base) == PLAIN
+    assert digest(base) == digest(third)
+    assert forget(base) == 0
+    write(base / "1.safetensors", tuned / "1.safetensors")
+    write(base / "2.safetensors", tuned / "2.safetensors")
+    assert forget(base / "1.safetensors") > 0
+    assert [record.files for record in undo_log(base)] == [("2.safetensors",)]
 
 
 def test_a_file_of_a_folder_that_was_written_as_a_whole(base: Path, tuned: Path) -> None:

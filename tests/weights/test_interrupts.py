@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -62,18 +63,40 @@ def test_an_interrupt_at_any_line_leaves_every_bit_as_it_was(name: str) -> None:
     done = fresh(start)
     assert not counting.run(lambda: change(done))
     assert not same(done, start)
-    for line in range(0, counting.lines, 3):
+    for line in range(counting.lines):
         weights, interrupter = fresh(start), Interrupter(line)
         raised = interrupter.run(lambda weights=weights: change(weights))  # type: ignore[misc]
         assert same(weights, start if raised else done), interrupter.place
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+# The second may meet a callback of the interpreter's own, out of which nothing is raised.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", CHANGES)
+def test_ctrl_c_twice_at_any_line_leaves_every_bit_as_it_was(name: str) -> None:
+    change, start = CHANGES[name]
+    change(fresh(start))
+    counting, done = Interrupter(None), fresh(start)
+    counting.run(lambda: change(done))
+    late = set()
+    for line in range(counting.lines):
+        weights, interrupter = fresh(start), Interrupter(line, twice=True)
+        assert interrupter.run(lambda weights=weights: change(weights))  # type: ignore[misc]
+        assert same(weights, start) or same(weights, done), interrupter.place
+        if not same(weights, start):
+            late.add(interrupter.place)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # When the change is whole and Ctrl-C is itself again, it comes too late to undo anything.
+    assert all("interrupts.py" in place for place in late), late
+    assert len(late) <= 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_undo_has_finished_or_not_begun() -> None:
     counting = Interrupter(None)
     counting.run(rollback(fresh(AFTER), DELTA, Coordinates.of(DELTA)))
-    for line in range(counting.lines):
-        weights, interrupter = fresh(AFTER), Interrupter(line)
+    for line, twice in itertools.product(range(counting.lines), (False, True)):
+        weights, interrupter = fresh(AFTER), Interrupter(line, twice=twice)
         undo = rollback(weights, DELTA, Coordinates.of(DELTA))
         interrupter.run(undo)
         assert same(weights, AFTER) or same(weights, BEFORE), interrupter.place

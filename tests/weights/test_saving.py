@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rlforget.errors import LayoutError, OutputError
 from rlforget.weights import DTYPES, open_weights, save_checkpoint
-from rlforget.weights.atomic import new_file, new_folder
+from rlforget.weights.atomic import check_new_folder, new_file, new_folder
 
 
 @pytest.fixture
@@ -108,11 +108,82 @@ def test_existing_outputs_are_kept_without_force(model: Path, tmp_path: Path) ->
     assert list((tmp_path / "there").iterdir()) == []
 
 
+def alone(model: Path) -> Path:
+    """The checkpoint without what lies beside it."""
+    for name in ("pytorch_model.bin", "old.safetensors"):
+        (model / name).unlink()
+    (model / "checkpoint-5").rmdir()
+    return model
+
+
 def test_force_replaces_a_checkpoint_even_the_source_itself(model: Path) -> None:
+    alone(model)
     new = {"a": torch.ones(3, 2), "b": torch.ones(5), "c": torch.tensor(False)}
     save_checkpoint(model, new, like=model, force=True)
     assert torch.equal(open_weights(model).tensor("b"), torch.ones(5))
     assert not list(model.parent.glob(".rlforget*"))
+
+
+BESIDE = (
+    "optimizer.pt",
+    "old.safetensors",
+    "x.delta.safetensors",
+    "notes/thesis.txt",
+    ".rlforget/000001.undo.safetensors",
+)
+
+
+@pytest.mark.parametrize("beside", [*BESIDE, ".git/"])
+def test_force_deletes_nothing_that_lies_beside_a_checkpoint(model: Path, tmp_path: Path, beside: str) -> None:
+    place = alone(model) / beside
+    place.parent.mkdir(exist_ok=True)
+    place.mkdir() if beside.endswith("/") else place.write_text("mine")
+    for path, weights in ((model, model), (model, {"a": torch.zeros(1)})):
+        with pytest.raises(OutputError, match=beside.rstrip("/")) as refused:
+            save_checkpoint(path, weights, like=weights if weights is model else None, force=True)
+        assert "--forget" in refused.value.fix
+        with pytest.raises(OutputError, match="nothing else"):
+            check_new_folder(path, force=True)
+    assert place.exists()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
+
+
+def test_force_replaces_what_the_new_folder_brings_too(model: Path) -> None:
+    alone(model)
+    (model / "old.safetensors").write_bytes(b"stale")
+    (model / "notes").mkdir()
+    (model / "notes" / "a.txt").write_text("old")
+    for name in (".gitattributes", "README.md"):
+        (model / name).write_text("of the old one")
+    with new_folder(model, force=True) as draft:
+        (draft / "notes").mkdir()
+        for name in ("old.safetensors", "notes/a.txt"):
+            (draft / name).write_text("new")
+    assert (model / "notes" / "a.txt").read_text() == "new"
+    assert not (model / "README.md").exists()
+
+
+def test_force_takes_deltas_for_no_checkpoint(model: Path, tmp_path: Path) -> None:
+    for name in ("1.delta.safetensors", "2.delta.safetensors"):
+        (tmp_path / name).write_text("mine")
+        many = tmp_path / "many"
+        many.mkdir(exist_ok=True)
+        (many / name).write_text("mine")
+        with pytest.raises(OutputError, match="a checkpoint folder to replace"):
+            save_checkpoint(many, model, like=model, force=True)
+    assert len(list(many.iterdir())) == 2
+
+
+def test_an_output_lies_apart_from_its_source(model: Path, tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    (model / "1.safetensors").rename(blobs / "model.safetensors")
+    (model / "1.safetensors").symlink_to(blobs / "model.safetensors")
+    (tmp_path / "name").symlink_to(tmp_path / "model")
+    for out in (blobs, model / "sub", tmp_path / "name" / "sub"):
+        with pytest.raises(OutputError, match="a place apart from"):
+            save_checkpoint(out, model, like=model, force=True)
+    assert open_weights(model).tensor("a").shape == (3, 2)
 
 
 def test_force_never_replaces_other_folders_files_or_the_sources_parent(model: Path, tmp_path: Path) -> None:
@@ -124,7 +195,7 @@ def test_force_never_replaces_other_folders_files_or_the_sources_parent(model: P
         with pytest.raises(OutputError):
             save_checkpoint(tmp_path / taken, model, like=model, force=True)
     (tmp_path / "other.safetensors").write_bytes(b"")
-    with pytest.raises(OutputError, match="apart from the source"):
+    with pytest.raises(OutputError, match="a place apart from"):
         save_checkpoint(tmp_path, model, like=model, force=True)
     assert (tmp_path / "notes" / "diary.txt").read_text() == "dear"
     assert (model / "config.json").exists()
@@ -148,6 +219,7 @@ def test_full_disk_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
 
 
 def test_interrupt_leaves_nothing_behind_and_keeps_the_old(model: Path, tmp_path: Path) -> None:
+    alone(model)
     before = sorted(tmp_path.iterdir())
     old = (model / "1.safetensors").read_bytes()
 
