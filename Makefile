@@ -39,7 +39,7 @@ test-slow: .venv/.ready
 
 # Kills and failing disks at every call that writes, ten minutes at most; the figures of docs/reliability.md.
 torture: .venv/.ready
-	RLFORGET_TORTURE_SUMMARY=benchmarks/results/torture.json $(BIN)/pytest tests/torture -m slow -s
+	RLFORGET_TORTURE_SUMMARY=benchmarks/results/torture.json $(BIN)/pytest tests/torture/test_torture.py -m slow -s
 
 test-gpu: .venv/.ready
 	PYTHONPATH=.:kernels $(BIN)/python -m pytest tests/gpu -m gpu

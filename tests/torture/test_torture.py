@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,59 +20,52 @@ from tests.torture.injection import (
     TORN,
     Server,
 )
+from tests.torture.pace import Pace
 from tests.torture.scenarios import SCENARIOS, Scenario
 from tests.torture.torture import Tally, Torture
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 Tallies: TypeAlias = defaultdict[str, Tally]
-InTime: TypeAlias = Callable[[], None]
+Tortures: TypeAlias = dict[str, Torture]
 PAGE = 4096
+
+KILLS, LEAST = 300, 0.7
+"""How many kills are promised, and so which share of them is tried however slow the machine is."""
 
 each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 
 
 @each_scenario
-def test_a_kill_at_every_call(
-    scenario: Scenario, server: Server, inputs: Path, tmp_path: Path, tallies: Tallies, in_time: InTime
-) -> None:
-    torture = Torture(scenario, server, inputs, tmp_path)
-    for at in range(torture.calls):
-        in_time()
-        outcome = torture.point(KILLED, at, tallies[scenario.name])
+def test_a_kill_at_every_call(scenario: Scenario, tortures: Tortures, tallies: Tallies, pace: Pace) -> None:
+    torture, tally = tortures[scenario.name], tallies[scenario.name]
+    for at in pace.of(torture.calls, cost=1.4, least=LEAST):
+        outcome = torture.point(KILLED, at, tally)
         assert outcome.killed
         if outcome.writes:
-            assert torture.point(TORN, at, tallies[scenario.name]).killed
+            assert torture.point(TORN, at, tally).killed
 
 
 @pytest.mark.parametrize("kind", dict.fromkeys(scenario.kind for scenario in SCENARIOS))
-def test_a_kill_of_a_program_that_was_started_anew(
-    kind: str, server: Server, inputs: Path, tmp_path: Path, tallies: Tallies, in_time: InTime
-) -> None:
-    in_time()
+def test_a_kill_of_a_program_that_was_started_anew(kind: str, tortures: Tortures, tallies: Tallies, pace: Pace) -> None:
     scenario = next(scenario for scenario in SCENARIOS if scenario.kind == kind)
-    torture = Torture(scenario, server, inputs, tmp_path)
-    assert torture.point(KILLED, torture.calls // 2, tallies[scenario.name], process=True).killed
+    torture = tortures[scenario.name]
+    for _ in pace.of(1, cost=5):
+        assert torture.point(KILLED, torture.calls // 2, tallies[scenario.name], process=True).killed
 
 
 @each_scenario
-def test_an_error_at_every_call(
-    scenario: Scenario, server: Server, inputs: Path, tmp_path: Path, tallies: Tallies, in_time: InTime
-) -> None:
-    torture = Torture(scenario, server, inputs, tmp_path)
-    for at in range(torture.calls):
+def test_an_error_at_every_call(scenario: Scenario, tortures: Tortures, tallies: Tallies, pace: Pace) -> None:
+    torture = tortures[scenario.name]
+    for number, at in enumerate(pace.of(torture.calls, cost=2)):
         # Two of the four at each call, each of them at every other call.
-        for fault in ((FULL, BROKEN_ONCE), (READ_ONLY, BROKEN))[at % 2]:
-            in_time()
+        for fault in ((FULL, BROKEN_ONCE), (READ_ONLY, BROKEN))[number % 2]:
             torture.point(fault, at, tallies[scenario.name])
 
 
 @each_scenario
-def test_short_writes_and_older_systems_are_no_hindrance(
-    scenario: Scenario, server: Server, inputs: Path, tmp_path: Path, in_time: InTime
-) -> None:
-    in_time()
-    torture = Torture(scenario, server, inputs, tmp_path)
+def test_short_writes_and_older_systems_are_no_hindrance(scenario: Scenario, tortures: Tortures) -> None:
+    torture = tortures[scenario.name]
     for oddity in (SHORT_WRITES, OLD_SYSTEM):
         work = torture.fresh()
         assert torture.run(scenario.command, work, oddity).code == 0
@@ -82,12 +74,19 @@ def test_short_writes_and_older_systems_are_no_hindrance(
 
 @each_scenario
 def test_a_small_disk_that_is_really_full_or_read_only(
-    scenario: Scenario, server: Server, inputs: Path, tmp_path: Path, tallies: Tallies, in_time: InTime
+    scenario: Scenario, server: Server, inputs: Path, tmp_path: Path, tallies: Tallies, pace: Pace
 ) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        in_time()
         torture = Torture(scenario, server, inputs, disk)
-        for pages in (0, 1, 2, 3, 5, 8, 13):
-            in_time()
-            torture.full(pages * PAGE, tallies[scenario.name])
+        sizes = (0, 1, 2, 3, 5, 8, 13)
+        for number in pace.of(len(sizes), cost=2):
+            torture.full(sizes[number] * PAGE, tallies[scenario.name])
         torture.read_only(tallies[scenario.name])
+
+
+def test_as_much_was_tried_as_is_promised(tortures: Tortures, tallies: Tallies) -> None:
+    """Last: what the tests above have found together."""
+    assert sum(tally.kills for tally in tallies.values()) >= KILLS
+    for name in tortures:
+        points = tallies[name].points
+        assert {"killed", "ENOSPC", "EIO", "really full", "really read-only"} <= points.keys(), name
