@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlforget.delta.composed import ComposedWeights
 from rlforget.delta.file import DeltaFile
+from rlforget.delta.file.reader import KEPT_FRAMES
 from rlforget.delta.layers import FileLayer, Layer
 from rlforget.errors import HistoryError, LayoutError
 from rlforget.history.beginning import base_weights
@@ -16,6 +17,9 @@ from rlforget.history.stage import Stage, lineage
 from rlforget.weights import TensorMeta, Weights, pair_up
 from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.digest import digest
+
+_FRAMES = 16
+"""Decoded frames that all deltas keep together, as long as there is one for each: 8 MB each in bfloat16."""
 
 
 class Store:
@@ -35,14 +39,14 @@ class Store:
         """Open the base; see `base_weights`."""
         return base_weights(self.folder, index.base, self._moved_base)
 
-    def layers(self, index: Index, stage: Stage | None) -> list[Layer]:
+    def layers(self, index: Index, stage: Stage | None) -> list[FileLayer]:
         """Return the deltas that lead from the base to a stage.
 
         Raises:
             HistoryError: A delta's file is missing or damaged.
             DeltaFileError: Likewise.
         """
-        return [self._layer(one) for one in reversed(list(lineage(index.by_id, stage)))]
+        return [self._layer(one, len(index.stages)) for one in reversed(list(lineage(index.by_id, stage)))]
 
     def weights(self, index: Index, stage: Stage | None, *more: Layer) -> ComposedWeights:
         """Return the weights of a stage; with further changes, of what comes after it.
@@ -54,9 +58,10 @@ class Store:
         """
         return ComposedWeights(self.base(index), [*self.layers(index, stage), *more])
 
-    def _layer(self, stage: Stage) -> FileLayer:
+    def _layer(self, stage: Stage, stages: int) -> FileLayer:
         if stage.id not in self._layers:
-            self._layers[stage.id] = FileLayer(DeltaFile(delta_path(self.folder, stage)))
+            frames = max(1, min(KEPT_FRAMES, _FRAMES // stages))
+            self._layers[stage.id] = FileLayer(DeltaFile(delta_path(self.folder, stage), kept_frames=frames))
         return self._layers[stage.id]
 
 

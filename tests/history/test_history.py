@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import rlforget as rf
 from rlforget.errors import HistoryError, NothingToCommitError, OutputError, RlforgetError, WrongBaseError
 from rlforget.history import History, Stage
+from rlforget.history.store import Store
 from rlforget.weights import DTYPES, open_weights
 from tests.delta.random_weights import Tensors, random_tensor, same_bits, tuned, write_checkpoint
 
@@ -240,6 +241,17 @@ def test_a_name_that_two_tensors_had_is_dropped_and_added(tmp_path: Path) -> Non
     assert (delta.renamed, set(delta.whole)) == ({}, {"a", "b"})
     _holds_after(history, "base", "renamed", last)
     _holds_after(history, "renamed", "base", base)
+
+
+def test_the_longer_a_chain_the_fewer_frames_each_delta_keeps(history: History) -> None:
+    def kept() -> list[int]:
+        store = Store(history.folder, None)
+        return [layer._file.kept_frames for layer in store.layers(history.index, history.head)]
+
+    assert kept() == [4, 4]
+    for seed in range(7):
+        history.commit(tuned_state(STATE, seed))
+    assert kept() == [1] * 9
 
 
 def test_a_module_can_be_committed() -> None:

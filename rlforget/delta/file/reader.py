@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from threading import Lock
@@ -31,8 +32,18 @@ if TYPE_CHECKING:
 
 Side = Literal["before", "after"]
 
-_KEPT_FRAMES = 4  # that were decoded and wait to be asked for again
+KEPT_FRAMES = 4
+"""Decoded frames that wait to be asked for again, unless it is said otherwise."""
+
 _KEPT_BYTES = 64 << 20  # which they may take, but for the last
+
+
+@dataclass
+class _Slot:
+    """The place of a decoded frame: whoever asks for it first decodes it, and whoever asks meanwhile waits for that."""
+
+    lock: Lock = field(default_factory=Lock)
+    frame: Decoded | None = None
 
 
 class DeltaFile:
@@ -43,9 +54,11 @@ class DeltaFile:
 
     Args:
         path: The file.
+        kept_frames: How many decoded frames wait to be asked for again, at most; at least 1.
 
     Attributes:
         path: The file.
+        kept_frames: As given.
         tensors: The tensors that kept their shape and dtype, by name, in order.
         whole: Those that are on one side alone, resized or retyped.
         files: The carried files that are no weights.
@@ -58,11 +71,12 @@ class DeltaFile:
         DeltaFileError: The file is missing, truncated, damaged, forged, or of another format or version.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str | PathLike[str], *, kept_frames: int = KEPT_FRAMES) -> None:
         self.path = Path(path)
         self._descriptor = -1
         self._lock = Lock()
-        self._kept: OrderedDict[int, Decoded] = OrderedDict()
+        self.kept_frames = kept_frames
+        self._kept: OrderedDict[int, _Slot] = OrderedDict()
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is refused, not waited for
             self._container = read_container(self._descriptor)
@@ -236,19 +250,18 @@ class DeltaFile:
 
     def _decoded(self, frame: Frame, span: Span) -> Decoded:
         with self._lock:
-            found = self._kept.get(frame.start)
-            if found is not None:
-                self._kept.move_to_end(frame.start)
-                return found
-        found = self._read_frame(frame, span)
+            slot = self._kept.setdefault(frame.start, _Slot())
+            self._kept.move_to_end(frame.start)
+        with slot.lock:
+            if slot.frame is None:
+                slot.frame = self._read_frame(frame, span)
         with self._lock:
-            self._kept[frame.start] = found
-            while len(self._kept) > 1 and (len(self._kept) > _KEPT_FRAMES or self._kept_bytes() > _KEPT_BYTES):
+            while len(self._kept) > 1 and (len(self._kept) > self.kept_frames or self._kept_bytes() > _KEPT_BYTES):
                 self._kept.popitem(last=False)
-        return found
+        return slot.frame
 
     def _kept_bytes(self) -> int:
-        return sum(frame.nbytes for frame in self._kept.values())
+        return sum(slot.frame.nbytes for slot in self._kept.values() if slot.frame is not None)
 
     def _read_frame(self, frame: Frame, span: Span) -> Decoded:
         where = f"frame at {frame.start}"
