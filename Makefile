@@ -10,7 +10,7 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nul
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format types pytest test-slow torture test-gpu bench bench-deltas bench-deltas-large \
+.PHONY: demo test lint format types pytest test-slow torture fuzz test-gpu bench bench-deltas bench-deltas-large \
 	bench-gpu performance aot tune miniature induction \
 	results clean
 
@@ -40,6 +40,10 @@ test-slow: .venv/.ready
 # Kills and failing disks at every call that writes, ten minutes at most; the figures of docs/reliability.md.
 torture: .venv/.ready
 	RLFORGET_TORTURE_SUMMARY=benchmarks/results/torture.json $(BIN)/pytest tests/torture/test_torture.py -m slow -s
+
+# A hundred thousand damaged delta files and histories, ten minutes at most; the figures of docs/reliability.md.
+fuzz: .venv/.ready
+	RLFORGET_FUZZ_SUMMARY=benchmarks/results/fuzz.json $(BIN)/pytest tests/torture/test_fuzz.py -m slow -s
 
 test-gpu: .venv/.ready
 	PYTHONPATH=.:kernels $(BIN)/python -m pytest tests/gpu -m gpu

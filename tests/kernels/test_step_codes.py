@@ -109,6 +109,18 @@ def test_gaps_are_the_reference_and_give_the_positions_back(coordinates: int, sh
             assert form.positions_of(gaps, int(positions[-1])) is None
 
 
+@given(st.integers(0, 5000), st.floats(0, 1), widths, seeds)
+def test_codes_are_spread_to_their_places_and_none_outside(count: int, share: float, width: int, seed: int):
+    random = np.random.default_rng(seed)
+    at = np.flatnonzero(random.random(count) < share).astype(np.uint32)
+    codes = random.integers(1, 2 ** (8 * width), at.size, dtype=f"u{width}")
+    assert np.array_equal(cpu.spread(codes, at, count), reference.spread(codes, at, count))
+    for form in (cpu, reference):
+        if at.size:
+            with pytest.raises(IndexError):
+                form.spread(codes, at, int(at[-1]))
+
+
 def test_gaps_that_reach_far_outside_are_refused():
     gaps = np.full(3, 2**32 - 1, np.uint32)
     assert places_of(gaps, 2**22) is None

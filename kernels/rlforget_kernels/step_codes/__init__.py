@@ -92,6 +92,16 @@ def step_at_(bits: Numbers, at: Numbers, codes: Numbers, *, floating: bool, back
     _cpu().step_at_(bits, at, codes, floating=floating, backward=backward)
 
 
+def spread(codes: Numbers, at: Numbers, count: int) -> Numbers:
+    """Return [count] numbers of the dtype of `codes`: codes[j] at place at[j], 0 at all others.
+
+    Raises:
+        IndexError: if a position is not below `count`.
+    """
+    found: Numbers = _cpu().spread(codes, at, count)
+    return found
+
+
 def gaps_between(positions: Numbers) -> Numbers:
     """Return how many positions lie before the first of `positions` and between each and the next.
 

@@ -38,6 +38,15 @@ def step_at_(bits: Numbers, at: Numbers, codes: Numbers, *, floating: bool, back
     _step_at(_signed(bits), at, codes, np.uint64(2**64 - 1 if backward else 0), *_form(codes, floating))
 
 
+def spread(codes: Numbers, at: Numbers, count: int) -> Numbers:
+    """See `rlforget_kernels.step_codes`."""
+    if at.size != codes.size or (at.size and int(at.max()) >= count):
+        raise IndexError("a position outside the bits")
+    everywhere = np.zeros(count, codes.dtype)
+    _scatter(codes, at, everywhere)
+    return everywhere
+
+
 def gaps_between(positions: Numbers) -> Numbers:
     """See `rlforget_kernels.step_codes`."""
     gaps = np.empty(positions.size, np.uint32)
@@ -153,6 +162,12 @@ def _step_at(bits, at, codes, sign, flips, spare):
 
 
 @jit
+def _scatter(codes, at, everywhere):
+    for j in range(np.uint64(codes.size)):
+        everywhere[np.uint64(at[j])] = codes[j]
+
+
+@jit
 def _gaps(positions, gaps):
     before = np.uint32(0)
     for j in range(np.uint64(gaps.size)):
@@ -173,9 +188,18 @@ def _positions(gaps, positions):
 
 @jit
 def _pack_low(numbers, shift, out):
+    size, mask = np.uint64(numbers.size), (_ONE << shift) - _ONE
     held, filled, j = np.uint64(0), np.uint64(0), np.uint64(0)
-    mask = (_ONE << shift) - _ONE
-    for i in range(np.uint64(numbers.size)):
+    whole = size & ~np.uint64(7) if shift <= _8 else np.uint64(0)
+    for i in range(np.uint64(0), whole, _8):  # eight numbers at a time fill whole bytes, at most a word of them
+        held = np.uint64(0)
+        for k in range(_8):
+            held |= (np.uint64(numbers[i + k]) & mask) << (shift * k)
+        for k in range(shift):
+            out[j + k] = (held >> (_8 * k)) & _BYTE
+        j += shift
+    held = np.uint64(0)
+    for i in range(whole, size):
         held |= (np.uint64(numbers[i]) & mask) << filled
         filled += shift
         while filled >= _8:
@@ -240,9 +264,12 @@ def _pack_planes(numbers, shift, out):
 @jit
 def _count_nibbles(stream, count):
     """How many of the first `count` nibbles mark that the number goes on."""
-    marks = np.uint64(0)
-    for i in range(np.uint64(count)):
-        marks += np.uint64(((stream[i >> _ONE] >> (np.uint64(4) * (i & _ONE))) & _NIBBLE) == _NIBBLE)
+    marks, size = np.uint64(0), np.uint64(count) >> _ONE
+    for j in range(size):
+        pair = stream[j]
+        marks += np.uint64((pair & np.uint8(15)) == np.uint8(15)) + np.uint64(pair >= np.uint8(240))
+    if count & 1:
+        marks += np.uint64((stream[size] & np.uint8(15)) == np.uint8(15))
     return marks
 
 

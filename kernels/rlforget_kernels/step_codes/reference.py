@@ -42,6 +42,15 @@ def step_at_(bits: Numbers, at: Numbers, codes: Numbers, *, floating: bool, back
     bits[at] = some
 
 
+def spread(codes: Numbers, at: Numbers, count: int) -> Numbers:
+    """See `rlforget_kernels.step_codes`."""
+    if at.size and int(at.max()) >= count:
+        raise IndexError("a position outside the bits")
+    everywhere = np.zeros(count, codes.dtype)
+    everywhere[at] = codes
+    return everywhere
+
+
 def gaps_between(positions: Numbers) -> Numbers:
     """See `rlforget_kernels.step_codes`."""
     gaps = np.diff(positions.astype(np.int64), prepend=-1) - 1

@@ -23,6 +23,7 @@ from rlforget_kernels.step_codes import (
     gaps_between,
     pack,
     positions_of,
+    spread,
     steps_between,
     unpack,
 )
@@ -145,10 +146,9 @@ def encode(changes: Changes, *, self_contained: bool) -> tuple[Encoding, bytes]:
     best = choose if changes.coordinates == PIECE else _best
     kept = pack(changes.before, _PLANES) if self_contained else []
     if changes.positions.size > _DENSE_FROM * changes.coordinates:
-        spread = np.zeros(changes.coordinates, codes.dtype)
-        spread[changes.positions] = codes
-        encoding = Encoding(DENSE, _NONE, best(spread))
-        data = compress([*pack(spread, encoding.values), *kept])
+        everywhere = spread(codes, changes.positions, changes.coordinates)
+        encoding = Encoding(DENSE, _NONE, best(everywhere))
+        data = compress([*pack(everywhere, encoding.values), *kept])
     else:
         gaps = gaps_between(changes.positions)
         codes -= 1  # none is 0
@@ -251,8 +251,9 @@ def decode(
         found = Decoded(coordinates, None, None, after, before)
     elif encoding.kind == DENSE:
         codes = reader.numbers(coordinates, encoding.values, dtype)
-        if np.count_nonzero(codes) != changed:
-            raise FrameError(f"{np.count_nonzero(codes)} changes in place of {changed}")
+        found_changed = np.count_nonzero(codes != 0)  # of truth values it is many times as fast
+        if found_changed != changed:
+            raise FrameError(f"{found_changed} changes in place of {changed}")
         before = reader.numbers(changed, _PLANES, dtype) if with_before else None
         found = Decoded(coordinates, None, codes, None, _spread(before, codes))
     else:
@@ -273,9 +274,7 @@ def _spread(before: Bits | None, codes: Bits) -> Bits | None:
     """Put the bits of the coordinates that changed at their places."""
     if before is None:
         return None
-    everywhere = np.zeros(codes.size, before.dtype)
-    everywhere[codes != 0] = before
-    return everywhere
+    return spread(before, np.flatnonzero(codes != 0), codes.size)
 
 
 class _Reader:

@@ -157,7 +157,7 @@ class Patch:
         other = part.before if backward else part.after
         near: Positions | slice
         if part.positions is None:
-            near = np.flatnonzero(known != other if part.codes is None else part.codes)
+            near = np.flatnonzero(known != other if part.codes is None else part.codes != 0)
             at, here = near + part.start, known[near]
         else:
             near, at = slice(None), part.positions.astype(np.int64)
@@ -211,7 +211,7 @@ def _changed(part: Part) -> Positions:
     """Where in the range a part changes anything."""
     if part.positions is not None:
         return part.positions.astype(np.int64)
-    differ = part.codes if part.codes is not None else part.before != part.after
+    differ = part.codes != 0 if part.codes is not None else part.before != part.after
     return np.flatnonzero(differ) + part.start
 
 
