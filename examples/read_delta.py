@@ -18,8 +18,8 @@ from safetensors import safe_open
 CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3"}
 CODES |= {"float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8"}
 CODES |= {"bool": "BOOL"}
-WIDTHS = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}  # others 1
-KINDS = {1: "sparse", 2: "dense", 3: "whole"}
+WIDTHS = {name: {"64": 8, "32": 4, "16": 2}.get(name[-2:], 1) for name in CODES}
+SPARSE, DENSE, WHOLE = 1, 2, 3
 NIBBLES, BYTES, PLANES = 0, 1, 2
 
 
@@ -36,55 +36,45 @@ class DeltaFile:
         numbers = np.frombuffer(table[16 + length :].tobytes(), "<i8")
         self.frames = numbers[: 6 * count].reshape(6, count).T.tolist()
         self.changed = numbers[6 * count :][: len(self.text["tensors"])].tolist()
-        self.things = list(self._line())  # (kind, name, side, dtype, shape, first place, place after the last)
+        self.line = list(self._line())
 
     def _line(self):
-        place = 0
-        things = [("tensor", name, "", dtype, shape) for name, dtype, shape in self.text["tensors"]]
+        """Yield what lies on the line: (kind, name, side), dtype, number of elements, first place."""
+        things = [(("tensor", name, ""), dtype, shape) for name, dtype, shape in self.text["tensors"]]
         for name, *sides in self.text["whole"]:
             for side, described in zip(("before", "after"), sides, strict=True):
                 if described and (side == "after" or self.text["self_contained"]):
-                    things.append(("whole", name, side, *described))
+                    things.append((("whole", name, side), *described))
         for name, *sizes in self.text["files"]:
-            things += [
-                ("file", name, side, "uint8", [n or 0]) for side, n in zip(("before", "after"), sizes, strict=True)
-            ]
-        for thing in things:
-            start, place = place, place + math.prod(thing[4])
-            yield (*thing, start, place)
+            things += [(("file", name, side), "uint8", [size or 0]) for side, size in enumerate(sizes)]
+        place = 0
+        for key, dtype, shape in things:
+            yield key, dtype, math.prod(shape), place
+            place += math.prod(shape)
 
     def decode(self):
-        """Yield where each frame's run begins, its length, what lies there, and what makes bits after from before."""
+        """Yield, for each frame, the shares (key, start, stop) of things in its run, and what makes their bits new."""
         offset = 0
         for start, size, changed, encoding, length, _ in self.frames:
-            payload = decompress(self.data[offset : offset + length])
-            offset += length
-            inside = [thing for thing in self.things if thing[5] < start + size and thing[6] > start]
-            yield start, size, inside, self._change(payload, encoding, size, changed, inside[0][3])
+            inside = [thing for thing in self.line if thing[3] < start + size and thing[3] + thing[2] > start]
+            shares = [(key, max(start - at, 0), min(start + size - at, count)) for key, _, count, at in inside]
+            payload, offset = decompress(self.data[offset : offset + length]), offset + length
+            yield shares, changer(payload, encoding, size, changed, inside[0][1])
 
-    @staticmethod
-    def _change(payload, encoding, size, changed, dtype):
-        kind, gap_mode, gap_shift, mode, shift = encoding.to_bytes(5, "little")
-        width, floating = WIDTHS.get(dtype, 1), "float" in dtype
-        if KINDS[kind] == "whole":
-            if mode == PLANES:
-                after, _ = unpack(payload, 0, size, PLANES, 0, width)
-            else:
-                after = np.frombuffer(payload[: size * width].tobytes(), f"<u{width}")
-            return lambda bits: after
-        if KINDS[kind] == "dense":
-            codes, _ = unpack(payload, 0, size, mode, shift, width)
-            return lambda bits: stepped(bits, codes, floating)
-        gaps, at = unpack(payload, 0, changed, gap_mode, gap_shift, 4)
-        places = np.cumsum(gaps.astype("i8") + 1) - 1
-        codes = unpack(payload, at, changed, mode, shift, width)[0] + np.array(1, f"u{width}")
 
-        def change(bits):
-            bits = bits.copy()
-            bits[places] = stepped(bits[places], codes, floating)
-            return bits
-
-        return change
+def changer(payload, encoding, size, changed, dtype):
+    """Return the function from the bits of a run before to those after."""
+    kind, gap_mode, gap_shift, mode, shift = encoding.to_bytes(5, "little")
+    width, floating = WIDTHS[dtype], "float" in dtype
+    if kind == WHOLE and mode != PLANES:
+        return lambda bits: payload[: size * width].copy().view(f"<u{width}")
+    if kind != SPARSE:
+        numbers, _ = unpack(payload, 0, size, mode, shift, width)
+        return lambda bits: numbers if kind == WHOLE else stepped(bits, numbers, floating)
+    gaps, at = unpack(payload, 0, changed, gap_mode, gap_shift, 4)
+    codes = np.zeros(size, f"u{width}")  # 0: no step
+    codes[np.cumsum(gaps.astype("i8") + 1) - 1] = unpack(payload, at, changed, mode, shift, width)[0] + 1
+    return lambda bits: stepped(bits, codes, floating)
 
 
 def decompress(data):
@@ -148,23 +138,17 @@ def write_safetensors(path: str, tensors) -> None:
 def rebuild(file: DeltaFile, before):
     """Return the tensors after, from those before."""
     bits = {}
-    for kind, name, side, dtype, shape, *_ in file.things:
-        width = WIDTHS.get(dtype, 1)
-        source = np.array(before[name][2]) if kind == "tensor" else np.zeros(math.prod(shape) * width, "u1")
-        bits[kind, name, side] = source.view(f"<u{width}")
-    for start, size, inside, change in file.decode():
-        shares = [
-            (thing[:3], max(start, thing[5]) - thing[5], min(start + size, thing[6]) - thing[5]) for thing in inside
-        ]
+    for key, dtype, count, _ in file.line:
+        source = np.array(before[key[1]][2]) if key[0] == "tensor" else np.zeros(count * WIDTHS[dtype], "u1")
+        bits[key] = source.view(f"<u{WIDTHS[dtype]}")
+    for shares, change in file.decode():
         after = change(np.concatenate([bits[key][first:last] for key, first, last in shares]))
         for key, first, last in shares:
             bits[key][first:last], after = after[: last - first], after[last - first :]
-    renamed = file.text["renamed"]
-    return {
-        renamed.get(name, name): (CODES[dtype], shape, bits[kind, name, side].view("u1"))
-        for kind, name, side, dtype, shape, *_ in file.things
-        if kind == "tensor" or (kind == "whole" and side == "after")
-    }
+    kept = [(name, dtype, shape, bits["tensor", name, ""]) for name, dtype, shape in file.text["tensors"]]
+    whole = [(name, *after, bits["whole", name, "after"]) for name, _, after in file.text["whole"] if after]
+    new_name = file.text["renamed"]
+    return {new_name.get(name, name): (CODES[dtype], shape, now.view("u1")) for name, dtype, shape, now in kept + whole}
 
 
 def main(path: str, before: str | None = None, after: str | None = None) -> None:
