@@ -261,9 +261,11 @@ def _inflated(parts: Parts, rng: random.Random) -> None:
     end = sum(math.prod(shape) for _, _, shape in tensors)
     sides = [(row, place) for row in whole for place in (1, 2) if place == 2 or parts.text["self_contained"]]
     end += sum(math.prod(row[place][1]) for row, place in sides if row[place])
+    end += sum((row[1] or 0) + (row[2] or 0) for row in files if last in files)
+    if type(end) is not int:
+        return  # a change before it left sizes that are no numbers
     width = 1
     if last in files:
-        end += sum((row[1] or 0) + (row[2] or 0) for row in files)
         last[2] = (last[2] or 0) + (frames << 22)
     else:
         width = torch.empty(0, dtype=getattr(torch, last[2][0])).itemsize

@@ -28,12 +28,9 @@ _KINDS: dict[str, type[Target]] = {"delta files": DeltaFiles, "histories": Histo
 
 def fuzz_all(files: int = FILES, histories: int = HISTORIES, *, seed: int = 0, processes: int = 2) -> dict[str, Report]:
     """Try as many of each as time allows."""
-    end = time.monotonic() + SECONDS
-    share = {"delta files": files, "histories": histories}
-    return {
-        name: run(kind, share[name], seed=seed, processes=processes, seconds=end - time.monotonic())
-        for name, kind in _KINDS.items()
-    }
+    counts: dict[type[Target], int] = {DeltaFiles: files, Histories: histories}
+    reports = run(counts, seed=seed, processes=processes, seconds=SECONDS)
+    return {name: reports[kind] for name, kind in _KINDS.items()}
 
 
 def summary(reports: dict[str, Report], seconds: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ import torch
 
 MOST_SECONDS = 5.0
 MOST_MEMORY = 512 << 20
-_PORTION = 2500
+_PORTION = 2000
 
 
 class Wrong(Exception):
@@ -104,9 +105,11 @@ def fuzz(kind: type[Target], first: int, count: int, seed: int, end: float) -> R
 
 
 def _try(target: Target, number: int, rng: random.Random, report: Report) -> None:
-    names = target.damage(rng)
+    names: list[str] = []
     start = time.perf_counter()
     try:
+        names = target.damage(rng)
+        start = time.perf_counter()
         outcome = target.judge(rng)
     except Exception:
         outcome = "failed"
@@ -125,16 +128,29 @@ def _resident(name: str) -> int:
     return 1024 * int(found.group(1)) if found else 0
 
 
-def run(kind: type[Target], count: int, *, seed: int = 0, processes: int = 2, seconds: float = 1e9) -> Report:
-    """Share tries among processes, in portions whose crash is then told; none is begun after so many seconds."""
-    end, report = time.monotonic() + seconds, Report()
-    portion = max(1, min(_PORTION, -(-count // processes)))
+def run(
+    counts: Mapping[type[Target], int], *, seed: int = 0, processes: int = 2, seconds: float = 1e9
+) -> dict[type[Target], Report]:
+    """Share tries among processes, in portions whose crash is then told. Time that runs out ends all kinds alike.
+
+    Args:
+        counts: How many tries to make of each kind.
+        seed: Decides all of them.
+        processes: How many.
+        seconds: No try is begun later.
+    """
+    end = time.monotonic() + seconds
+    reports = {kind: Report() for kind in counts}
+    portions = [(kind, first) for kind, count in counts.items() for first in range(0, count, _PORTION)]
+    portions.sort(key=lambda portion: portion[1] / counts[portion[0]])
     with ProcessPoolExecutor(processes) as pool:
-        starts = range(0, count, portion)
-        jobs = {first: pool.submit(fuzz, kind, first, min(portion, count - first), seed, end) for first in starts}
-        for first, job in jobs.items():
+        jobs = [
+            (kind, first, pool.submit(fuzz, kind, first, min(_PORTION, counts[kind] - first), seed, end))
+            for kind, first in portions
+        ]
+        for kind, first, job in jobs:
             try:
-                report.add(job.result())
+                reports[kind].add(job.result())
             except BrokenProcessPool:
-                report.failures.append(f"a process died from {first} on, or beside")
-    return report
+                reports[kind].failures.append(f"a process died from {first} on, or beside")
+    return reports
