@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.cli.conftest import Checkpoints, run, unchanged
 
@@ -109,8 +111,10 @@ def test_weights_without_a_model_are_named(checkpoints: Checkpoints, tmp_path: P
 
 
 def test_another_architecture_is_named(checkpoints: Checkpoints, other: Path, tmp_path: Path) -> None:
+    assert "resized tensor: model.embed_tokens.weight" in run("diff", checkpoints.base, other).out
+    save_file({"strange": torch.zeros(1)}, tmp_path / "strange.safetensors")
     with unchanged(tmp_path):
-        fault = run("diff", checkpoints.base, other, "-o", tmp_path / "out").fault
+        fault = run("diff", checkpoints.base, tmp_path / "strange.safetensors", "-o", tmp_path / "out").fault
     assert "model.embed_tokens.weight" in fault
 
 
