@@ -1,4 +1,4 @@
-"""now − share · (now − old) of bfloat16 codes, a line of memory at a time, for numba kernels.
+"""now − share · (now − old) of bfloat16 codes, 64 at a time, for numba kernels.
 
 What `widen` and `round_nearest` make of them, to the bit. In a loop over 16-bit elements LLVM widens and narrows by
 instructions that move elements across registers. But a bfloat16 is the upper half of a float32: of two neighbours,
@@ -13,8 +13,8 @@ from numba.extending import intrinsic
 
 from rlforget_kernels.common.rounding import NAN
 
-MOVED = 32
-"""Elements that `move` takes: a line of memory."""
+MOVED = 64
+"""Elements that `move` takes. A processor guesses wrongly too often which single line of memory holds a difference."""
 
 _WORD = ir.IntType(32)
 _CODES = ir.VectorType(ir.IntType(16), MOVED)
