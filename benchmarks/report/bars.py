@@ -121,8 +121,14 @@ def as_milliseconds(value: float) -> str:
 _CEILING = "share of the ceiling"
 _VMAP = "torch.func.vmap"
 _GRAM = "bfloat16, q_proj 2048 → 2048"
-_FISHER = {"cpu": "torch.compile takes as long for the same traffic; a pass over one array in place is faster a byte"}
-_ROLLBACK = {"cpu": "from a cache, one core takes 0.24 ns a coordinate for the arithmetic and 0.13 ns to put bits back"}
+_FISHER = {
+    "cpu": "an integer addition to the same arrays takes as long, and so does torch.compile; a pass over one array in "
+    "place is faster a byte"
+}
+_ROLLBACK = {
+    "cpu": "half way: from a cache, one core takes 0.14 ns a coordinate, of which 0.06 ns look for what differs; at 5% "
+    "nearly every block of two lines of memory holds a difference and is written whole, 1.4 times the bytes counted"
+}
 _PATCH = {"cpu": "four of five lines of memory hold a change, and are read and written once"}
 _PROJECT = {
     "cpu": "torch's product with V alone, of a float32 matrix that lies ready, takes 0.7 of all that torch does, at "

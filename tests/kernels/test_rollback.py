@@ -74,6 +74,16 @@ def cases(draw: st.DrawFn, dtypes: st.SearchStrategy[torch.dtype]) -> tuple[Any,
     return weight, laid_out(before, draw(layouts)), indices, score, threshold
 
 
+@pytest.mark.parametrize("strength", [0.5, 0.3, -0.5, 1e30])
+def test_every_bfloat16_code_part_of_the_way(strength: float):
+    codes = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    weight = codes.repeat(8)
+    before = torch.cat([codes[torch.randperm(len(codes), generator=generator(seed))] for seed in range(8)])
+    before[: len(codes)] = codes ^ 1
+    arguments = weight.view(torch.bfloat16), before.view(torch.bfloat16), None, None, 0.0, strength
+    assert same_bits(rolled_back(cpu, *arguments), rolled_back(reference, *arguments))
+
+
 @BACKENDS
 @given(case=cases(st.sampled_from(DTYPES)), layout=st.sampled_from(LAYOUTS))
 @settings(max_examples=60)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlforget_kernels.common.arithmetic_cpu import result_bits64
+from rlforget_kernels.common.bfloat16_move_cpu import MOVED, move
 from rlforget_kernels.common.bits import as_bits, write_back
 from rlforget_kernels.common.cpu_math import (
     draw,
@@ -21,11 +22,12 @@ from rlforget_kernels.common.cpu_math import (
     specialized,
     widen,
 )
+from rlforget_kernels.common.cpu_vectors import LANES, differences
 from rlforget_kernels.common.hashing import mix64_int
 from rlforget_kernels.common.rounding import FLOAT_FORMAT, FloatFormat
 from rlforget_kernels.common.threads import map_pieces
 
-_BLOCK = 64  # elements looked at together: one or a few vector registers
+_BLOCK = LANES  # elements looked at together
 _NO_INDICES = np.empty(0, dtype=np.int32)
 _NO_SCORE = np.empty(0, dtype=np.float32)
 
@@ -66,38 +68,29 @@ def _kernel(dtype: torch.dtype, gathered: bool, scored: bool, strength: float, s
         return _whole_gathered(scored) if gathered else _whole(scored)
     if dtype is torch.float64:
         return _part_float64(gathered, scored)
+    if dtype is torch.bfloat16 and not (gathered or scored) and seed is None:
+        return _part_bfloat16()
     chance = seed is not None and dtype is not torch.float32
     return (_part_gathered if gathered else _part)(FLOAT_FORMAT[dtype], scored, chance)
 
 
 @inlined
-def _differ(now, old, first, count):
-    """Whether `count` elements from `first` on have other bits."""
-    difference = now[first] ^ old[first]
-    for i in range(np.uint64(count)):
-        difference |= now[first + i] ^ old[first + i]
-    return difference != 0
-
-
-@inlined
 def _put_back(now, old, scores, threshold, scored, first, count):
     """Put one block back."""
-    if _differ(now, old, first, count):
-        for i in range(np.uint64(count)):
-            kept = scored and not scores[first + i] >= threshold
-            now[first + i] = now[first + i] if kept else old[first + i]
+    for i in range(np.uint64(count)):
+        kept = scored and not scores[first + i] >= threshold
+        now[first + i] = now[first + i] if kept else old[first + i]
 
 
 @inlined
 def _move(now, old, scores, threshold, scored, share, layout, chance, noise, mixed_seed, offset, first, count):
     """Move one block part of the way."""
-    if _differ(now, old, first, count):
-        if chance:
-            draw(noise, mixed_seed, offset + first)
-        for i in range(np.uint64(count)):
-            code = _between(now[first + i], old[first + i], share, layout, chance, noise[i])
-            kept = now[first + i] == old[first + i] or (scored and not scores[first + i] >= threshold)
-            now[first + i] = now[first + i] if kept else code
+    if chance:
+        draw(noise, mixed_seed, offset + first)
+    for i in range(np.uint64(count)):
+        code = _between(now[first + i], old[first + i], share, layout, chance, noise[i])
+        kept = now[first + i] == old[first + i] or (scored and not scores[first + i] >= threshold)
+        now[first + i] = now[first + i] if kept else code
 
 
 @inlined
@@ -114,7 +107,8 @@ def _whole(scored: bool) -> Any:
     def put_back(now, old, indices, scores, threshold, strength, mixed_seed, offset, start, stop):
         block, end = np.uint64(start), np.uint64(stop)
         while block + np.uint64(_BLOCK) <= end:
-            _put_back(now, old, scores, threshold, scored, block, _BLOCK)
+            if differences(now, old, block) != 0:
+                _put_back(now, old, scores, threshold, scored, block, _BLOCK)
             block += np.uint64(_BLOCK)
         if block < end:
             _put_back(now, old, scores, threshold, scored, block, end - block)
@@ -143,11 +137,33 @@ def _part(layout: FloatFormat, scored: bool, chance: bool) -> Any:
         share, noise = np.float32(strength), np.empty(_BLOCK, np.uint32)
         block, end = np.uint64(start), np.uint64(stop)
         while block + np.uint64(_BLOCK) <= end:
-            _move(now, old, scores, threshold, scored, share, form, chance, noise, mixed_seed, offset, block, _BLOCK)
+            if differences(now, old, block) != 0:
+                _move(
+                    now, old, scores, threshold, scored, share, form, chance, noise, mixed_seed, offset, block, _BLOCK
+                )
             block += np.uint64(_BLOCK)
         if block < end:
             rest = end - block
             _move(now, old, scores, threshold, scored, share, form, chance, noise, mixed_seed, offset, block, rest)
+
+    return interpolate
+
+
+@specialized
+def _part_bfloat16() -> Any:
+    exponent, mantissa, overflow, nan = FLOAT_FORMAT[torch.bfloat16]
+
+    @jit
+    def interpolate(now, old, indices, scores, threshold, strength, mixed_seed, offset, start, stop):
+        form = (exponent, mantissa, overflow, nan)
+        share, noise = np.float32(strength), np.empty(MOVED, np.uint32)
+        block, end = np.uint64(start), np.uint64(stop)
+        while block + np.uint64(MOVED) <= end:
+            move(now, old, block, share)
+            block += np.uint64(MOVED)
+        if block < end:
+            rest = end - block
+            _move(now, old, scores, threshold, False, share, form, False, noise, mixed_seed, offset, block, rest)
 
     return interpolate
 
