@@ -14,17 +14,21 @@ class Interrupter:
 
     Args:
         at: Which line; None: never.
-        twice: Send a SIGINT there instead, and one more as soon as anything else runs, as an impatient user would.
+        twice: Send a SIGINT there instead, and one more as soon as that has taken effect and anything else runs, as an
+            impatient user would.
     """
 
     def __init__(self, at: int | None, *, twice: bool = False) -> None:
         self.at, self.twice, self.lines, self.place = at, twice, 0, ""
-        self._left = 0 if at is None else 1 + twice
+        self._due = at is not None  # whether the next interrupt may come
+        self._sent = 0
 
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Interrupter:
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Interrupter | None:
+        if frame.f_code.co_filename == __file__:
+            return None
         if event == "line":
             self.lines += 1
-            if self._left and self.at is not None and self.lines > self.at:
+            if self._due and self.at is not None and self.lines > self.at:
                 self._strike(frame)
         return self
 
@@ -34,6 +38,7 @@ class Interrupter:
         def started() -> None:
             work()
 
+        usual = signal.signal(signal.SIGINT, self._interrupt)
         if self.twice:
             sys.setprofile(self._after)
         sys.settrace(self)
@@ -42,20 +47,25 @@ class Interrupter:
         except KeyboardInterrupt:
             return True
         finally:
-            self._left = 0
+            self._due = False
             sys.settrace(None)
             sys.setprofile(None)
+            left = signal.signal(signal.SIGINT, usual)
+            assert left == self._interrupt  # whoever takes the signal gives it back
         return False
 
     def _after(self, frame: FrameType, event: str, _: Any) -> None:
-        """Send the second one, where the first was raised: that ends the tracing of lines, but not of calls."""
-        if self._left == 1 and sys.gettrace() is None:
+        """Send the second one, where the first was raised at its line: that ends the tracing of lines, not of calls."""
+        if self._due and self._sent and sys.gettrace() is None:
             self._strike(frame)
 
     def _strike(self, frame: FrameType) -> None:
-        self._left -= 1
+        self._due, self._sent = False, self._sent + 1
         self.place = self.place or f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        if self.twice:
-            signal.raise_signal(signal.SIGINT)
-        else:
+        if not self.twice:
             raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._due = self._sent == 1
+        raise KeyboardInterrupt
