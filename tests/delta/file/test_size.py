@@ -17,7 +17,6 @@ from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.step_codes import reference
 from tests.delta.random_weights import Tensors
 
-
 FIXED = 450
 """Bytes beside the frames in a file of one tensor, as docs/format.md states them."""
 
