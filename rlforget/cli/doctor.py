@@ -19,6 +19,8 @@ REQUIRED = (
     "safetensors>=0.5",
     "numba>=0.61",
     "scipy>=1.13",
+    "zstandard>=0.23",
+    "xxhash>=3.4",
 )
 
 

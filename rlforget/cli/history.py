@@ -93,7 +93,7 @@ def commit(
     if (checkpoint is None) == (run is None):
         raise typer.BadParameter("give a checkpoint, or the --run of a sequence", param_hint="CKPT")
     if run is None and not message.strip():
-        raise typer.BadParameter("say what was done", param_hint="--message")
+        raise typer.BadParameter("say with -m what was done", param_hint="--message")
     kept = opened(history, base)
     if run is not None:
         with output.step(f"committing the stages of {run}"):
@@ -123,17 +123,22 @@ def log(
         str | None, typer.Argument(help="Only this stage and those it came from.", metavar="STAGE")
     ] = None,
     graph: Annotated[bool, typer.Option("--graph", help="Draw the branches.")] = False,
+    count: Annotated[
+        int | None, typer.Option("--max-count", "-n", help="The newest N alone.", metavar="N", min=0)
+    ] = None,
     history: In = None,
     as_json: Json = False,
 ) -> None:
     """List the stages of a history, the newest first."""
+    if graph and count is not None:
+        raise typer.BadParameter("it draws all of them", param_hint="--graph")
     kept = opened(history)
     if as_json:
-        output.json_object(history_output.log_json(kept, stage))
+        output.json_object(history_output.log_json(kept, stage, count))
     elif graph:
         history_output.show_graph(kept, stage)
     else:
-        history_output.show_log(kept, stage)
+        history_output.show_log(kept, stage, count)
 
 
 def show(stage: Which = "HEAD", history: In = None, as_json: Json = False) -> None:
@@ -228,6 +233,9 @@ def tag(
         names = {one.id: one.name for one in kept.stages}
         for one, target in sorted(tags.items()):
             output.line(f"{one:<20} {target[:8]} {names[target]}")
+    else:
+        verb = "would " if dry_run else ""
+        output.line(f"{verb}take the tag {name} away" if delete else f"{verb}tag {stage} as {name}")
 
 
 def gc(
@@ -288,9 +296,18 @@ def sides_of(
     """
     from rlforget.delta.composed import ComposedWeights
     from rlforget.delta.renames import renames
+    from rlforget.errors import HistoryError
 
     home = folder or nearest()
     if (home is None and base is None) or (_is_path(before) and _is_path(after)):
+        for operand in (before, after):
+            if not _is_path(operand) and not Path(operand).exists():
+                raise HistoryError(
+                    operand,
+                    expected="a checkpoint, or a stage of a history",
+                    found="no such path, and no history in this folder or above it",
+                    fix="Check the path, or name the history with -H.",
+                )
         return Path(before), Path(after), {}
     history = opened(home, base)
     old, new = _side(history, before), _side(history, after)

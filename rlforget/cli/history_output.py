@@ -47,10 +47,10 @@ def base_json(base: Base) -> dict[str, Any]:
     return {"path": base.path, "copied": base.copied, "fingerprint": base.fingerprint, "files": dict(base.files)}
 
 
-def log_json(history: History, reference: str | None) -> dict[str, Any]:
+def log_json(history: History, reference: str | None, count: int | None) -> dict[str, Any]:
     """Return the log."""
     index = history.index
-    stages = [stage.to_dict() | {"tags": index.tags_of(stage)} for stage in history.log(reference)]
+    stages = [stage.to_dict() | {"tags": index.tags_of(stage)} for stage in history.log(reference)[:count]]
     return {"base": base_json(index.base), "head": index.head and index.head.id, "stages": stages}
 
 
@@ -86,15 +86,16 @@ def show_planned(name: str, stats: DeltaStats, *, as_json: bool) -> None:
     output.line(f"would commit {name}")
 
 
-def show_log(history: History, reference: str | None) -> None:
+def show_log(history: History, reference: str | None, count: int | None) -> None:
     """Write the log, a line a stage."""
     index = history.index
     rows = [
         (one.short, one.name + _refs(index, one), _share(one), size(one.delta.size), one.time, shown(one.title))
-        for one in history.log(reference)
+        for one in history.log(reference)[:count]
     ]
-    if not rows:
+    if not index.stages:
         output.note("no stages yet: `rlforget commit CKPT -m ...` adds one")
+    if not rows:
         return
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:

@@ -236,9 +236,11 @@ class ComposedWeights(Weights):
         done = first.number == BASE and lanes_of(self.base, first.name) == track.lanes
         return WrongBaseError(
             f"{self.base.description}, tensor {name!r}",
-            expected="the bits that the delta starts from",
-            found="those that it leads to" if done else "others, by the fingerprint of what they become",
-            fix="It holds the new bits already." if done else "Take the weights that the delta was made from.",
+            expected="the bits that the change starts from",
+            found="those that it leads to" if done else "others, told by their fingerprint",
+            fix="It is there already: nothing is left to do."
+            if done
+            else "Take the weights that the delta was made from.",
         )
 
 

@@ -202,7 +202,7 @@ def wrong_bits(where: str, patch: TensorDelta, held: Tensor, first: int = 0, las
         expected=f"the delta's old bits at {expected.numel()} coordinates",
         found=f"other bits at {wrong.numel()} of them, first at index {int(indices[place])}: "
         f"{_hex(held[place])} in place of {_hex(expected[place])}",
-        fix="It holds the new bits already." if done else "Take the weights that the delta was made from.",
+        fix="It is there already: nothing is left to do." if done else "Take the weights that the delta was made from.",
     )
 
 

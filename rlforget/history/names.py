@@ -54,7 +54,11 @@ def check_new_name(index: Index, name: str, what: str) -> None:
         raise HistoryError(f"the new {what}", expected="a name", found=str(fault), fix=fix) from fault
     if name in index.names():
         kind = "a tag" if name in index.tags else "a stage"
-        fix = "Choose another name, or take the tag away first." if name in index.tags else "Choose another name."
+        fix = (
+            "Choose another name, or move the tag with --force (force=True)."
+            if name in index.tags
+            else "Choose another name."
+        )
         raise HistoryError(f"the new {what} {name!r}", expected="a name of its own", found=f"{kind} of it", fix=fix)
 
 

@@ -88,7 +88,9 @@ def _unknown(index: Index, what: str, found: str) -> HistoryError:
     more = ", ..." if len(index.stages) > len(latest) else ""
     return HistoryError(
         what,
-        expected=f"HEAD, base, a tag, digits of an id, or one of {', '.join(latest)}{more}" if latest else "base",
+        expected=f"HEAD, base, a tag, {FEWEST_DIGITS} or more digits of an id, or one of {', '.join(latest)}{more}"
+        if latest
+        else "base",
         found=found,
         fix="List them with log.",
     )

@@ -72,7 +72,12 @@ def check_free(path: Path, *, force: bool) -> None:
     if not path.parent.is_dir():
         raise _output_error(path, f"a folder {path.parent}", "none", "Create it first.")
     if not force and os.path.lexists(path):
-        raise _output_error(path, "nothing there yet", "an existing file or folder", "Choose another path, or force.")
+        raise _output_error(
+            path,
+            "nothing there yet",
+            "an existing file or folder",
+            "Choose another path, or replace it with --force (force=True).",
+        )
 
 
 def check_new_folder(path: Path, *, force: bool) -> None:

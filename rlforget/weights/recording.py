@@ -118,7 +118,9 @@ class Recorder:
             expected="the bits that the change starts from",
             found=f"other bits at {wrong.size} coordinates or more, first at index {int(at[wrong[0]])}: "
             f"0x{now:0{2 * place.width}x} in place of 0x{expected:0{2 * place.width}x}",
-            fix="It holds the new bits already." if done else "Take the weights that the change was made from.",
+            fix="It is there already: nothing is left to do."
+            if done
+            else "Take the weights that the change was made from.",
         )
 
 

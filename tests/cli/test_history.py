@@ -79,6 +79,9 @@ def test_the_log_as_people_read_it(kept: Kept) -> None:
     assert "(tag: best)" in lines[1]
     assert lines[2].endswith("GRPO on code")
     assert [line.split()[1] for line in run("log", "best~0", *kept.at).out.splitlines()] == ["math", "code"]
+    assert run("log", "-n", 1, *kept.at).out.split() == lines[0].split()
+    assert [one["name"] for one in run("log", "-n", 2, "--json", *kept.at).json["stages"]] == ["again", "math"]
+    assert run("log", "-n", 0, *kept.at).out == ""
 
 
 def test_the_graph(kept: Kept) -> None:
@@ -138,6 +141,7 @@ def test_the_history_around_the_current_folder(kept: Kept, tmp_path: Path, monke
     assert len(run("log").out.splitlines()) == 3
     monkeypatch.chdir(tmp_path)
     assert "init" in run("log").fault
+    assert "no history in this folder or above" in run("diff", "math", "code").fault
 
 
 def test_blame(kept: Kept) -> None:

@@ -122,7 +122,7 @@ def test_fit_is_checked_without_writing(model: Model, delta: Delta) -> None:
 def test_twice_applied_is_told_so(model: Model, delta: Delta) -> None:
     apply(model, delta)
     once = state(model)
-    with pytest.raises(WrongBaseError, match="holds the new bits already"):
+    with pytest.raises(WrongBaseError, match="is there already"):
         apply(model, delta)
     assert equal(state(model), once)
 

@@ -308,7 +308,7 @@ def test_a_bad_reward_ends_the_run_at_the_last_finished_stage(
 
 def test_a_full_disk_leaves_no_half_written_stage(unbroken: SequenceResult, tmp_path: Path) -> None:
     class Full:
-        def save(self, path: Path) -> None:
+        def save(self, path: Path, *, self_contained: bool) -> None:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

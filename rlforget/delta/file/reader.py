@@ -81,6 +81,9 @@ class DeltaFile:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is refused, not waited for
             self._container = read_container(self._descriptor)
             self._table = _read_table(self._descriptor, self._container)
+        except FileNotFoundError as error:
+            fix = "Check the path."
+            raise DeltaFileError(str(path), expected="a delta file", found="nothing there", fix=fix) from error
         except (ContainerError, TableError, OSError) as error:
             raise self._fault(str(error)) from error
         table = self._table
