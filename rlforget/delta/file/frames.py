@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rlforget.delta.file.compression import Bytes, CompressionError, compress, decompress
-from rlforget.delta.scan import PIECE
 from rlforget_kernels.step_codes import (
     BYTES,
     NIBBLES,
@@ -40,7 +39,6 @@ _AS_STORED = Coding(NIBBLES, 0)  # of bits; the alternative is PLANES
 _PLANES = Coding(PLANES, 0)
 _DENSE_FROM = 0.5  # below, a gap and a step cost no more than a step for every coordinate
 _PROBE = 1 << 13  # bytes of bits compressed, twice, to tell whether a whole frame is worth a try
-_FEW = 1 << 16  # numbers, for which all that is near the estimate is tried: a share of a percent in small files
 _EFFORT = 3  # zstd's own default, for bits
 _MORE_EFFORT = 6
 _EDGE = 1.1  # a whole frame leads forward only, so it must win by this against steps that beat zstd on the bits
@@ -135,15 +133,16 @@ class Decoded:
         return sum(array.nbytes for array in arrays if array is not None)
 
 
-def encode(changes: Changes, *, self_contained: bool) -> tuple[Encoding, bytes]:
+def encode(changes: Changes, *, self_contained: bool, thorough: bool) -> tuple[Encoding, bytes]:
     """Encode what changed, at least one coordinate.
 
     Args:
         changes: What to encode.
         self_contained: Let the bits from before travel too.
+        thorough: Try all packings near the estimate. That gains a share of a percent, for several times the work.
     """
     codes = steps_between(changes.before, changes.after, floating=changes.floating)
-    best = choose if changes.coordinates == PIECE else _best
+    best = _best if thorough else choose
     kept = pack(changes.before, _PLANES) if self_contained else []
     if changes.positions.size > _DENSE_FROM * changes.coordinates:
         everywhere = spread(codes, changes.positions, changes.coordinates)
@@ -167,13 +166,8 @@ def encode(changes: Changes, *, self_contained: bool) -> tuple[Encoding, bytes]:
 
 
 def _best(numbers: Bits) -> Coding:
-    """Choose how numbers are packed; where there are few, by trying what is near the estimate.
-
-    For frames that are not full: in a small model that is most of the file, in a large one little of the time.
-    """
+    """Choose how numbers are packed by trying what is near the estimate."""
     chosen = choose(numbers)
-    if numbers.size > _FEW:
-        return chosen
     shifts = {max(0, chosen.shift + more) for more in (-1, 0, 1)}
     near = [chosen, *(Coding(mode, shift) for mode in (NIBBLES, BYTES) for shift in sorted(shifts))]
     return min(near, key=lambda coding: len(compress(pack(numbers, coding))) if numbers.size else 0)

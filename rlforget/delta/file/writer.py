@@ -40,6 +40,7 @@ from rlforget_kernels.fingerprint import foreach_fingerprint
 
 _HELD = 1 << 20  # bytes of a file that waits in memory for a header of just its size
 _ZERO: Fingerprint = (0, 0)
+_SMALL = 4 * PIECE  # coordinates of a model whose file is so small that a share of a percent is worth more than time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,7 @@ class DeltaWriter:
     ) -> None:
         self._file, self._pool, self._path, self._self_contained = file, pool, path, self_contained
         self._layout = layout
+        self._thorough = sum(layout.meta(name).numel for name in layout.names()) <= _SMALL
         self._pieces_due = iter([(name, meta) for name in layout.names() if (meta := layout.meta(name)).numel])
         self._due: tuple[str, int, int] | None = None  # the tensor whose pieces come, where, and its length
         self._tensors = {name: _Sum() for name in layout.names()}
@@ -224,7 +226,7 @@ class DeltaWriter:
             return
         if len(self._frames) + len(self._waiting) >= MOST_FRAMES:
             raise ValueError(f"expected at most {MOST_FRAMES} frames")
-        encoded = self._pool.submit(run.encoded, self._self_contained)
+        encoded = self._pool.submit(run.encoded, self._self_contained, self._thorough)
         self._waiting.append((start, run.size, changed, encoded))
         while len(self._waiting) > self._most_waiting:
             self._write_frame()
@@ -287,7 +289,7 @@ class _Run:
     pieces: list[tuple[int, Piece]] = dataclasses.field(default_factory=list)
     bits: list[Bits] = dataclasses.field(default_factory=list)
 
-    def encoded(self, self_contained: bool) -> tuple[Encoding, bytes]:
+    def encoded(self, self_contained: bool, thorough: bool) -> tuple[Encoding, bytes]:
         if not self.pieces:
             return encode_bits(_joined(self.bits))
         positions = [(piece.indices.numpy() + (place - piece.start)).astype(np.uint32) for place, piece in self.pieces]
@@ -306,7 +308,7 @@ class _Run:
             after=after,
             all_after=all_after if len(all_after) == len(self.pieces) else None,
         )
-        return encode(changes, self_contained=self_contained)
+        return encode(changes, self_contained=self_contained, thorough=thorough)
 
 
 def _joined(parts: list[Any]) -> Any:
