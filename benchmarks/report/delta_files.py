@@ -73,7 +73,8 @@ def _bars(found: dict[str, Any]) -> str:
         size = f"{found['large']['model_bytes'] / 1e9:.0f} GB"
         rows.append([size, f"peak memory of `rlforget {name}`", _bar("≤", command["peak_bytes"], MARK["memory"], _mib)])
     header = ["pair", "what", "bar", "reached", ""]
-    return f"### Bars of delta files\n\n{table(header, [[*row[:2], *row[2]] for row in rows])}\n{_CAUSES}"
+    causes = f"\n{_CAUSES}" if "pairs" in found else ""
+    return f"### Bars of delta files\n\n{table(header, [[*row[:2], *row[2]] for row in rows])}{causes}"
 
 
 def _bar(sign: str, value: float, mark: float, show: Callable[[float], str]) -> list[str]:

@@ -112,8 +112,11 @@ def read(path: Path) -> Results:
 
 
 def newest(folder: Path = FOLDER, *, delta_files: bool = False) -> list[Path]:
-    """Return the newest file of each device and kind of machine, CPUs first; of operators, or of delta files."""
-    found: dict[tuple[str, str], tuple[str, Path]] = {}
+    """Return the newest file of each device and kind of machine, CPUs first; of operators, or of delta files.
+
+    What is measured of delta files comes in parts, each of which may be in a file of its own: the newest of each.
+    """
+    found: dict[tuple[str, str, str], tuple[str, Path]] = {}
     for path in sorted(folder.glob("*.json")):
         raw = json.loads(path.read_text(encoding="utf-8"))
         if "environment" not in raw or ("delta_files" in raw) != delta_files:
@@ -121,8 +124,9 @@ def newest(folder: Path = FOLDER, *, delta_files: bool = False) -> list[Path]:
         environment = raw["environment"]
         machine = (environment["device"], str(environment.get("gpu") or environment["cpu"]))
         dated = (environment["date"], path)
-        found[machine] = max(found.get(machine, dated), dated)
-    return [found[machine][1] for machine in sorted(found)]
+        for part in raw["delta_files"] if delta_files else ("operators",):
+            found[*machine, part] = max(found.get((*machine, part), dated), dated)
+    return list(dict.fromkeys(path for _, (_, path) in sorted(found.items())))
 
 
 def read_all(paths: Iterable[Path]) -> list[Results]:
