@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from safetensors import safe_open
@@ -10,7 +11,8 @@ from safetensors import safe_open
 from rlforget import domains
 from rlforget.domains import miniature
 from rlforget.domains.miniature.build import EVALUATION_PROMPTS, SCORES_FILE
-from rlforget.domains.miniature.pretrain import Recipe, pretrain
+from rlforget.domains.miniature.pretrain import SHAPES, SHIPPED, Recipe, build_model, pretrain, recipe_for
+from rlforget.errors import UnknownNameError
 
 RECORD = json.loads((miniature.path() / SCORES_FILE).read_text())
 
@@ -53,3 +55,24 @@ def test_pretraining_learns_and_is_deterministic() -> None:
     assert set(losses) == {"look-ups", "competence", "noise"}
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert a.equal(b)
+
+
+@pytest.mark.parametrize("size", sorted(SHAPES))
+def test_a_size_has_about_as_many_parameters_as_its_name_says(size: str) -> None:
+    millions = float(size.removesuffix("M"))
+    found = sum(p.numel() for p in build_model(0, size).parameters()) / 1e6
+    assert found == pytest.approx(millions, rel=0.25)
+
+
+def test_the_shipped_recipe_is_the_default_one() -> None:
+    assert recipe_for(SHIPPED, 3) == Recipe(seed=3)
+
+
+def test_a_recipe_of_another_size_builds_that_size() -> None:
+    recipe = replace(recipe_for("1M", 0), lookup_steps=1, competence_steps=1, noise_steps=1)
+    assert pretrain(recipe).config.hidden_size == SHAPES["1M"].hidden
+
+
+def test_an_unknown_size_is_named() -> None:
+    with pytest.raises(UnknownNameError, match="7B"):
+        recipe_for("7B", 0)

@@ -10,7 +10,7 @@ from typing import Any
 from rlforget.domains.base import Domain
 from rlforget.domains.evaluation import evaluate
 from rlforget.domains.miniature.lines import DOMAINS
-from rlforget.domains.miniature.pretrain import Progress, Recipe, pretrain
+from rlforget.domains.miniature.pretrain import SHIPPED, Progress, pretrain, recipe_for
 from rlforget.domains.miniature.threads import one_thread
 from rlforget.domains.miniature.tokenizer import build_tokenizer
 
@@ -18,20 +18,20 @@ SCORES_FILE = "miniature.json"
 EVALUATION_PROMPTS = 1024
 
 
-def build(seed: int, out: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Train the miniature of `seed` and save it in the folder `out`, with `miniature.json` beside the weights.
+def build(seed: int, out: Path, progress: Progress | None = None, *, size: str = SHIPPED) -> dict[str, Any]:
+    """Train the miniature of `seed` and `size` and save it in the folder `out`, `miniature.json` beside the weights.
 
     Returns:
         What `miniature.json` holds: seed, command, recipe, and the sampled and greedy reward of each domain.
     """
-    recipe = Recipe(seed=seed)
+    recipe = recipe_for(size, seed)
     tokenizer = build_tokenizer()
     with one_thread():
         model = pretrain(recipe, progress)
         scores = measure(model, tokenizer)
     record = {
         "seed": seed,
-        "command": f"rlforget miniature --seed {seed}",
+        "command": f"rlforget miniature --seed {seed}" + ("" if size == SHIPPED else f" --size {size}"),
         "parameters": sum(p.numel() for p in model.parameters()),
         "recipe": asdict(recipe),
         "scores": scores,

@@ -18,6 +18,7 @@ from torch import Tensor
 from rlforget.domains.batches import IGNORED
 from rlforget.domains.miniature.lines import DOMAINS, Line, corrupt, draw
 from rlforget.domains.miniature.tokenizer import EOS, PAD, VOCABULARY
+from rlforget.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from transformers import Qwen2ForCausalLM
@@ -28,11 +29,33 @@ _TOKEN = {token: i for i, token in enumerate(VOCABULARY)}
 
 
 @dataclass(frozen=True)
+class Shape:
+    """How large a miniature is.
+
+    Attributes:
+        layers: Decoder layers.
+        hidden: Width of the residual stream; the MLPs are three times as wide, a head has 16 dimensions in the shipped
+            size and 32 above it, and half as many key-value heads as query heads.
+        heads: Query heads.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+
+
+SHIPPED = "0.2M"
+SHAPES = {SHIPPED: Shape(4, 64, 4), "1M": Shape(6, 128, 4), "4M": Shape(5, 256, 8)}
+"""The sizes, by about how many parameters they have."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides the miniature's weights.
 
     Attributes:
         seed: Seed of the initial weights and of all data.
+        size: A name of `SHAPES`.
         lookup_steps: Longest first phase; it ends sooner once its loss is below `lookup_loss`.
         lookup_loss: Mean loss, in nats a scored token, at which the look-up circuits count as built.
         competence_steps: Steps on all domains.
@@ -44,6 +67,7 @@ class Recipe:
     """
 
     seed: int = 0
+    size: str = SHIPPED
     lookup_steps: int = 1600
     lookup_loss: float = 0.15
     competence_steps: int = 1800
@@ -67,7 +91,7 @@ class Recipe:
 
 def pretrain(recipe: Recipe, progress: Progress | None = None) -> Qwen2ForCausalLM:
     """Train a miniature by `recipe`: the same weights each time, on the same machine and number of threads."""
-    model = build_model(recipe.seed)
+    model = build_model(recipe.seed, recipe.size)
     rng = random.Random(f"miniature/{recipe.seed}")
     report = progress or (lambda *_: None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
@@ -81,7 +105,7 @@ def pretrain(recipe: Recipe, progress: Progress | None = None) -> Qwen2ForCausal
         report("look-ups", step, recipe.lookup_steps, recent)
         if recent < recipe.lookup_loss:
             break
-    decay = recipe.competence_steps // 4
+    decay = max(1, recipe.competence_steps // 4)
     for step in range(recipe.competence_steps):
         _set_rate(optimizer, recipe.learning_rate * min(1.0, (recipe.competence_steps - step) / decay))
         loss = _step(model, optimizer, [x for kind, n in recipe.mixture.items() for x in draw(rng, kind, n)])
@@ -94,17 +118,34 @@ def pretrain(recipe: Recipe, progress: Progress | None = None) -> Qwen2ForCausal
     return model.eval()
 
 
-def build_model(seed: int) -> Qwen2ForCausalLM:
-    """Build the untrained miniature: 4 layers, hidden 64, 4 heads on 2 key-value heads, tied embeddings, float32."""
+def recipe_for(size: str, seed: int) -> Recipe:
+    """Return the recipe of a size: wider models learn at a lower rate, and in fewer steps.
+
+    Raises:
+        UnknownNameError: There is no such size.
+    """
+    if size not in SHAPES:
+        raise UnknownNameError(
+            f"size {size!r}", expected=f"one of {', '.join(SHAPES)}", found=repr(size), fix="Check the spelling."
+        )
+    if size == SHIPPED:
+        return Recipe(seed=seed)
+    rate, steps = {"1M": (2e-3, 1200), "4M": (1e-3, 900)}[size]
+    return Recipe(seed=seed, size=size, learning_rate=rate, competence_steps=steps, noise_learning_rate=rate / 6)
+
+
+def build_model(seed: int, size: str = SHIPPED) -> Qwen2ForCausalLM:
+    """Build an untrained miniature: tied embeddings, float32, half as many key-value heads as query heads."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    shape = SHAPES[size]
     config = Qwen2Config(
         vocab_size=64,
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=shape.hidden,
+        intermediate_size=3 * shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads // 2,
         max_position_embeddings=64,
         tie_word_embeddings=True,
         pad_token_id=_TOKEN[PAD],
