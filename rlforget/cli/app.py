@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 from typer.core import TyperGroup
 
-from rlforget.cli import circuits, demo, doctor, history, output, recovery, training, transactions, weights
+from rlforget.cli import circuits, conflict, demo, doctor, history, output, recovery, training, transactions, weights
 from rlforget.errors import RlforgetError, missing_extra
 
 INPUT_AT_FAULT = 1
@@ -41,7 +41,7 @@ TASKS: dict[str, Examples] = {
         transactions.undo: "rlforget undo now/ --list",
     },
     "Find and undo what hurt": {
-        recovery.conflict: "rlforget conflict now/ new.delta.safetensors --earlier math",
+        conflict.conflict: "rlforget conflict now/ new.delta.safetensors --earlier math",
         recovery.rollback: "rlforget rollback now/ new.delta.safetensors --restore math -o fixed/",
         training.refresh: "rlforget refresh now/ --domain math --steps 10 -o fixed/",
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,22 @@ if TYPE_CHECKING:
     from rlforget.interference import Conflict, ConflictSubspace
 
 Point = Literal["now", "midpoint", "earlier"]
+Score = Annotated[
+    str,
+    typer.Option(
+        help="How to score a change: subspace, fisher, two_fisher, taylor, opposed, or the controls magnitude, random."
+    ),
+]
+Where = Annotated[
+    Point,
+    typer.Option(help="Point on the way from before to after where an earlier domain's Fisher is taken."),
+]
+Own = Annotated[
+    Path | None, typer.Option(help="The earlier domain's own delta, for the score `opposed`.", metavar="DELTA")
+]
+
+FRACTION = 0.02
+NOTHING_TO_DO = 3
 
 
 class Measurement:
@@ -104,6 +120,26 @@ class Measurement:
             subspace=self.subspace(loaded, delta) if "subspace" in needs else None,
             seed=self.seed,
         )
+
+
+def load_changes(path: Path, model: str) -> Delta:
+    """Load a delta whose after side is `model`, or end the command where it holds no change."""
+    from rlforget.delta import Delta as File
+
+    delta = File.load(path, base=models.folder_of(model))
+    if not delta.changed:
+        output.note(f"nothing to do: {path} changes no coordinate")
+        raise typer.Exit(NOTHING_TO_DO)
+    return delta
+
+
+def load_fitting(model: str, delta: Delta, device: str) -> models.Loaded:
+    """Hold that the delta leads to the model's weights, and load it."""
+    from rlforget.interference.point import check_at_after
+    from rlforget.weights import open_weights
+
+    check_at_after(open_weights(models.folder_of(model)), delta)
+    return models.load(model, device)
 
 
 def _read_own(file: DeltaFile, loaded: models.Loaded, later: Delta) -> Delta:

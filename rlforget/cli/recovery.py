@@ -1,14 +1,14 @@
-"""`conflict`, `rollback`: which changes hurt an earlier domain, and undoing just those, without training."""
+"""`rollback`: undoing just the changes that hurt an earlier domain, without training."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlforget.cli import models, output
-from rlforget.cli.measurement import Measurement, Point
+from rlforget.cli.measurement import FRACTION, Measurement, Own, Score, Where, load_changes, load_fitting
 from rlforget.cli.options import (
     Delta,
     Device,
@@ -25,59 +25,7 @@ from rlforget.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rlforget.delta import Delta as LoadedDelta
     from rlforget.interference import ConflictSubspace, Coordinates
-
-Score = Annotated[
-    str,
-    typer.Option(
-        help="How to score a change: subspace, fisher, two_fisher, taylor, opposed, or the controls magnitude, random."
-    ),
-]
-Where = Annotated[
-    Point,
-    typer.Option(help="Point on the way from before to after where an earlier domain's Fisher is taken."),
-]
-Own = Annotated[
-    Path | None, typer.Option(help="The earlier domain's own delta, for the score `opposed`.", metavar="DELTA")
-]
-
-FRACTION = 0.02
-NOTHING_TO_DO = 3
-
-
-def conflict(
-    model: Model,
-    delta: Delta,
-    earlier: Annotated[list[str] | None, typer.Option(help="A domain that lost; may be repeated.")] = None,
-    later: Annotated[list[str] | None, typer.Option(help="A domain to spare; may be repeated.")] = None,
-    score: Score = "subspace",
-    fraction: Annotated[
-        float, typer.Option(help="Size of the conflict set, as a share of all coordinates.", min=0.0, max=1.0)
-    ] = FRACTION,
-    where: Where = "midpoint",
-    own: Own = None,
-    samples: Samples = 256,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Show where the changes lie that hurt an earlier domain: the conflict set, by layer and kind."""
-    names = ("--earlier", "--later")
-    measurement = Measurement(
-        score, earlier or [], later or [], own, names=names, where=where, samples=samples, seed=seed
-    )
-    changes = _load_delta(delta, model)
-    loaded = _load_fitting(model, changes, device)
-    chosen = measurement.conflict(loaded, changes).top(fraction)
-    summary = {"score": score, "count": chosen.count, "changed": changes.changed, "numel": changes.numel}
-    if as_json:
-        tensors = [{"name": name, "picked": len(indices)} for name, indices in chosen.items()]
-        output.json_object({**summary, "groups": _by_layer(chosen), "tensors": tensors})
-    else:
-        _show_set(chosen)
-        share = output.percent(chosen.count / changes.numel)
-        output.line(f"{chosen.count:,} coordinates ({share} of all), of {changes.changed:,} that changed")
 
 
 def rollback(
@@ -123,8 +71,8 @@ def rollback(
         check_new_folder(out, force=force)
     elif model == "miniature":
         raise typer.BadParameter("the shipped miniature is not changed in place", param_hint="--in-place")
-    changes = _load_delta(delta, model)
-    loaded = _load_fitting(model, changes, device)
+    changes = load_changes(delta, model)
+    loaded = load_fitting(model, changes, device)
     what: Coordinates | ConflictSubspace
     if dense:
         what = measurement.subspace(loaded, changes)
@@ -172,49 +120,3 @@ def _save(
     with output.bar(f"writing {loaded.folder}") as progress:
         checkpoint = CheckpointWeights(loaded.folder)
         write_difference(checkpoint, open_weights(loaded.model), held=held, note=note, progress=progress)
-
-
-def _load_delta(path: Path, model: str) -> LoadedDelta:
-    """Load a delta whose after side is `model`, or end the command where it holds no change."""
-    from rlforget.delta import Delta as File
-
-    delta = File.load(path, base=models.folder_of(model))
-    if not delta.changed:
-        output.note(f"nothing to do: {path} changes no coordinate")
-        raise typer.Exit(NOTHING_TO_DO)
-    return delta
-
-
-def _load_fitting(model: str, delta: LoadedDelta, device: str) -> models.Loaded:
-    """Hold that the delta leads to the model's weights, and load it."""
-    from rlforget.interference.point import check_at_after
-    from rlforget.weights import open_weights
-
-    check_at_after(open_weights(models.folder_of(model)), delta)
-    return models.load(model, device)
-
-
-def _by_layer(chosen: Coordinates) -> dict[str, dict[str, int]]:
-    """Count coordinates by layer, in order, and therein by kind of tensor."""
-    from rlforget.delta.naming import kind_of, layer_of
-
-    order = sorted(chosen, key=lambda name: (layer_of(name) is None, layer_of(name) or 0))
-    counts: dict[str, dict[str, int]] = {}
-    for name in order:
-        layer = layer_of(name)
-        group = counts.setdefault("outside" if layer is None else str(layer), {})
-        group[kind_of(name)] = group.get(kind_of(name), 0) + len(chosen[name])
-    return counts
-
-
-def _show_set(chosen: Coordinates) -> None:
-    from rlforget.delta.naming import KINDS
-
-    groups = _by_layer(chosen)
-    kinds = [kind for kind in KINDS if any(kind in group for group in groups.values())]
-    rows: list[Any] = [
-        (layer, *(f"{group.get(kind, 0):,}" for kind in kinds), f"{sum(group.values()):,}")
-        for layer, group in groups.items()
-    ]
-    totals = [sum(group.get(kind, 0) for group in groups.values()) for kind in kinds]
-    output.table(("layer", *kinds, "all"), [*rows, ("all", *(f"{n:,}" for n in totals), f"{chosen.count:,}")])
