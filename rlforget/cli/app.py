@@ -8,7 +8,19 @@ from typing import Annotated, Any, TypeAlias
 import typer
 from typer.core import TyperGroup
 
-from rlforget.cli import circuits, conflict, demo, doctor, history, output, recovery, training, transactions, weights
+from rlforget.cli import (
+    circuits,
+    conflict,
+    demo,
+    doctor,
+    experiment,
+    history,
+    output,
+    recovery,
+    training,
+    transactions,
+    weights,
+)
 from rlforget.errors import RlforgetError, missing_extra
 
 INPUT_AT_FAULT = 1
@@ -56,6 +68,7 @@ TASKS: dict[str, Examples] = {
         demo.miniature: "rlforget miniature --seed 0 -o runs/miniature",
     },
     "Report": {
+        experiment.experiment: "rlforget experiment configs/miniature.yaml -o runs/experiment --jobs 2",
         demo.report: "rlforget report runs/demo -o report.html",
     },
 }

@@ -1,0 +1,115 @@
+"""The study from beginning to end: bases, stages, measurements, table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rlforget.domains.miniature.build import SCORES_FILE, build
+from rlforget.errors import ConfigError
+from rlforget.experiments.recovery_study import measuring
+from rlforget.experiments.recovery_study.config import BaseModelConfig, StudyConfig
+from rlforget.experiments.recovery_study.courses import PARTS, Course, Part, courses
+from rlforget.experiments.recovery_study.jobs import Job, run_jobs
+from rlforget.experiments.recovery_study.table import write_table
+from rlforget.training import Progress, run_sequence
+from rlforget.training.progress import Silent
+from rlforget.training.run_folder import RunFolder
+from rlforget.weights.atomic import new_file, new_folder
+
+TABLE, SETTINGS = "table.csv", "study.json"
+_FIXED = ("domains", "methods", "evaluation_prompts", "samples", "few", "budgets", "refresh_steps")
+
+
+def plan_of(study: StudyConfig, out: Path, *, bases: Path, parts: tuple[Part, ...] = PARTS) -> dict[str, int]:
+    """Count what a study is made of.
+
+    Raises:
+        ConfigError: The study in `out` was made with other settings.
+    """
+    _check_settings(study, out)
+    planned = courses(study, out, bases, parts)
+    return {
+        "bases": len({course.base for course in planned}),
+        "stages": sum(len(course.config.stages) for course in planned),
+        "scenes": sum(len(course.scenes) for course in planned),
+    }
+
+
+def run_study(
+    study: StudyConfig,
+    out: Path,
+    *,
+    bases: Path,
+    parts: tuple[Part, ...] = PARTS,
+    processes: int = 1,
+    progress: Progress,
+) -> list[Path]:
+    """Do what is not in `out` yet.
+
+    Args:
+        study: What to run.
+        out: The folder of the run; killed at any time, it goes on at the first piece that is not finished.
+        bases: The folder of the bases that are pretrained.
+        parts: The parts to run.
+        processes: How many pieces are worked on at a time.
+        progress: Told of every piece.
+
+    Returns:
+        The files that were written: the table.
+
+    Raises:
+        ConfigError: The study in `out` was made with other settings.
+        RlforgetError: As `run_sequence` and the rules that are tried.
+    """
+    _check_settings(study, out)
+    planned = courses(study, out, bases, parts)
+    out.mkdir(parents=True, exist_ok=True)
+    with new_file(out / SETTINGS, force=True) as file:
+        file.write((study.model_dump_json(indent=1) + "\n").encode())
+    run_jobs("bases", [_pretraining(one) for one in _unique_bases(planned)], processes=processes, progress=progress)
+    run_jobs("stages", [_training(one) for one in planned], processes=processes, progress=progress)
+    scenes = [measuring.job(study, course, scene) for course in planned for scene in course.scenes]
+    run_jobs("measurements", scenes, processes=processes, progress=progress)
+    write_table(measuring.collected(courses(study, out, bases)), out / TABLE)
+    return [out / TABLE]
+
+
+def _check_settings(study: StudyConfig, out: Path) -> None:
+    """Hold that what is measured already was measured as it would be now."""
+    path = out / SETTINGS
+    if not path.exists():
+        return
+    then, now = json.loads(path.read_text(encoding="utf-8")), study.model_dump(mode="json")
+    for key in _FIXED:
+        if then.get(key) != now[key]:
+            raise ConfigError(
+                f"key {key}",
+                expected=f"{then.get(key)}, as when {out} was made",
+                found=str(now[key]),
+                fix="Change it back, or choose another output folder.",
+            )
+
+
+def _unique_bases(planned: list[Course]) -> list[tuple[BaseModelConfig, Path]]:
+    return list({c.base.folder: (c.base.pretrain, c.base.folder) for c in planned if c.base.pretrain}.values())
+
+
+def _pretraining(base: tuple[BaseModelConfig, Path]) -> Job:
+    settings, folder = base
+    return Job(_pretrain, (settings, folder), lambda: int((folder / SCORES_FILE).exists()), 1)
+
+
+def _pretrain(base: BaseModelConfig, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as draft:
+        build(base.seed, draft, size=base.size)
+
+
+def _training(course: Course) -> Job:
+    pieces = 1 + len(course.config.stages)
+    return Job(_train, (course,), lambda: len(RunFolder(course.folder).finished()), pieces)
+
+
+def _train(course: Course) -> None:
+    run_sequence(course.config, course.folder, progress=Silent())
