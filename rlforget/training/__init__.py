@@ -6,8 +6,10 @@ from rlforget.training.config import EvaluationConfig, LoraConfig, SequenceConfi
 from rlforget.training.live import replay
 from rlforget.training.log import JsonLinesLog, Log
 from rlforget.training.progress import Progress
+from rlforget.training.protection import protecting
 from rlforget.training.refresh import refresh
 from rlforget.training.sequence import FinishedStage, SequenceResult, run_sequence
+from rlforget.training.span import Span
 from rlforget.training.stage import StageResult, train_stage
 from rlforget.training.yaml_file import load_config
 
@@ -20,9 +22,11 @@ __all__ = [
     "Progress",
     "SequenceConfig",
     "SequenceResult",
+    "Span",
     "StageConfig",
     "StageResult",
     "load_config",
+    "protecting",
     "refresh",
     "replay",
     "run_sequence",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,7 @@ def train_stage(
     domain: Domain | None = None,
     log: Log | None = None,
     progress: bool | Progress = True,
+    callbacks: Sequence[Any] = (),
 ) -> StageResult:
     """Fine-tune `model` in place.
 
@@ -74,6 +75,7 @@ def train_stage(
         domain: The domain, where it is not to be made from `stage.domain`.
         log: Called with each event; `JsonLinesLog` is one.
         progress: True shows a bar on a terminal and lines elsewhere.
+        callbacks: Further transformers `TrainerCallback`s, called in this order.
 
     Raises:
         RewardError: A reward raised or is no number in [0, 1].
@@ -93,20 +95,23 @@ def train_stage(
     started = time.perf_counter()
     try:
         with quiet(), borrowed(model), seeded(seed), adapter(model, stage.lora) as trained:
-            _train(trained, tokenizer, stage, chosen, seed, watch)
+            _train(trained, tokenizer, stage, chosen, seed, [as_callback(watch), *callbacks], watch)
     finally:
         shown.stop()
     return _result(name, chosen, stage, watch.course, time.perf_counter() - started)
 
 
-def _train(model: Any, tokenizer: Any, stage: StageConfig, domain: Domain, seed: int, watch: Watch) -> None:
+def _train(
+    model: Any, tokenizer: Any, stage: StageConfig, domain: Domain, seed: int, callbacks: Sequence[Any], watch: Watch
+) -> None:
     from transformers import PrinterCallback
 
     build = _grpo_trainer if stage.method == "grpo" else _sft_trainer
     with tempfile.TemporaryDirectory(prefix="rlforget-") as folder:
         trainer = build(model, tokenizer, stage, domain, seed, folder)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(as_callback(watch))
+        for callback in callbacks:
+            trainer.add_callback(callback)
         try:
             trainer.train()
         except RuntimeError as fault:
