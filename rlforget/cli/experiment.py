@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from rlforget.cli import output
 from rlforget.cli.options import DryRun, Json, OutFolder
-
-Part = Literal["pairs", "sequence", "deep", "bases", "sizes"]
 
 
 def experiment(
@@ -18,7 +16,9 @@ def experiment(
     out: OutFolder,
     fast: Annotated[bool, typer.Option("--fast", help="Few pairs, short stages: under ten minutes.")] = False,
     jobs: Annotated[int, typer.Option(help="Processes that work at a time, one thread each.", min=1)] = 1,
-    only: Annotated[list[Part] | None, typer.Option(help="A part of the study; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A part: pairs, sequence, deep, bases, sizes; may be repeated.")
+    ] = None,
     bases: Annotated[Path, typer.Option(help="Where bases that the study pretrains lie.", metavar="FOLDER")] = Path(
         "runs/bases"
     ),
@@ -33,7 +33,9 @@ def experiment(
     study = load_study(config)
     if fast:
         study = study.fast()
-    parts = tuple(only or PARTS)
+    parts = tuple(part for part in PARTS if only is None or part in only)
+    if unknown := next((part for part in only or () if part not in PARTS), None):
+        raise typer.BadParameter(f"{unknown!r} is not one of {', '.join(PARTS)}", param_hint="--only")
     planned = plan_of(study, out, bases=bases, parts=parts)
     if dry_run:
         if as_json:
