@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rlforget.experiments.recovery_study import rules
+from rlforget.experiments.recovery_study import refreshes, rounding, rules
 from rlforget.experiments.recovery_study.config import StudyConfig
 from rlforget.experiments.recovery_study.courses import Course, Part, Scene
 from rlforget.experiments.recovery_study.jobs import Job
@@ -16,16 +16,22 @@ from rlforget.weights.atomic import new_file
 
 Measure = Callable[[Live], Iterable[Row]]
 
-MEASURES: dict[str, Measure] = {**rules.MEASURES}
+MEASURES: dict[str, Measure] = {
+    **rules.MEASURES,
+    **rules.OF_SEVERAL,
+    **rounding.MEASURES,
+    **refreshes.MEASURES,
+}
 """Every measurement by its name, which its file is called by too."""
 
 _RULES = tuple(rules.MEASURES)
+_OF_A_PAIR = (*_RULES, *refreshes.MEASURES)
 
 IN_PART: dict[Part, tuple[str, ...]] = {
-    "pairs": _RULES,
-    "sequence": _RULES,
-    "deep": _RULES,
-    "bases": _RULES,
+    "pairs": (*_OF_A_PAIR, *rounding.MEASURES),
+    "deep": _OF_A_PAIR,
+    "sequence": (*_RULES, *rules.OF_SEVERAL),
+    "bases": (*_RULES, *rules.OF_SEVERAL),
     "sizes": (),
 }
 """The measurements of the scenes of each part."""

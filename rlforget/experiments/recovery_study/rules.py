@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
+from rlforget.experiments.measure import regained
 from rlforget.experiments.recovery_study.scene import Live, Row
 from rlforget.interference import conflict
 
@@ -47,4 +49,40 @@ def coordinates(live: Live) -> Iterator[Row]:
                 yield live.tried(score, scored.top(fraction=budget), budget=budget, n=n)
 
 
+def selectivity(live: Live) -> Iterator[Row]:
+    """Restore one of several older domains alone, and see how far another one moves: `value` is the other's share."""
+    older = live.scene.earlier
+    for one in older:
+        if live.then[one] - live.now[one] < live.study.least_loss:
+            continue
+        found, _ = live.subspace(passes=1, restore=(one,))
+        row = live.tried("one alone", found, n=live.study.samples, passes=1)
+        after = json.loads(row["rewards"])
+        for other in older:
+            if other != one and live.then[other] - live.now[other] >= live.study.least_loss:
+                shares = {name: regained(live.then, live.now, after, [name]) for name in (one, other)}
+                yield {**row, "earlier": f"{one} ({other})", "regained": shares[one], "value": shares[other]}
+
+
+def peaks(live: Live) -> Iterator[Row]:
+    """How far every domain is from its best reward along the sequence: at the end, and after one rollback.
+
+    `value` is the largest gap.
+    """
+    line = [stage.name for stage in live.line(live.scene.now)]
+    best = {name: max(live.rewards_at(stage)[name] for stage in line) for name in live.now}
+    yield _gaps(live.row("peaks, now"), best, live.now)
+    for passes in (1, 2):
+        found, _ = live.subspace(passes=passes)
+        row = live.tried("peaks, rollback", found, n=live.study.samples, passes=passes)
+        yield _gaps(row, best, json.loads(row["rewards"]))
+
+
+def _gaps(row: Row, best: dict[str, float], rewards: dict[str, float]) -> Row:
+    gaps = {name: round(best[name] - rewards[name], 4) for name in best}
+    return {**row, "value": max(gaps.values()), "rewards": json.dumps(gaps)}
+
+
 MEASURES = {"dense": dense, "coordinates": coordinates}
+OF_SEVERAL = {"selectivity": selectivity, "peaks": peaks}
+"""For scenes of several older domains."""

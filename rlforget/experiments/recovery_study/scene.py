@@ -89,11 +89,11 @@ class Live(Lost):
     def __init__(self, study: StudyConfig, course: Course, scene: Scene) -> None:
         super().__init__(study, course, scene)
         self.model, self.tokenizer = load_model(course.config)
-        for stage in self._line(scene.then):
+        for stage in self.line(scene.then):
             deltas.apply(self.model, stage.delta())
         self.before: dict[str, Tensor] = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        then = {stage.name for stage in self._line(scene.then)}
-        for stage in self._line(scene.now):
+        then = {stage.name for stage in self.line(scene.then)}
+        for stage in self.line(scene.now):
             if stage.name not in then:
                 deltas.apply(self.model, stage.delta())
         self.delta = deltas.diff(self.before, self.model)
@@ -105,9 +105,10 @@ class Live(Lost):
         """The earlier domain's own update."""
         return self.folders[self.scene.then].delta()
 
-    def _line(self, stage: str) -> list[StageFolder]:
+    def line(self, stage: str) -> list[StageFolder]:
+        """Return the stages from the base's child down to one."""
         parent = self.folders[stage].record.get("parent")
-        return [] if parent is None else [*self._line(parent), self.folders[stage]]
+        return [] if parent is None else [*self.line(parent), self.folders[stage]]
 
     def _fisher(self, domain: str) -> Fisher:
         return fisher(

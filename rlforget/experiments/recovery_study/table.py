@@ -29,6 +29,7 @@ COLUMNS: dict[str, str] = {
     "mu": "ridge, in units of the mean squared norm of the restoring rows",
     "strength": "share of the correction that was made, or of δ that was gone back",
     "steps": "steps of a refresh",
+    "samples": "completions drawn in all",
     "dtype": "of the weights, where it is not float32",
     "counts": "whether enough was lost and gained for the shares to mean something",
     "then": "mean reward of the earlier domains at their stage",
