@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,13 +50,17 @@ def collect(model: Any, batches: Batches, *, samples: int, seed: int = 0, tokeni
     return taken
 
 
-def completed(model: Any, batches: list[Batch], *, seed: int, tokenizer: Any = None) -> Iterator[dict[str, Tensor]]:
+def completed(
+    model: Any, batches: list[Batch], *, seed: int, tokenizer: Any = None, only: Collection[int] | None = None
+) -> Iterator[dict[str, Tensor]]:
     """Yield each batch on the model's device, with completions sampled from the model where it has no `labels`.
 
-    Every batch draws from a seed of its own, so batches may be completed in any order.
+    Every batch draws from a seed of its own, so batches may be completed in any order, or those at positions `only`.
     """
     device = next(model.parameters()).device
     for position, batch in enumerate(batches):
+        if only is not None and position not in only:
+            continue
         if "labels" not in batch:
             pad, end = special_tokens(model, tokenizer)
             draw = seed * 1_000_003 + position
@@ -74,10 +78,37 @@ def completion_log_probs(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         [B] float32 (float64 for a float64 model), differentiable.
     """
-    labels = batch["labels"][:, 1:]
-    log_probs = next_token_log_probs(model, batch)
-    tokens = log_probs.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)  # [B, T-1]
+    return summed(scored_log_probs(model, batch), batch)
+
+
+def summed(log_probs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Sum a number a token over the scored tokens of each completion.
+
+    Args:
+        log_probs: [B, S, vocabulary], at the last S positions but one, as `scored_log_probs` returns; or their
+            derivative.
+        batch: With `labels` [B, T].
+
+    Returns:
+        [B], of the dtype of `log_probs`.
+    """
+    labels = scored_labels(batch)
+    tokens = log_probs.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)  # [B, S]
     return torch.where(labels != IGNORED, tokens, 0.0).sum(1)
+
+
+def scored_labels(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the labels that `scored_log_probs` predicts, [B, S] int64: from the batch's first scored token on."""
+    return batch["labels"][:, 1:][:, _first_scored(batch) :]
+
+
+def scored_log_probs(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return `next_token_log_probs` from the batch's first scored token on: [B, S, vocabulary].
+
+    Prompts are not turned to logits, where the model can do without: with a large vocabulary those are the largest
+    tensors there are.
+    """
+    return _log_probs(model, batch, _first_scored(batch))
 
 
 def next_token_log_probs(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -90,12 +121,23 @@ def next_token_log_probs(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         [B, T - 1, vocabulary] float32 (float64 for a float64 model), differentiable.
     """
+    return _log_probs(model, batch, 0)
+
+
+def _log_probs(model: Any, batch: Mapping[str, Tensor], start: int) -> Tensor:
     mask = batch["attention_mask"]
     positions = (mask.cumsum(1) - 1).clamp_min(0)  # padding counts for nothing, as in generation
-    extra = accepted(model.forward, {"position_ids": positions, "use_cache": False})
-    logits = model(input_ids=batch["input_ids"], attention_mask=mask, **extra).logits[:, :-1]
+    kept = mask.shape[1] - start
+    extra = accepted(model.forward, {"position_ids": positions, "use_cache": False, "logits_to_keep": kept})
+    logits = model(input_ids=batch["input_ids"], attention_mask=mask, **extra).logits[:, -kept:-1]
     precise: Tensor = logits if logits.dtype == torch.float64 else logits.float()
     return precise.log_softmax(-1)
+
+
+def _first_scored(batch: Mapping[str, Tensor]) -> int:
+    """Return how many positions stand before the first whose next token is scored; 0 where none is."""
+    scored = (batch["labels"][:, 1:] != IGNORED).any(0)  # [T - 1]
+    return int(scored.int().argmax()) if scored.numel() else 0
 
 
 def _take(source: Iterable[Batch], samples: int) -> Iterator[Batch]:

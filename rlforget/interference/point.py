@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from rlforget.errors import LayoutError, WrongBaseError
+from rlforget.errors import ConfigError, LayoutError, ParameterError, WrongBaseError
 from rlforget.weights import open_weights, pair_up
 from rlforget_kernels.common.arithmetic import widened
 from rlforget_kernels.common.bits import as_bits
@@ -17,6 +17,9 @@ from rlforget_kernels.common.bits import as_bits
 if TYPE_CHECKING:
     from rlforget.delta import Delta
     from rlforget.weights import Weights
+
+Frozen = Literal["error", "skip"]
+"""What becomes of a changed tensor that is frozen (`requires_grad` is False) or quantised: refused, or left out."""
 
 
 def names_in(weights: Weights, delta: Delta) -> dict[str, str]:
@@ -61,6 +64,60 @@ def changed_parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter
         if tensor.changed and parameter is not None and parameter.is_floating_point():
             found.setdefault(id(parameter), (name, parameter))
     return dict(found.values())
+
+
+def measured_parameters(
+    model: nn.Module, delta: Delta, *, frozen: Frozen = "error"
+) -> tuple[dict[str, nn.Parameter], tuple[str, ...]]:
+    """Return those of `changed_parameters` that a measurement differentiates by, and the names of what it leaves out.
+
+    Frozen parameters (`requires_grad` is False) and quantised tensors (integers or 8-bit floats, whose scales stand
+    elsewhere) are left out where `frozen` is "skip". Floating-point buffers take no gradient, and are no fault.
+
+    Raises:
+        ConfigError: `frozen` is neither "error" nor "skip".
+        LayoutError: The delta is of another architecture.
+        ParameterError: `frozen` is "error", and the delta changed a tensor that is frozen or quantised.
+    """
+    if frozen not in get_args(Frozen):
+        found = repr(frozen)
+        raise ConfigError("frozen", expected='"error" or "skip"', found=found, fix="Check the spelling.")
+    parameters = changed_parameters(model, delta)
+    fixed = {name: "a frozen parameter" for name, parameter in parameters.items() if not parameter.requires_grad}
+    for name, tensor in delta.items():
+        if tensor.changed and (not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1):
+            fixed[name] = f"a quantised tensor, in {tensor.dtype}"
+    if fixed and frozen == "error":
+        name, found = next(iter(fixed.items()))
+        more = f" ({len(fixed)} such in all)" if len(fixed) > 1 else ""
+        raise ParameterError(
+            f"{type(model).__name__}, tensor {name!r}",
+            expected="a floating-point parameter that requires a gradient, since the delta changed it",
+            found=found + more,
+            fix='Free it with requires_grad_(True), load the model unquantised, or leave such out with frozen="skip".',
+        )
+    return {name: parameter for name, parameter in parameters.items() if name not in fixed}, tuple(fixed)
+
+
+def change_of(model: nn.Module, delta: Delta, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return δ as a direction in weight space: by the model's own names, dense, 0 where nothing changed.
+
+    Args:
+        model: The model.
+        delta: The delta.
+        parameters: Those to move, by the delta's names, as `changed_parameters` gives them.
+
+    Returns:
+        after − before, subtracted in float32 and rounded to the parameter's dtype, on its device, of its shape.
+    """
+    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    direction = {}
+    for name, parameter in parameters.items():
+        flat = torch.zeros(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
+        tensor = delta[name]
+        flat[tensor.indices.to(flat.device).long()] = tensor.values.to(flat.device, flat.dtype)
+        direction[own[id(parameter)]] = flat.view(parameter.shape)
+    return direction
 
 
 def check_at_after(weights: Weights, delta: Delta) -> None:
