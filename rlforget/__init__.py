@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         conflict_subspace,
         fisher,
     )
-    from rlforget.recovery import Rollback, rollback
+    from rlforget.recovery import Rollback, Search, auto_rollback, rollback
     from rlforget.weights import Weights, open_weights, save_checkpoint
     from rlforget.weights.in_place import undo
 
@@ -58,10 +58,12 @@ _HOME = {
     "Overlap": "delta",
     "RlforgetError": "errors",
     "Rollback": "recovery",
+    "Search": "recovery",
     "Stage": "history",
     "TensorDelta": "delta",
     "Weights": "weights",
     "apply": "delta",
+    "auto_rollback": "recovery",
     "conflict": "interference",
     "conflict_subspace": "interference",
     "diff": "delta",
@@ -88,11 +90,13 @@ __all__ = [
     "Overlap",
     "RlforgetError",
     "Rollback",
+    "Search",
     "Stage",
     "TensorDelta",
     "Weights",
     "__version__",
     "apply",
+    "auto_rollback",
     "circuits",
     "conflict",
     "conflict_subspace",

@@ -56,6 +56,10 @@ class EmptyDomainError(RlforgetError):
     """A domain that has no examples."""
 
 
+class ShortDomainError(RlforgetError):
+    """A domain with fewer prompts than were asked for."""
+
+
 class DomainFileError(RlforgetError):
     """A domain file with a line that cannot be used."""
 
@@ -76,12 +80,24 @@ class NonFiniteError(RlforgetError):
     """NaN or Inf where a finite number is needed."""
 
 
+class ZeroGradientError(RlforgetError):
+    """Gradients that are zero throughout: they say nothing about what they were taken of."""
+
+
 class ParameterError(RlforgetError):
-    """A parameter whose per-sample gradients cannot be taken in bounded memory."""
+    """A parameter whose gradients cannot be taken: frozen, quantised, or not in bounded memory."""
 
 
 class ConfigError(RlforgetError):
     """A configuration with an unknown key, a wrong type or an impossible value."""
+
+
+class NothingLostError(RlforgetError):
+    """A domain to restore that lost nothing: no share of its loss can be regained."""
+
+
+class NothingGainedError(RlforgetError):
+    """A domain to protect that gained nothing: no share of its gain can be kept."""
 
 
 class ReportError(RlforgetError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlforget.domains.base import Domain, Split
+from rlforget.domains.base import Domain, Example, Split
 from rlforget.domains.batches import encode_prompts
 from rlforget.domains.sampling import completion_texts, sample, special_tokens
 from rlforget.errors import ConfigError
@@ -46,11 +47,32 @@ def evaluate(
     """
     if count < 1:
         raise ConfigError("count", expected="at least 1 prompt", found=str(count), fix="Ask for one prompt or more.")
+    examples = domain.examples(count, seed=seed, split=split)
+    rewards = rewards_of(model, tokenizer, domain, examples, seed=seed, greedy=greedy, batch_size=batch_size)
+    mean = sum(rewards) / len(rewards)
+    variance = sum((r - mean) ** 2 for r in rewards) / max(1, len(rewards) - 1)
+    return Score(mean, (variance / len(rewards)) ** 0.5, len(rewards))
+
+
+def rewards_of(
+    model: Any,
+    tokenizer: Any,
+    domain: Domain,
+    examples: Sequence[Example],
+    *,
+    seed: int = 0,
+    greedy: bool = False,
+    batch_size: int = 256,
+) -> list[float]:
+    """Sample one completion for each example and return their rewards.
+
+    Raises:
+        RewardError: A reward is no number in [0, 1].
+    """
     rewards: list[float] = []
     pad, ends = special_tokens(model, tokenizer)
-    examples = domain.examples(count, seed=seed, split=split)
     for start in range(0, len(examples), batch_size):
-        chunk = examples[start : start + batch_size]
+        chunk = list(examples[start : start + batch_size])
         completed = sample(
             model,
             encode_prompts(domain, tokenizer, chunk),
@@ -61,6 +83,4 @@ def evaluate(
         )
         texts = completion_texts(tokenizer, completed, ends)
         rewards += [domain.checked_reward(e, text) for e, text in zip(chunk, texts, strict=True)]
-    mean = sum(rewards) / len(rewards)
-    variance = sum((r - mean) ** 2 for r in rewards) / max(1, len(rewards) - 1)
-    return Score(mean, (variance / len(rewards)) ** 0.5, len(rewards))
+    return rewards
