@@ -12,10 +12,12 @@ from torch import Tensor
 from rlforget import domains
 from rlforget.domains.batches import IGNORED
 from rlforget.domains.sampling import special_tokens
-from rlforget.errors import ConfigError, EmptyDomainError
+from rlforget.errors import ConfigError, EmptyDomainError, NonFiniteError, ShortDomainError
 
 Batch = Mapping[str, Any]
 Batches = domains.Domain | str | Iterable[Batch]
+
+_BYTES_AT_ONCE = 1 << 28  # of one float32 number a token of the vocabulary and scored position
 
 
 def collect(model: Any, batches: Batches, *, samples: int, seed: int = 0, tokenizer: Any = None) -> list[Batch]:
@@ -31,12 +33,22 @@ def collect(model: Any, batches: Batches, *, samples: int, seed: int = 0, tokeni
 
     Raises:
         EmptyDomainError: There is not a single row.
+        ShortDomainError: A domain has fewer prompts than `samples`.
     """
     if samples < 1:
         raise ConfigError("samples", expected="at least 1", found=str(samples), fix="Ask for one sample or more.")
     source: Iterable[Batch]
     if isinstance(batches, str | domains.Domain):
-        source = domains.prompt_batches(domains.get(batches), tokenizer_of(model, tokenizer), count=samples, seed=seed)
+        domain = domains.get(batches)
+        size = domain.size()
+        if size is not None and 0 < size < samples:
+            raise ShortDomainError(
+                f"domain {domain.name!r}",
+                expected=f"{samples} prompts, as asked for",
+                found=f"{size} in its split for training",
+                fix=f"Add prompts, or ask for {size} samples at most.",
+            )
+        source = domains.prompt_batches(domain, tokenizer_of(model, tokenizer), count=samples, seed=seed)
     else:
         source = batches
     taken = list(_take(source, samples))
@@ -64,6 +76,8 @@ def completed(
         if "labels" not in batch:
             pad, end = special_tokens(model, tokenizer)
             draw = seed * 1_000_003 + position
+            if position == 0:
+                _check_samplable(model, batch)
             batch = domains.sample(model, batch, seed=draw, pad_token_id=pad, eos_token_id=end)
         yield {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
 
@@ -138,6 +152,46 @@ def _first_scored(batch: Mapping[str, Tensor]) -> int:
     """Return how many positions stand before the first whose next token is scored; 0 where none is."""
     scored = (batch["labels"][:, 1:] != IGNORED).any(0)  # [T - 1]
     return int(scored.int().argmax()) if scored.numel() else 0
+
+
+def pieces(model: Any, batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Split a batch so that a number for each scored position and token of the vocabulary fits in bounded memory."""
+    size = scored_labels(batch).shape[1] * _vocabulary(model)
+    rows = max(1, _BYTES_AT_ONCE // (4 * max(size, 1)))
+    for start in range(0, batch["input_ids"].shape[0], rows):
+        yield {name: value[start : start + rows] for name, value in batch.items()}
+
+
+def check_finite(model: Any, values: Tensor, what: str) -> None:
+    """Hold that what was computed from a model are numbers.
+
+    Raises:
+        NonFiniteError: One is NaN or infinite; the message names the parameter that is to blame, where one is.
+    """
+    if bool(values.isfinite().all()):
+        return
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            what, found = f"parameter {name!r}", "NaN or Inf in it"
+            break
+    else:
+        found = f"NaN or Inf, from finite weights in {next(model.parameters()).dtype}"
+    fix = "Mend the weights; where they are sound, load the model in a dtype of wider range, bfloat16 or float32."
+    raise NonFiniteError(what, expected="finite numbers", found=found, fix=fix)
+
+
+@torch.no_grad()
+def _check_samplable(model: Any, batch: Batch) -> None:
+    """A draw from NaN is a fault without a name, and on a GPU the end of the process."""
+    mask = batch["attention_mask"][:1].to(next(model.parameters()).device)
+    ids = batch["input_ids"][:1].to(mask.device)
+    check_finite(model, model(input_ids=ids, attention_mask=mask).logits[:, -1].float(), "the model's logits")
+
+
+def _vocabulary(model: Any) -> int:
+    config = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "vocab_size", 1))
 
 
 def _take(source: Iterable[Batch], samples: int) -> Iterator[Batch]:

@@ -1,92 +1,102 @@
-"""The stack W = [G_A; √λ G_B] of gradients that the conflict subspace is solved in, filled in place."""
+"""The plain form: the stack W = [G_A; G_B] of gradients that the conflict subspace is solved in, held whole."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlforget.errors import NonFiniteError
-from rlforget.interference.completions import Batch, completed
-from rlforget.interference.point import moved
-from rlforget.interference.sample_gradients import Column, SampleGradients, width
-from rlforget_kernels.common.arithmetic import widened
+from rlforget.interference import sample_space
+from rlforget.interference.linearisation import Linearisation
+from rlforget.interference.rows import Rows, count
+from rlforget.interference.sample_gradients import SampleGradients, width
 
 
 class GradientStack:
-    """Gradients of log π(completion | prompt), one row a completion, over the root of its domain's count.
+    """Rows that are held: 4 bytes × rows × entries.
 
     Args:
-        model: The model, at the weights called now.
-        columns: Where each parameter's gradient stands in a row, whole.
-        restore: For each domain to restore, its batches.
-        protect: For each domain to protect, likewise.
-        lam: Weight λ of the protected domains.
-        seed: Seed of the completions.
-        tokenizer: Names the padding and the end token.
-
-    Attributes:
-        rows: float32 [restored + protected completions, width], on the model's device.
-        restoring: How many of the rows belong to G_A; they come first.
+        rows: float32 [n, N], G_A's first.
+        restoring: How many of them are G_A's.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        columns: Mapping[str, Column],
-        restore: list[list[Batch]],
-        protect: list[list[Batch]],
-        *,
-        lam: float,
-        seed: int,
-        tokenizer: Any,
-    ) -> None:
-        self._model, self._columns, self._lam = model, columns, lam
-        self._restore, self._protect = restore, protect
-        self._seed, self._tokenizer = seed, tokenizer
-        self._gradients = SampleGradients(model, columns)
-        self.restoring = sum(map(_count, restore))
-        height = self.restoring + sum(map(_count, protect))
-        self.rows = torch.empty(height, width(columns), device=next(model.parameters()).device)
+    def __init__(self, rows: Tensor, restoring: int) -> None:
+        self.rows, self._restoring = rows, restoring
 
-    def fill(self, change: Tensor, correction: Tensor) -> None:
-        """Take the gradients for a correction of what `correction` leaves of `change`.
-
-        G_A at the midpoint before + (δ − correction)/2, G_B at now − correction. The model's bits are put back.
+    @classmethod
+    def of(cls, linearisation: Linearisation, *, into: Tensor | None = None) -> GradientStack:
+        """Take the gradients. The model's bits are put back.
 
         Args:
-            change: δ, float32 [width].
-            correction: What earlier passes took off, float32 [width].
+            linearisation: The rows and their points.
+            into: float32 [n, N] to overwrite, of an earlier pass; ignored where its shape does not fit.
 
         Raises:
             NonFiniteError: A gradient is NaN or infinite; the message names the tensor.
         """
-        self._fill(0, self._restore, 1.0, (change + correction) / 2)
-        self._fill(self.restoring, self._protect, math.sqrt(self._lam), correction)
+        source = linearisation.sources
+        shape = (linearisation.height, width(source.columns))
+        rows = into
+        if rows is None or tuple(rows.shape) != shape:
+            rows = torch.empty(shape, device=next(source.model.parameters()).device)
+        writer = _Writer(linearisation)
+        restoring = linearisation.restoring
+        with linearisation.midpoint():
+            writer.write(linearisation.restore, rows[:restoring])
+        with linearisation.present():
+            writer.write(linearisation.protect, rows[restoring:])
+        return cls(rows, restoring)
 
-    def _fill(self, start: int, domains: list[list[Batch]], weight: float, shift: Tensor) -> None:
-        """Write the rows of `domains`, with the model at now − `shift`."""
+    @classmethod
+    def random(cls, count: int, like: Tensor, seed: int) -> GradientStack:
+        """Return the control: random directions, nearly of unit length, the same on every device.
 
-        def shifted(name: str, now: Tensor) -> Tensor:
-            return (widened(now) - shift[self._columns[name].span].view(now.shape)).to(now.dtype)
+        Args:
+            count: How many.
+            like: [N], on the device to use.
+            seed: Seed of the draw.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.empty(count, like.numel(), device=like.device)
+        for row in rows:
+            row.copy_(torch.randn(like.numel(), generator=generator))
+        rows /= like.numel() ** 0.5
+        return cls(rows, count)
 
-        with moved({name: column.parameter for name, column in self._columns.items()}, shifted):
-            for batches in domains:
-                stop = start + _count(batches)
-                self._write(batches, self.rows[start:stop])
-                self.rows[start:stop] *= weight / math.sqrt(stop - start)
-                start = stop
+    @property
+    def restoring(self) -> int:
+        """How many rows G_A has."""
+        return self._restoring
 
-    def _write(self, batches: list[Batch], rows: Tensor) -> None:
+    def gram(self) -> Tensor:
+        """Return W Wᵀ, float64 [n, n]."""
+        return sample_space.gram(self.rows)
+
+    def along(self, direction: Tensor, *, protect: bool = False) -> Tensor:
+        """Return G_A v, or G_B v, float64, for v [N] float32."""
+        part = self.rows[self.restoring :] if protect else self.rows[: self.restoring]
+        return sample_space.forward(part, direction)
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """Return Wᵀ y for y float64 [n], float32 [N]."""
+        return sample_space.backward(self.rows, weights)
+
+
+class _Writer:
+    def __init__(self, linearisation: Linearisation) -> None:
+        self._columns = linearisation.sources.columns
+        self._gradients = SampleGradients(linearisation.sources.model, self._columns)
+
+    def write(self, blocks: Sequence[Rows], rows: Tensor) -> None:
         start = 0
-        for batch in completed(self._model, batches, seed=self._seed, tokenizer=self._tokenizer):
-            for chunk in self._gradients.chunks(batch):
-                stop = start + chunk["input_ids"].shape[0]
+        for block in blocks:
+            for chunk in self._gradients.chunks(block):
+                stop = start + count(chunk)
                 self._gradients.write(chunk, rows[start:stop])
                 self._check_finite(rows[start:stop])
+                rows[start:stop] *= chunk["weight"].to(rows.dtype).unsqueeze(1)
                 start = stop
 
     def _check_finite(self, rows: Tensor) -> None:
@@ -101,7 +111,3 @@ class GradientStack:
                     found=f"NaN or Inf in {wrong} entries",
                     fix="Look for NaN or Inf in the weights on either side of the delta.",
                 )
-
-
-def _count(batches: list[Batch]) -> int:
-    return sum(int(batch["input_ids"].shape[0]) for batch in batches)

@@ -35,10 +35,11 @@ def forward(stack: Tensor, direction: Tensor) -> Tensor:
 
 
 def backward(stack: Tensor, weights: Tensor) -> Tensor:
-    """Return Wᵀ y for y [n], float32 [N]."""
-    total = torch.zeros(stack.shape[1], dtype=torch.float64, device=stack.device)
+    """Return Wᵀ y for y [..., n], float32 [..., N]."""
+    shape = (*weights.shape[:-1], stack.shape[1])
+    total = torch.zeros(shape, dtype=torch.float64, device=stack.device)
     for block in _blocks(stack.shape[0], _ROWS):
-        total += weights[block].to(stack.dtype) @ stack[block]
+        total += weights[..., block].to(stack.dtype) @ stack[block]
     return total.to(stack.dtype)
 
 

@@ -12,23 +12,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rlforget.errors import ConfigError
-from rlforget.interference import sample_space
+from rlforget.interference.choosing import Problem, choose, ridge_of, solve
 from rlforget.interference.completions import Batches, collect
 from rlforget.interference.gradient_stack import GradientStack
+from rlforget.interference.linearisation import Linearisation, SampleSpace, Sources
 from rlforget.interference.point import changed_parameters, check_at_after
+from rlforget.interference.ranks import world
+from rlforget.interference.rows import KINDS, Kind
 from rlforget.interference.sample_gradients import Column, columns_for, width
+from rlforget.interference.streamed import StreamedGradients
 from rlforget.weights import open_weights
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
 
-PROBES = 16
+Form = Literal["auto", "plain", "streamed"]
+
+PLAIN_BYTES = 4 << 30  # of gradients, up to which they are held
+
+_PROBES = {GradientStack: 16, StreamedGradients: 4}  # there each is a backward pass and as large as the model
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,9 @@ class Pass:
         restore_rows: Rows of G_A.
         protect_rows: Rows of G_B.
         mu: The ridge, absolute.
+        lam: The weight of the protected domains.
         damage: ‖G_A δ‖ with δ what was left before this pass: root mean square over the completions of the change of
-            log π, in nats, summed over the domains to restore.
+            log π, in nats, summed over the domains to restore. With rows of tokens, that of the tokens' changes.
         damage_left: ‖G_A (δ − u)‖ after it.
         side_effect: ‖G_B u‖, likewise for the domains to protect.
         norm_share: ‖u‖ / ‖δ‖.
@@ -49,6 +58,7 @@ class Pass:
     restore_rows: int
     protect_rows: int
     mu: float
+    lam: float
     damage: float
     damage_left: float
     side_effect: float
@@ -63,8 +73,8 @@ class ConflictSubspace:
         correction: For each tensor that the delta changed and that takes gradients, u in float32, of the tensor's
             shape: dense, also where the delta changed nothing.
         passes: What each pass did; none where there is nothing to correct.
-        probes: For each tensor of `correction`, float32 [16, numel]: signed random sums of the rows of the last G_A, so
-            that ‖P v‖ estimates ‖G_A v‖ for any v.
+        probes: For each tensor of `correction`, float32 [16, numel], or 4 of the streamed form: signed random sums of
+            the rows of the last G_A, so that ‖P v‖ estimates ‖G_A v‖ for any v.
     """
 
     correction: dict[str, Tensor]
@@ -88,16 +98,24 @@ def conflict_subspace(
     protect: Sequence[Batches] = (),
     *,
     samples: int = 256,
-    mu: float = 1e-4,
-    lam: float = 1.0,
+    rows: Kind = "sequence",
+    row_budget: int | None = None,
+    mu: float | Literal["auto"] = 1e-4,
+    lam: float | Literal["auto"] = 1.0,
     passes: int = 1,
+    form: Form = "auto",
+    block: int = 16,
     seed: int = 0,
     tokenizer: Any = None,
     random: bool = False,
 ) -> ConflictSubspace:
     """Find the correction that undoes the damage to some domains and spares others, without training.
 
-    This is the plain form: it holds every sample's gradient, 4 bytes × samples × domains × changed tensors' entries.
+    The plain form holds every row's gradient, 4 bytes × rows × changed tensors' entries. The streamed form holds none:
+    see `StreamedGradients`. They differ by rounding.
+
+    Under torch.distributed every rank calls this with the same arguments and a model of its own; the streamed form
+    spreads completions and rows over the ranks, and every rank gets the same bits.
 
     Args:
         model: A transformers causal language model at the delta's after bits. It is moved in place, and its bits are
@@ -107,70 +125,79 @@ def conflict_subspace(
         protect: Domains whose present skill is to stay; stacked in G_B.
         samples: Completions a domain, sampled from the model at the point of the gradient. Rows are divided by the root
             of their domain's count.
-        mu: Ridge, in units of the mean squared norm of G_A's rows. Positive.
-        lam: Weight of the protected domains.
+        rows: A row a completion ("sequence"), a token ("token"), or a likely token at each place ("logit"), see
+            `rows.domain_rows`. The richer ones get more out of a prompt, and need more of those to protect.
+        row_budget: Rows a domain at most, drawn from all; by default all.
+        mu: Ridge, in units of the mean squared norm of G_A's rows. Positive; or "auto", chosen on held-out rows.
+        lam: Weight of the protected domains, or "auto".
         passes: How often to solve; each pass linearises anew about the weights that the ones before it lead to.
-        seed: Seed of prompts, completions and probes.
+        form: "plain", "streamed", or "auto": plain on one process while the gradients fit `PLAIN_BYTES`.
+        block: Rows whose activations the streamed form holds at once; two blocks are.
+        seed: Seed of prompts, completions, drawn rows and probes.
         tokenizer: Encodes a domain's prompts; by default the one in the model's folder.
         random: The control: G_A's rows are as many random directions, nothing is protected, and u is the share of δ in
-            their span.
+            their span. Always plain, with a μ that is a number.
 
     Raises:
         ConfigError: An argument out of range.
-        EmptyDomainError: A domain without samples.
+        EmptyDomainError: A domain without samples, or whose completions have no token to score.
         LayoutError: The delta is of another architecture.
         NonFiniteError: A gradient is NaN or infinite; the message names the tensor.
         WrongBaseError: The model is not at the delta's after bits.
     """
-    _check_arguments(restore, samples=samples, mu=mu, lam=lam, passes=passes)
+    _check_arguments(
+        restore,
+        samples=samples,
+        rows=rows,
+        row_budget=row_budget,
+        mu=mu,
+        lam=lam,
+        passes=passes,
+        form=form,
+        block=block,
+        random=random,
+    )
     parameters = changed_parameters(model, delta)
     check_at_after(open_weights(model), delta)
     columns = columns_for(parameters)
     if not columns:
         return ConflictSubspace({}, (), {})
-    change = _flat(delta, columns).to(next(model.parameters()).device)
+    change = _flat(delta, columns)
+    if random:
+        assert not isinstance(mu, str)
+        change = change.to(next(model.parameters()).device)
+        space: SampleSpace = GradientStack.random(len(restore) * samples, change, seed)
+        correction, report = _solved(space, change, mu=mu, lam=0.0)
+        return _result(space, correction, [report], columns, seed)
+    restored, protected = (
+        [collect(model, one, samples=samples, seed=seed, tokenizer=tokenizer) for one in several]
+        for several in (restore, protect if lam else ())
+    )
+    sources = Sources(model, columns, restored, protected, kind=rows, budget=row_budget, seed=seed, tokenizer=tokenizer)
     correction = torch.zeros_like(change)
     reports: list[Pass] = []
-    if random:
-        rows = _random_rows(len(restore) * samples, change, seed)
-        restoring, lam = rows.shape[0], 0.0
-        correction, report = _solve(rows, restoring, change, mu=mu, lam=lam)
+    held: GradientStack | None = None
+    for _ in range(passes):
+        at = Linearisation.draw(sources, change, correction)
+        if form == "streamed" or (form == "auto" and not _fits(at)):
+            space = StreamedGradients(at, block=block)
+        else:
+            change, correction = (one.to(next(model.parameters()).device) for one in (change, correction))
+            space = held = GradientStack.of(at, into=None if held is None else held.rows)
+        step, report = _solved(space, change - correction, mu=mu, lam=lam, prompts=_prompts(at))
+        correction += step
         reports.append(report)
-    else:
-        restored, protected = (
-            [collect(model, one, samples=samples, seed=seed, tokenizer=tokenizer) for one in several]
-            for several in (restore, protect if lam else ())
-        )
-        stack = GradientStack(model, columns, restored, protected, lam=lam, seed=seed, tokenizer=tokenizer)
-        rows, restoring = stack.rows, stack.restoring
-        for _ in range(passes):
-            stack.fill(change, correction)
-            step, report = _solve(rows, restoring, change - correction, mu=mu, lam=lam)
-            correction += step
-            reports.append(report)
-    return ConflictSubspace(
-        {name: value.view(columns[name].parameter.shape) for name, value in _by_name(correction, columns).items()},
-        tuple(reports),
-        _by_name(_probes(rows[:restoring], seed), columns),
-    )
+    return _result(space, correction, reports, columns, seed)
 
 
-def _check_arguments(restore: Sequence[Batches], *, samples: int, mu: float, lam: float, passes: int) -> None:
-    rules = (
-        (
-            "restore",
-            isinstance(restore, Sequence) and not isinstance(restore, str) and len(restore) > 0,
-            "a list of one domain or more",
-            type(restore).__name__,
-        ),
-        ("samples", samples >= 1, "at least 1", str(samples)),
-        ("mu", mu > 0, "a positive number", str(mu)),
-        ("lam", lam >= 0, "a number that is not negative", str(lam)),
-        ("passes", passes >= 1, "at least 1", str(passes)),
-    )
-    for name, holds, expected, found in rules:
-        if not holds:
-            raise ConfigError(name, expected=expected, found=found, fix=f"Give another {name}=.")
+def _fits(at: Linearisation) -> bool:
+    """Whether all gradients may be held. Ranks share the work, which only the streamed form can."""
+    return world() == 1 and 4 * at.height * width(at.sources.columns) <= PLAIN_BYTES
+
+
+def _prompts(at: Linearisation) -> Tensor:
+    """For each row the number of its prompt in its domain, int64 [n]."""
+    return torch.cat([rows["prompt"].cpu() for rows in [*at.restore, *at.protect]])
 
 
 def _flat(delta: Delta, columns: Mapping[str, Column]) -> Tensor:
@@ -181,44 +208,82 @@ def _flat(delta: Delta, columns: Mapping[str, Column]) -> Tensor:
     return flat
 
 
+def _solved(
+    space: SampleSpace, change: Tensor, *, mu: float | str, lam: float | str, prompts: Tensor | None = None
+) -> tuple[Tensor, Pass]:
+    """Return u, float32 [N], for δ = `change`; `prompts` are needed where μ or λ is "auto"."""
+    product = space.gram()
+    target = space.along(change)
+    restoring, height = target.numel(), product.shape[0]
+    if isinstance(mu, str) or isinstance(lam, str):
+        assert prompts is not None
+        gone = space.along(change, protect=True) if height > restoring else None
+        mu, lam = choose(Problem(product, target, gone, prompts.to(product.device)), mu, lam)
+    weights, reached = solve(product, target, mu=mu, lam=lam)
+    correction = space.combined(weights)
+    return correction, Pass(
+        restore_rows=restoring,
+        protect_rows=height - restoring,
+        mu=ridge_of(product, restoring, mu),
+        lam=lam,
+        damage=float(target.norm()),
+        damage_left=float((target - reached[:restoring]).norm()),
+        side_effect=float(reached[restoring:].norm()),
+        norm_share=float(correction.double().norm() / change.double().norm()),
+    )
+
+
+def _result(
+    space: SampleSpace, correction: Tensor, reports: Sequence[Pass], columns: Mapping[str, Column], seed: int
+) -> ConflictSubspace:
+    by_name = _by_name(correction, columns)
+    return ConflictSubspace(
+        {name: value.view(columns[name].parameter.shape) for name, value in by_name.items()},
+        tuple(reports),
+        _by_name(_probes(space, reports[-1], seed), columns),
+    )
+
+
 def _by_name(values: Tensor, columns: Mapping[str, Column]) -> dict[str, Tensor]:
     """Split the last dimension by tensor, on the CPU."""
     return {name: values[..., column.span].clone().cpu() for name, column in columns.items()}
 
 
-def _solve(rows: Tensor, restoring: int, change: Tensor, *, mu: float, lam: float) -> tuple[Tensor, Pass]:
-    """Return u, float32 [N], for W = `rows` [n, N], whose first `restoring` rows are G_A, and δ = `change`."""
-    product = sample_space.gram(rows)
-    ridge = max(mu * float(product.diagonal()[:restoring].mean()), torch.finfo(torch.float64).tiny)
-    target = product.new_zeros(rows.shape[0])
-    target[:restoring] = sample_space.forward(rows[:restoring], change)
-    identity = torch.eye(rows.shape[0], dtype=product.dtype, device=product.device)
-    y = torch.linalg.solve(product + ridge * identity, target)
-    correction = sample_space.backward(rows, y)
-    reached = product @ y  # [G_A u; √λ G_B u]
-    return correction, Pass(
-        restore_rows=restoring,
-        protect_rows=rows.shape[0] - restoring,
-        mu=ridge,
-        damage=float(target.norm()),
-        damage_left=float((target - reached)[:restoring].norm()),
-        side_effect=float(reached[restoring:].norm()) / lam**0.5 if lam else 0.0,
-        norm_share=float(correction.double().norm() / change.double().norm()),
+def _probes(space: SampleSpace, report: Pass, seed: int) -> Tensor:
+    """Return signed sums of G_A's rows, float32 [probes, N], with E‖P v‖² = ‖G_A v‖²."""
+    probes = _PROBES[type(space)]
+    signs = torch.zeros(probes, report.restore_rows + report.protect_rows, dtype=torch.float64)
+    drawn = torch.randint(0, 2, (probes, report.restore_rows), generator=torch.Generator().manual_seed(seed))
+    signs[:, : report.restore_rows] = drawn.mul_(2).sub_(1) / math.sqrt(probes)
+    return space.combined(signs)
+
+
+def _check_arguments(
+    restore: Sequence[Batches],
+    *,
+    samples: int,
+    rows: str,
+    row_budget: int | None,
+    mu: float | str,
+    lam: float | str,
+    passes: int,
+    form: str,
+    block: int,
+    random: bool,
+) -> None:
+    several = isinstance(restore, Sequence) and not isinstance(restore, str) and len(restore) > 0
+    mu_holds = mu == "auto" and not random if isinstance(mu, str) else mu > 0
+    rules = (
+        ("restore", several, "a list of one domain or more", type(restore).__name__),
+        ("samples", samples >= 1, "at least 1", samples),
+        ("rows", rows in KINDS, f"one of {', '.join(KINDS)}", repr(rows)),
+        ("row_budget", row_budget is None or row_budget >= 1, "at least 1, or None for all", row_budget),
+        ("mu", mu_holds, "a positive number" + ("" if random else ', or "auto"'), repr(mu)),
+        ("lam", lam == "auto" if isinstance(lam, str) else lam >= 0, 'a number not below 0, or "auto"', repr(lam)),
+        ("passes", passes >= 1, "at least 1", passes),
+        ("form", form in get_args(Form), f"one of {', '.join(get_args(Form))}", repr(form)),
+        ("block", block >= 1, "at least 1", block),
     )
-
-
-def _random_rows(count: int, like: Tensor, seed: int) -> Tensor:
-    """Return `count` random directions, nearly of unit length, float32 [count, N]: the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.empty(count, like.numel(), device=like.device)
-    for row in rows:
-        row.copy_(torch.randn(like.numel(), generator=generator))
-    rows /= like.numel() ** 0.5
-    return rows
-
-
-def _probes(rows: Tensor, seed: int) -> Tensor:
-    """Return signed sums of G_A's rows, float32 [PROBES, N], with E‖P v‖² = ‖G_A v‖²."""
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (PROBES, rows.shape[0]), generator=generator).mul_(2).sub_(1)
-    return torch.mm(signs.to(rows.device, rows.dtype) / PROBES**0.5, rows)
+    for name, holds, expected, found in rules:
+        if not holds:
+            raise ConfigError(name, expected=expected, found=str(found), fix=f"Give another {name}=.")

@@ -1,0 +1,135 @@
+"""The form that scales: W = [G_A; G_B] by passes of the model, without a gradient being stored.
+
+W Wᵀ comes from the layers' inputs and output gradients, G_A v from forward-mode passes, and Wᵀ y from one weighted
+backward pass. Beyond the model it holds vectors over the weights, one of them on the model's device, and the
+activations of two blocks of rows. Rows are spread over the ranks of torch.distributed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from rlforget.errors import NonFiniteError
+from rlforget.interference.forward_mode import completion_derivative
+from rlforget.interference.gram import LayerGradients
+from rlforget.interference.linearisation import Linearisation
+from rlforget.interference.ranks import mine, summed
+from rlforget.interference.rows import Rows, cut, total
+from rlforget.interference.weighted_gradient import add_weighted_gradient_
+
+
+class StreamedGradients:
+    """Rows that are taken again whenever they are needed.
+
+    Args:
+        linearisation: The rows and their points.
+        block: Rows whose activations are held at once; two blocks are. With b blocks each row goes through the model
+            (b + 1) / 2 times on average for the Gram matrix, so the largest block that memory allows is the fastest.
+    """
+
+    def __init__(self, linearisation: Linearisation, *, block: int = 16) -> None:
+        self._at = linearisation
+        self._model = linearisation.sources.model
+        self._columns = linearisation.sources.columns
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        self._named = {name: names[id(column.parameter)] for name, column in self._columns.items()}
+        self._restore, self._protect = (cut(rows, block) for rows in (linearisation.restore, linearisation.protect))
+
+    @property
+    def restoring(self) -> int:
+        """How many rows G_A has."""
+        return self._at.restoring
+
+    def gram(self) -> Tensor:
+        """Return W Wᵀ, float64 [n, n], on the CPU.
+
+        Raises:
+            NonFiniteError: A gradient is NaN or infinite; the message names the parameter.
+            ParameterError: A large parameter is used in a way that no rule knows; the message names it.
+        """
+        counted = set(self._named.values())
+        layers = LayerGradients(self._model, only=counted.__contains__)
+        blocks = [*self._restore, *self._protect]
+        first = len(self._restore)  # of G_B's
+        ends = _ends(blocks)
+        gram = torch.zeros(ends[-1], ends[-1], dtype=torch.float64)
+        for i, rows in enumerate(blocks):
+            if not mine(i):
+                continue
+            here = slice(ends[i], ends[i + 1])
+            with self._point(protect=i >= first):
+                held = layers.capture(rows)
+                gram[here, here] = layers.gram(held)
+                for j in range(first if i >= first else 0, i):
+                    gram[here, ends[j] : ends[j + 1]] = layers.gram(held, layers.capture(blocks[j]))
+            if i < first < len(blocks):
+                with self._point(protect=True):
+                    for j in range(first, len(blocks)):
+                        there = slice(ends[j], ends[j + 1])
+                        gram[there, here] = layers.gram(held, layers.capture(blocks[j])).T
+        lower = summed(gram).tril()
+        weight = _weights(blocks)
+        return (lower + lower.tril(-1).T) * weight * weight.unsqueeze(1)
+
+    def along(self, direction: Tensor, *, protect: bool = False) -> Tensor:
+        """Return G_A v, or G_B v, float64, on the CPU, for v [N] float32.
+
+        Raises:
+            NonFiniteError: A derivative is NaN or infinite.
+        """
+        blocks = self._protect if protect else self._restore
+        ends = _ends(blocks)
+        result = torch.zeros(ends[-1], dtype=torch.float64)
+        tangents = {
+            self._named[name]: direction[column.span].view(column.parameter.shape).to(column.parameter.device)
+            for name, column in self._columns.items()
+        }
+        with self._point(protect=protect):
+            for i, rows in enumerate(blocks):
+                if mine(i):
+                    _, derivative = completion_derivative(self._model, tangents, rows)
+                    result[ends[i] : ends[i + 1]] = derivative.double().cpu()
+        if not bool(summed(result).isfinite().all()):
+            raise NonFiniteError(
+                "the derivative of log π along the change",
+                expected="finite numbers",
+                found=f"NaN or Inf in {int((~result.isfinite()).sum())} of {result.numel()} rows",
+                fix="Look for NaN or Inf in the weights, and for activations beyond the range of their dtype.",
+            )
+        return result * _weights(blocks)
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """Return Wᵀ y for y float64 [..., n], float32 [..., N], where the change is held: a pass for each y.
+
+        Raises:
+            NonFiniteError: A gradient is NaN or infinite; the message names the tensor.
+        """
+        if weights.dim() > 1:
+            return torch.stack([self.combined(one) for one in weights])
+        change = self._at.change
+        result = torch.zeros(change.numel(), device=next(self._model.parameters()).device)
+        sides = (self._restore, weights[: self.restoring]), (self._protect, weights[self.restoring :])
+        for protect, (blocks, y) in enumerate(sides):
+            if not bool(y.any()):
+                continue
+            ends = _ends(blocks)
+            own = [(rows, y[ends[i] : ends[i + 1]].to(result.device)) for i, rows in enumerate(blocks) if mine(i)]
+            with self._point(protect=bool(protect)):
+                add_weighted_gradient_(result, self._model, self._columns, own)
+        return summed(result).to(change.device)
+
+    def _point(self, *, protect: bool) -> AbstractContextManager[None]:
+        return self._at.present() if protect else self._at.midpoint()
+
+
+def _ends(blocks: Sequence[Rows]) -> list[int]:
+    """Return where each block's rows start, and where the last one's end."""
+    return [total(blocks[:i]) for i in range(len(blocks) + 1)]
+
+
+def _weights(blocks: Sequence[Rows]) -> Tensor:
+    return torch.cat([rows["weight"].cpu() for rows in blocks]) if blocks else torch.zeros(0, dtype=torch.float64)
