@@ -72,7 +72,8 @@ def _measure(study: StudyConfig, course: Course, scene: Scene) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     missing = [name for name in wanted(study, course, scene) if not (folder / f"{name}.jsonl").exists()]
     if "lost" in missing:
-        _write(folder / "lost.jsonl", [Lost(study, course, scene).row("none")])
+        lost = Lost(study, course, scene)
+        _write(folder / "lost.jsonl", [lost.row("none"), *lost.course_of_rewards()])
         missing.remove("lost")
     if not missing:
         return

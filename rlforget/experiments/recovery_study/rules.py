@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 
+from rlforget import delta as deltas
 from rlforget.experiments.measure import regained
 from rlforget.experiments.recovery_study.scene import Live, Row
 from rlforget.interference import conflict
+from rlforget.recovery import rollback
 
 _FEW_BUDGETS = (0.02, 0.05)
 SCORES = ("subspace", "fisher", "two_fisher", "magnitude", "random")
@@ -17,14 +21,31 @@ _CONTROLS = ("magnitude", "random")
 def dense(live: Live) -> Iterator[Row]:
     """Subtract the dense correction, in one pass and in two; beside it a random subspace and the same norm along δ."""
     samples = live.study.samples
-    for passes in (1, 2):
-        found, seconds = live.subspace(passes=passes)
-        yield live.tried("dense subspace", found, n=samples, rows="sequence", passes=passes, seconds=seconds)
-    found, _ = live.subspace(passes=1)
-    control, seconds = live.subspace(passes=1, random=True, protect=())
+    yield from by_passes(live, "dense subspace", 2, n=samples, rows="sequence")
+    control, seconds = live.subspace(random=True, protect=())
     yield live.tried("random subspace", control, n=samples, passes=1, seconds=seconds)
-    share = found.passes[0].norm_share
-    yield from along(live, share)
+    found, _ = live.subspace()
+    yield from along(live, found.passes[0].norm_share)
+
+
+def by_passes(live: Live, rule: str, passes: int, *, n: int, rows: str, **options: Any) -> Iterator[Row]:
+    """Roll back in passes, a row after each: the next is solved for what the ones before it left of δ.
+
+    Each is a rollback of its own, so that all passes cost no more than the last one's subspace alone would.
+    """
+    given = {**options, **({"samples": n} if n != live.study.samples else {})}
+    left, taken = live.delta, 0.0
+    with ExitStack() as done:
+        for number in range(1, passes + 1):
+            found, seconds = live.subspace(**given) if number == 1 else live.subspace_of(left, **given)
+            done.enter_context(rollback(live.model, left, found, seed=live.course.seed))
+            left, taken = deltas.diff(live.before, live.model), taken + seconds
+            fields = {"n": n, "rows": rows, "passes": number, "seconds": taken, **_settings(options)}
+            yield live.judged(rule, norm_share=live.moved(), **fields)
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("mu", "lam") if name in options}
 
 
 def along(live: Live, share: float) -> Iterator[Row]:
@@ -39,7 +60,7 @@ def coordinates(live: Live) -> Iterator[Row]:
     """Put the old bits back at the coordinates that score highest, for every score and budget."""
     earlier = [live.fisher(name) for name in live.scene.earlier]
     later = [live.fisher(name) for name in live.scene.later]
-    subspace, _ = live.subspace(passes=1)
+    subspace, _ = live.subspace()
     seed, samples = live.course.seed, live.study.samples
     for score in SCORES:
         scored = conflict(live.delta, earlier=earlier, later=later, score=score, subspace=subspace, seed=seed)
@@ -55,7 +76,7 @@ def selectivity(live: Live) -> Iterator[Row]:
     for one in older:
         if live.then[one] - live.now[one] < live.study.least_loss:
             continue
-        found, _ = live.subspace(passes=1, restore=(one,))
+        found, _ = live.subspace(restore=(one,))
         row = live.tried("one alone", found, n=live.study.samples, passes=1)
         after = json.loads(row["rewards"])
         for other in older:
@@ -72,9 +93,7 @@ def peaks(live: Live) -> Iterator[Row]:
     line = [stage.name for stage in live.line(live.scene.now)]
     best = {name: max(live.rewards_at(stage)[name] for stage in line) for name in live.now}
     yield _gaps(live.row("peaks, now"), best, live.now)
-    for passes in (1, 2):
-        found, _ = live.subspace(passes=passes)
-        row = live.tried("peaks, rollback", found, n=live.study.samples, passes=passes)
+    for row in by_passes(live, "peaks, rollback", 2, n=live.study.samples, rows="sequence"):
         yield _gaps(row, best, json.loads(row["rewards"]))
 
 

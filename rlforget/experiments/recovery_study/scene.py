@@ -75,6 +75,19 @@ class Lost:
             **fields,
         }
 
+    def line(self, stage: str) -> list[StageFolder]:
+        """Return the stages from the base's child down to one."""
+        parent = self.folders[stage].record.get("parent")
+        return [] if parent is None else [*self.line(parent), self.folders[stage]]
+
+    def course_of_rewards(self) -> Iterator[Row]:
+        """Yield every domain's reward at the base and after each stage that leads to the later one."""
+        path = ["base", *(stage.name for stage in self.line(self.scene.now))]
+        for place, name in enumerate(path):
+            rewards = {domain: round(value, 4) for domain, value in self.rewards_at(name).items()}
+            domain = self.folders[name].record["config"]["domain"] if place else "base"
+            yield {**self.row("stage", steps=place, rewards=json.dumps(rewards)), "later": domain}
+
 
 class Live(Lost):
     """A scene with its model, at the later stage.
@@ -96,19 +109,15 @@ class Live(Lost):
         for stage in self.line(scene.now):
             if stage.name not in then:
                 deltas.apply(self.model, stage.delta())
+        self._now = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.delta = deltas.diff(self.before, self.model)
-        self.subspace = cache(self._subspace)
+        self.subspace = cache(self._subspace)  # for the options that a measurement asks for
         self.fisher = cache(self._fisher)
 
     @cached_property
     def own(self) -> deltas.Delta:
         """The earlier domain's own update."""
         return self.folders[self.scene.then].delta()
-
-    def line(self, stage: str) -> list[StageFolder]:
-        """Return the stages from the base's child down to one."""
-        parent = self.folders[stage].record.get("parent")
-        return [] if parent is None else [*self.line(parent), self.folders[stage]]
 
     def _fisher(self, domain: str) -> Fisher:
         return fisher(
@@ -122,7 +131,14 @@ class Live(Lost):
         )
 
     def _subspace(self, **options: Any) -> tuple[ConflictSubspace, float]:
-        """Return the subspace for these options of `conflict_subspace`, and the seconds that it took."""
+        return self.subspace_of(self.delta, **options)
+
+    def subspace_of(self, delta: deltas.Delta, **options: Any) -> tuple[ConflictSubspace, float]:
+        """Solve for the conflict subspace of a delta that leads to the model as it stands.
+
+        Returns:
+            What `conflict_subspace` gives for these options of it, and the seconds that it took.
+        """
         given: dict[str, Any] = {
             "restore": list(self.scene.earlier),
             "protect": list(self.scene.later),
@@ -131,8 +147,12 @@ class Live(Lost):
             "tokenizer": self.tokenizer,
         }
         started = time.perf_counter()
-        found = conflict_subspace(self.model, self.delta, **{**given, **options})
+        found = conflict_subspace(self.model, delta, **{**given, **options})
         return found, time.perf_counter() - started
+
+    def moved(self) -> float:
+        """Norm of how far the model is from the later stage, over the norm of δ."""
+        return deltas.diff(self._now, self.model).stats().total.l2 / self.delta.stats().total.l2
 
     def judged(self, rule: str, **fields: Any) -> Row:
         """Measure the model as it stands: one row."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
+
+import torch
 
 from rlforget.domains.miniature.build import SCORES_FILE, build
 from rlforget.errors import ConfigError
@@ -11,13 +14,16 @@ from rlforget.experiments.recovery_study import measuring
 from rlforget.experiments.recovery_study.config import BaseModelConfig, StudyConfig
 from rlforget.experiments.recovery_study.courses import PARTS, Course, Part, courses
 from rlforget.experiments.recovery_study.jobs import Job, run_jobs
-from rlforget.experiments.recovery_study.table import write_table
+from rlforget.experiments.recovery_study.page import page
+from rlforget.experiments.recovery_study.pictures import draw_pictures
+from rlforget.experiments.recovery_study.table import read_table, write_table
 from rlforget.training import Progress, run_sequence
 from rlforget.training.progress import Silent
 from rlforget.training.run_folder import RunFolder
 from rlforget.weights.atomic import new_file, new_folder
 
-TABLE, SETTINGS = "table.csv", "study.json"
+TABLE, PAGE, PICTURES, SETTINGS = "results.csv", "results.md", "images", "study.json"
+COMMAND = "rlforget experiment configs/miniature.yaml -o runs/experiment --jobs 2"
 _FIXED = ("domains", "methods", "evaluation_prompts", "samples", "few", "budgets", "refresh_steps")
 
 
@@ -56,7 +62,7 @@ def run_study(
         progress: Told of every piece.
 
     Returns:
-        The files that were written: the table.
+        The files that were written: see `write_page`.
 
     Raises:
         ConfigError: The study in `out` was made with other settings.
@@ -71,8 +77,37 @@ def run_study(
     run_jobs("stages", [_training(one) for one in planned], processes=processes, progress=progress)
     scenes = [measuring.job(study, course, scene) for course in planned for scene in course.scenes]
     run_jobs("measurements", scenes, processes=processes, progress=progress)
+    return write_page(study, out, bases=bases)
+
+
+def write_page(study: StudyConfig, out: Path, *, bases: Path) -> list[Path]:
+    """Write the table of all that has been measured in `out`, the pictures and the page.
+
+    Returns:
+        The files.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     write_table(measuring.collected(courses(study, out, bases)), out / TABLE)
-    return [out / TABLE]
+    rows = read_table(out / TABLE)
+    drawn = draw_pictures(rows, out / PICTURES)
+    settings = study.model_dump(mode="json")
+    told = page(rows, settings, COMMAND, _versions(), {name: f"{PICTURES}/{path.name}" for name, path in drawn.items()})
+    with new_file(out / PAGE, force=True) as file:
+        file.write(told.encode())
+    return [out / TABLE, out / PAGE, *drawn.values()]
+
+
+def _versions() -> str:
+    import transformers
+    import trl
+
+    import rlforget
+
+    several = {"rlforget": rlforget.__version__} | {m.__name__: m.__version__ for m in (torch, transformers, trl)}
+    told = ", ".join(f"{name} {version}" for name, version in several.items())
+    return f"{told}; {platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 
 def _check_settings(study: StudyConfig, out: Path) -> None:

@@ -1,0 +1,205 @@
+"""What the study is held against: each bar, and what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlforget.experiments.recovery_study.reading import (
+    Mean,
+    by,
+    first_to,
+    mean_of,
+    scene_of,
+    select,
+    shares,
+    spearman,
+)
+from rlforget.experiments.recovery_study.scene import Row
+
+Rows = list[Row]
+MAIN = ("pairs", "sequence")
+NEAR_ZERO = 0.1
+_SCORES = ("subspace", "fisher", "two_fisher")
+_DEEP = 0.35  # a loss from which coordinates are reported apart
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of the table.
+
+    Attributes:
+        what: What is held against it.
+        least: The bar.
+        measured: Writes what was measured.
+    """
+
+    what: str
+    least: str
+    measured: Callable[[Rows], str]
+
+
+def _dense(rows: Rows, passes: int, **wanted: object) -> Rows:
+    return select(rows, rule="dense subspace", passes=passes, **{"part": MAIN, **wanted})
+
+
+def _few(rows: Rows) -> str:
+    return shares(select(rows, rule="few prompts", rows="logit", passes=2, part=MAIN))
+
+
+def _old_bits(rows: Rows) -> str:
+    found = select(rows, rule="subspace", budget=0.02, part=MAIN)
+    shallow = [row for row in found if row["then"] - row["now"] < _DEEP]
+    deeper = [row for row in found if row["then"] - row["now"] >= _DEEP]
+    return f"{shares(shallow)}; deeper: {shares(deeper)}"
+
+
+def _near_zero(rows: Rows) -> str:
+    fallen = [row for row in rows if row["now"] is not None and row["now"] < NEAR_ZERO and row["then"] > 0.5]
+    dense, refreshed = select(fallen, rule="dense subspace", passes=2), select(fallen, rule="refresh")
+    longest = max((row["steps"] for row in refreshed), default=0)
+    return f"{shares(dense)}; refresh of {longest} steps: {shares(select(refreshed, steps=longest))}"
+
+
+def _rounding(rows: Rows) -> str:
+    parts = []
+    for dtype, same in by(select(rows, rule="rounding, float32"), lambda row: row["dtype"]).items():
+        exact = {scene_of(row): row for row in same}
+        told = []
+        for way in ("stochastic", "nearest"):
+            others = select(rows, rule=f"rounding, {way}", dtype=dtype)
+            gaps = [
+                max(abs(row[share] - exact[scene_of(row)][share]) for share in ("regained", "kept")) for row in others
+            ]
+            told.append(f"{way} {Mean(tuple(gaps))}")
+        unit = mean_of(same, "value").mean
+        told_all = ", ".join(told)
+        parts.append(f"{dtype} ({unit:.0%} of the changes one unit): {told_all} (n = {len(same)})")
+    return "; ".join(parts) or "not measured"
+
+
+def _selectivity(rows: Rows) -> str:
+    found = select(rows, rule="one alone")
+    moved = mean_of(found, "value")
+    return f"{moved} of the other's loss, beside {mean_of(found, 'regained')} of its own (n = {len(found)})"
+
+
+def best_coordinates(rows: Rows, most: float = 0.05) -> tuple[str, float] | None:
+    """Return the score and budget of the coordinate rule with the best sum of shares; None where none was measured."""
+    tried = by(
+        [row for row in select(rows, rule=_SCORES, part=MAIN) if row["budget"] and row["budget"] <= most],
+        lambda row: (row["rule"], row["budget"]),
+    )
+    worth = {key: mean_of(same, "regained").mean + mean_of(same, "kept").mean for key, same in tried.items()}
+    return max(worth, key=lambda key: worth[key]) if worth else None
+
+
+def _best_coordinates(rows: Rows) -> str:
+    best = best_coordinates(rows)
+    if best is None:
+        return "not measured"
+    rule, budget = best
+    return f"`{rule}` {budget:.1%}: {shares(select(rows, rule=rule, budget=budget, part=MAIN))}"
+
+
+def _controls(rows: Rows) -> str:
+    told = [
+        f"{budget:.1%} {mean_of(same, 'regained')}"
+        for budget, same in sorted(by(select(rows, rule="random", part=MAIN), lambda row: row["budget"]).items())
+    ]
+    subspace = mean_of(select(rows, rule="random subspace", part=MAIN), "regained")
+    return f"coordinates {', '.join(told) or 'not measured'}; subspace {subspace}"
+
+
+def _auto(rows: Rows) -> str:
+    chosen = {scene_of(row): row for row in select(rows, rule="auto")}
+    fixed = by(
+        [row for row in rows if scene_of(row) in chosen and row["rule"] in (*_SCORES, "dense subspace", "few prompts")],
+        lambda row: (row["rule"], row["budget"], row["rows"], row["passes"], row["n"]),
+    )
+    whole = {key: same for key, same in fixed.items() if len(same) == len(chosen)}
+    if not whole:
+        return "not measured"
+    best = max(whole, key=lambda key: mean_of(whole[key], "regained").mean + mean_of(whole[key], "kept").mean)
+    behind = {
+        share: [row[share] - chosen[scene_of(row)][share] for row in whole[best]] for share in ("regained", "kept")
+    }
+    gaps = " / ".join(f"{Mean(tuple(values))}" for values in behind.values())
+    rule = ", ".join(str(part) for part in best if part is not None)
+    return f"behind the best fixed rule ({rule}) by {gaps}; auto itself {shares(list(chosen.values()))}"
+
+
+def _damage(rows: Rows) -> str:
+    told = []
+    for curvature, same in by([r for r in rows if str(r["rule"]).startswith("damage, ")], lambda r: r["rule"]).items():
+        pairs = [(row["predicted"], row["value"]) for row in same if row["predicted"] is not None]
+        told.append(f"{curvature.removeprefix('damage, ')} {spearman(pairs):.2f} (n = {len(pairs)})")
+    return ", ".join(told) or "not measured"
+
+
+def _refreshes(rows: Rows) -> str:
+    """Steps to 90%, and what each way of protecting costs the later domain once it has regained as much."""
+    curves = {
+        rule: by([r for r in rows if r["rule"] == rule and r["part"] in ("pairs", "deep")], scene_of)
+        for rule in ("refresh", "refresh, project", "refresh, fisher")
+    }
+    plain = {scene: first_to(same, 0.9) for scene, same in curves["refresh"].items()}
+    reached = {scene: row for scene, row in plain.items() if row is not None}
+    if not plain:
+        return "not measured"
+    steps = Mean(tuple(float(row["steps"]) for row in reached.values()))
+    told = [f"plain {steps} steps ({len(reached)} of {len(plain)} reach it)"]
+    for rule in ("refresh, project", "refresh, fisher"):
+        both = {s: first_to(same, 0.9) for s, same in curves[rule].items() if s in reached}
+        equal = [(reached[s], row) for s, row in both.items() if row is not None]
+        lost = [sum(row["later_now"] - row["later_after"] for row in side) for side in zip(*equal, strict=True)]
+        if equal and lost:
+            a, b = (value / len(equal) for value in lost)
+            told.append(f"collateral loss {a:.3f} plain, {b:.3f} {rule.removeprefix('refresh, ')} (n = {len(equal)})")
+    return "; ".join(told)
+
+
+def _peaks(rows: Rows) -> str:
+    gaps = [
+        f"{method}: " + ", ".join(f"{row['value']:.3f}" for row in same)
+        for method, same in by(
+            select(rows, rule="peaks, rollback", passes=2, part=("sequence", "bases")), lambda row: row["method"]
+        ).items()
+    ]
+    return "largest gap of a domain, by run: " + ("; ".join(gaps) or "not measured")
+
+
+def _bases(rows: Rows) -> str:
+    found = by(_dense(rows, 2, part=("sequence", "bases"), method="grpo"), lambda row: row["base"])
+    return "; ".join(f"{base} {shares(same)}" for base, same in found.items()) or "not measured"
+
+
+def _sizes(rows: Rows) -> str:
+    told = []
+    for size, same in by(
+        select(rows, part="sizes", rule="growth", rows="sequence", passes=1), lambda r: r["size"]
+    ).items():
+        enough = min((row["n"] for row in same if row["regained"] >= 0.9), default=math.inf)
+        told.append(f"{size}: 0.90 from n = {enough}" if math.isfinite(enough) else f"{size}: 0.90 not reached")
+    return "; ".join(told) or "not measured"
+
+
+BARS = (
+    Bar("conflict subspace, one pass, n = 512 a domain", "0.95 / 0.96", lambda rows: shares(_dense(rows, 1))),
+    Bar("32 prompts a domain, `logit` rows, two passes", "0.85 / 0.92", _few),
+    Bar("old bits at 2% of the coordinates by `subspace`", "0.90 / 0.93 where the loss is under 0.35", _old_bits),
+    Bar("two passes, dense", "0.98 / 0.96", lambda rows: shares(_dense(rows, 2))),
+    Bar(f"an older domain that fell under {NEAR_ZERO:g}: two passes", "0.95 regained", _near_zero),
+    Bar("narrow weights: distance of either share from the float32 result", "within 0.03", _rounding),
+    Bar("restoring one older domain moves another", "under 0.40", _selectivity),
+    Bar("best coordinate rule, at most 5% of coordinates", "0.85 / 0.90", _best_coordinates),
+    Bar("controls: random coordinates, a random subspace", "under 0.20 regained", _controls),
+    Bar("`--auto` against the best fixed rule", "behind by 0.02 at most", _auto),
+    Bar("samples against the model's size", "a law, and what flattens it", _sizes),
+    Bar("predicted against measured damage, Spearman", "0.90 (GGN)", _damage),
+    Bar("refresh: steps to 90%; collateral loss at equal recovery", "halved by protection", _refreshes),
+    Bar("code → math → qa → writing: gap to each domain's own peak", "within 0.03", _peaks),
+    Bar("bases pretrained apart: two passes", "0.98 / 0.96 on each", _bases),
+)
+"""Every bar of the study. Shares are regained / kept, mean ± standard deviation over pairs and seeds."""

@@ -1,0 +1,250 @@
+"""The study's page: every bar with what was measured beside it, then the tables, from the committed rows alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlforget.experiments.markdown import table
+from rlforget.experiments.recovery_study.bars import BARS, MAIN
+from rlforget.experiments.recovery_study.reading import by, mean_of, select
+from rlforget.experiments.recovery_study.scene import Row
+
+_READING = """**regained** is Σ(after − now) / Σ(then − now) over the earlier domains, with *then* their stage and *now*
+the later one; **kept** is Σ(after − then) / Σ(now − then) over the later ones. Means over scenes (pairs and sequences ×
+seeds), ± standard deviation over them, n scenes. Every reward is a mean over sampled completions of evaluation prompts,
+which are used for nothing else. A scene whose earlier domain lost, or whose later one gained, less than {least:g} has
+no share to speak of: it stands in the table of losses and nowhere else."""
+
+_KL = """The divergence of the later model from the earlier one, on the earlier domain's prompts, stands beside the
+curvature because M2RL (arXiv 2602.12566) finds that it is gradients and policy divergence, not weights, by which
+domains interfere, and reports synergy where 2606.02398 reports conflict. Both are correlated here with the measured
+rise of the loss over the same scenes and strengths."""
+
+Columns = Sequence[tuple[str, Callable[[list[Row]], str]]]
+
+
+def page(rows: list[Row], settings: dict[str, Any], command: str, versions: str, pictures: dict[str, str]) -> str:
+    """Write the page.
+
+    Args:
+        rows: The table.
+        settings: The study's configuration.
+        command: What made the table.
+        versions: Of what it was made with.
+        pictures: Markdown paths of the pictures by their names; those not drawn are left out.
+    """
+    sections = [
+        [
+            "# Results",
+            "",
+            *_intro(rows, settings, command, versions),
+            "",
+            _READING.format(least=settings["least_loss"]),
+        ],
+        ["## Against the bars", "", *table(("what", "at least", "measured"), _against_bars(rows))],
+        ["## What was lost", *_picture(pictures, "stages"), *_losses(rows)],
+        ["## Every rule", *_picture(pictures, "rules"), "", *_rules(rows)],
+        ["## Refreshes", "", *_refreshes(rows)],
+        ["## Damage, predicted and measured", *_picture(pictures, "damage"), "", _KL, "", *_damage(rows)],
+        ["## How few directions", *_picture(pictures, "curve"), "", *_curve(rows)],
+        ["## How the samples grow with the model", *_picture(pictures, "sizes"), "", *_sizes(rows)],
+        ["## Where the seconds go", "", *_seconds(rows)],
+    ]
+    return "\n\n".join("\n".join(section) for section in sections) + "\n"
+
+
+def _intro(rows: list[Row], settings: dict[str, Any], command: str, versions: str) -> list[str]:
+    lengths = []
+    for method, several in settings["methods"].items():
+        told = ", ".join(
+            f"{stage} {one['steps']} steps at {one['learning_rate']:g}" for stage, one in several.items() if one
+        )
+        lengths.append(f"{method} ({told})")
+    scenes = select(rows, rule="none")
+    counted = select(scenes, counts=True)
+    return [
+        f"Made by `{command}`; every figure is computed from the rows of [results.csv](results.csv). Stages:",
+        f"{'; '.join(lengths)}. {len(scenes)} scenes, of which {len(counted)} lost and gained enough to count;",
+        f"{settings['evaluation_prompts']} evaluation prompts a domain, {settings['samples']} completions a domain for",
+        f"Fishers and subspaces where nothing else is said. {versions}.",
+    ]
+
+
+def _against_bars(rows: list[Row]) -> list[tuple[str, str, str]]:
+    return [(bar.what, bar.least, bar.measured(rows)) for bar in BARS]
+
+
+def _picture(pictures: dict[str, str], name: str) -> list[str]:
+    return ["", f"![{name}]({pictures[name]})"] if name in pictures else []
+
+
+def _losses(rows: list[Row]) -> list[str]:
+    """One table a method: an earlier domain a line, a later one a column."""
+    lines: list[str] = []
+    for (part, method), same in by(select(rows, rule="none"), lambda row: (row["part"], row["method"])).items():
+        pairs = by(same, lambda row: (row["base"], row["earlier"], row["later"]))
+        told = [
+            (
+                base,
+                earlier,
+                later,
+                f"{mean_of(scenes, 'then')} → {mean_of(scenes, 'now')}",
+                f"{mean_of(scenes, 'later_then')} → {mean_of(scenes, 'later_now')}",
+                f"{len(select(scenes, counts=True))} of {len(scenes)}",
+            )
+            for (base, earlier, later), scenes in pairs.items()
+        ]
+        head = ("base", "earlier", "later", "reward of the earlier", "reward of the later", "count")
+        lines += ["", f"### {part.capitalize()}, {method}", "", *table(head, told)]
+    return lines
+
+
+def _rules(rows: list[Row]) -> list[str]:
+    rules = (
+        "dense subspace",
+        "few prompts",
+        "random subspace",
+        "along δ",
+        "subspace",
+        "fisher",
+        "two_fisher",
+        "magnitude",
+        "random",
+        "fewest",
+        "soft",
+        "kronecker",
+        "auto",
+    )
+    found = [row for row in rows if row["rule"] in rules and row["part"] in ("pairs", "sequence", "deep")]
+    groups = by(
+        found,
+        lambda row: (
+            row["rule"],
+            row["budget"],
+            row["n"],
+            row["rows"],
+            row["passes"],
+            row["strength"] if row["rule"] == "soft" else None,
+        ),
+    )
+    ordered = sorted(groups.items(), key=lambda item: rules.index(item[0][0]))
+    told = []
+    for (rule, budget, n, kind, passes, _), same in ordered:
+        cells = [
+            f"{mean_of(part, 'regained')} / {mean_of(part, 'kept')} ({len(part)})" if part else ""
+            for part in (
+                select(same, part=MAIN, method="grpo"),
+                select(same, part=MAIN, method="sft"),
+                select(same, part="deep"),
+            )
+        ]
+        setting = ", ".join(
+            text
+            for text in (
+                f"{budget:.1%}" if budget else "",
+                f"n = {n}" if n else "",
+                f"`{kind}`" if kind else "",
+                f"{passes} passes" if passes and passes > 1 else "",
+            )
+            if text
+        )
+        told.append((rule, setting, *cells, f"{mean_of(same, 'norm_share').mean:.0%}"))
+    head = ("rule", "setting", "GRPO: regained / kept (n)", "SFT", "deep", "norm moved")
+    return table(head, told)
+
+
+def _refreshes(rows: list[Row]) -> list[str]:
+    found = [r for r in rows if str(r["rule"]).startswith(("refresh", "rollback, then"))]
+    told = []
+    for (method, rule, steps), same in by(found, lambda row: (row["method"], row["rule"], row["steps"])).items():
+        drawn = mean_of(same, "samples").mean
+        told.append(
+            (
+                method,
+                rule,
+                str(steps),
+                f"{drawn:.0f}",
+                str(mean_of(same, "regained")),
+                str(mean_of(same, "kept")),
+                str(len(same)),
+            )
+        )
+    contraction = [row for row in rows if str(row["rule"]).startswith("contraction")]
+    lines = table(("method", "what", "steps", "completions drawn", "regained", "kept", "n"), told)
+    if contraction:
+        told_of = [
+            (str(steps), str(mean_of(same, "value")), str(mean_of(same, "predicted")))
+            for steps, same in by(contraction, lambda row: row["steps"]).items()
+        ]
+        lines += ["", "Contraction along a refresh: ‖P_S(θ_t − θ_A)‖ over its start, beside the theorem's bound.", ""]
+        lines += table(("steps", "measured", "bound"), told_of)
+    return lines
+
+
+def _damage(rows: list[Row]) -> list[str]:
+    from rlforget.experiments.recovery_study.reading import spearman
+
+    told = []
+    for rule, same in by([r for r in rows if str(r["rule"]).startswith("damage, ")], lambda row: row["rule"]).items():
+        for method, some in {"both": same, **by(same, lambda row: row["method"])}.items():
+            pairs = [(row["predicted"], row["value"]) for row in some if row["predicted"] is not None]
+            told.append((rule.removeprefix("damage, "), method, f"{spearman(pairs):.2f}", str(len(pairs))))
+    return table(("predicted by", "method", "Spearman with the measured rise of the loss", "n"), told)
+
+
+def _curve(rows: list[Row]) -> list[str]:
+    told = []
+    for rule in ("curve, conflict", "curve, random"):
+        for n, same in by(select(rows, rule=rule), lambda row: row["n"]).items():
+            told.append(
+                (
+                    rule.removeprefix("curve, "),
+                    str(n),
+                    str(mean_of(same, "regained")),
+                    str(mean_of(same, "kept")),
+                    str(len(same)),
+                )
+            )
+    return table(("directions", "how many", "regained", "kept", "scenes"), told)
+
+
+def _sizes(rows: list[Row]) -> list[str]:
+    told = []
+    key = lambda row: (row["size"], row["rows"], row["passes"], row["mu"], row["n"])  # noqa: E731
+    for (size, kind, passes, mu, n), same in by(select(rows, rule="growth"), key).items():
+        rank = mean_of(same, "value").mean
+        told.append(
+            (
+                size,
+                kind,
+                str(passes),
+                "" if mu is None else str(mu),
+                str(n),
+                str(mean_of(same, "regained")),
+                str(mean_of(same, "kept")),
+                "" if math.isnan(rank) else f"{rank:.0f}",
+            )
+        )
+    return table(("size", "rows", "passes", "μ", "n", "regained", "kept", "effective rank"), told)
+
+
+def _seconds(rows: list[Row]) -> list[str]:
+    told = []
+    for measure, same in by([r for r in rows if r["measure_seconds"] is not None], lambda row: row["measure"]).items():
+        units = list(
+            {
+                (
+                    row["base"],
+                    row["method"],
+                    row["seed"],
+                    row["part"],
+                    row["earlier"].partition(" ")[0],
+                    row["later"],
+                ): row
+                for row in same
+            }.values()
+        )
+        told.append((measure, str(len(units)), f"{mean_of(units, 'measure_seconds').mean:.0f}"))
+    return table(("measurement", "scenes", "seconds a scene"), told)

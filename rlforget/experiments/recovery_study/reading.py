@@ -1,0 +1,84 @@
+"""Reading a study's table: rows chosen by their columns, means with their spread, curves."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlforget.experiments.recovery_study.scene import Row
+
+Key = tuple[Any, ...]
+SCENE = ("base", "method", "seed", "part", "earlier", "later")
+"""The columns that tell scenes apart."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A number over scenes: what it was in each that has it."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean; NaN of nothing."""
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    def __str__(self) -> str:
+        if not self.values:
+            return "not measured"
+        spread = f" ± {statistics.stdev(self.values):.2f}" if len(self.values) > 1 else ""
+        return f"{self.mean:.2f}{spread}"
+
+
+def select(rows: Iterable[Row], /, **wanted: Any) -> list[Row]:
+    """Return the rows whose columns have these values; a tuple or list allows several."""
+    return [
+        row
+        for row in rows
+        if all(
+            row.get(name) in (value if isinstance(value, tuple | list) else (value,)) for name, value in wanted.items()
+        )
+    ]
+
+
+def mean_of(rows: Iterable[Row], column: str) -> Mean:
+    """Average a column over the rows that have it."""
+    return Mean(tuple(float(row[column]) for row in rows if row.get(column) is not None))
+
+
+def shares(rows: Sequence[Row]) -> str:
+    """Write what was regained and kept, and in how many scenes: `0.97 ± 0.02 / 0.98 ± 0.01 (n = 36)`."""
+    if not rows:
+        return "not measured"
+    return f"{mean_of(rows, 'regained')} / {mean_of(rows, 'kept')} (n = {len(rows)})"
+
+
+def scene_of(row: Row) -> Key:
+    """Return what tells a row's scene apart."""
+    return tuple(row.get(name) for name in SCENE)
+
+
+def by(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    """Group rows, in the order in which the groups come."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def spearman(pairs: Sequence[tuple[float, float]]) -> float:
+    """Rank correlation; NaN of fewer than three pairs."""
+    if len(pairs) < 3:
+        return math.nan
+    from scipy.stats import spearmanr
+
+    return float(spearmanr([a for a, _ in pairs], [b for _, b in pairs]).statistic)
+
+
+def first_to(rows: Sequence[Row], share: float) -> Row | None:
+    """Return the row of the fewest steps at which this share of the loss is regained; None where it never is."""
+    reached = [row for row in rows if (row["regained"] or 0.0) >= share]
+    return min(reached, key=lambda row: int(row["steps"]), default=None)
