@@ -25,10 +25,12 @@ class BaseModelConfig(_Strict):
     Attributes:
         seed: Seed of its weights and of its data, as of `rlforget miniature --seed`.
         size: A size of the miniature.
+        rate: What the stages' learning rates are multiplied by: wider models take smaller steps.
     """
 
     seed: Seed
     size: str = "0.2M"
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
 class Length(_Strict):
@@ -56,6 +58,10 @@ class Length(_Strict):
             prompts=self.prompts,
         )
 
+    def times(self, rate: float) -> Length:
+        """Return the same stage at `rate` times the learning rate."""
+        return self.model_copy(update={"learning_rate": self.learning_rate * rate})
+
     def at_most(self, steps: int) -> Length:
         """Return the same stage, not longer than `steps`."""
         return self.model_copy(update={"steps": min(self.steps, steps)})
@@ -73,6 +79,11 @@ class Lengths(_Strict):
     earlier: Length
     later: Length
     deep: Length | None = None
+
+    def times(self, rate: float) -> Lengths:
+        """Return the same stages at `rate` times the learning rate."""
+        deep = None if self.deep is None else self.deep.times(rate)
+        return Lengths(earlier=self.earlier.times(rate), later=self.later.times(rate), deep=deep)
 
     def fast(self) -> Lengths:
         """Return the lengths of the short form."""

@@ -107,6 +107,8 @@ def courses(study: StudyConfig, out: Path, bases: Path, parts: tuple[Part, ...] 
 
 
 def _course(study: StudyConfig, base: Base, method: Method, seed: int, out: Path, parts: list[Part]) -> Course:
+    if base.pretrain is not None:
+        study = study.model_copy(update={"methods": {method: study.methods[method].times(base.pretrain.rate)}})
     planned = [step for part in parts for step in _PLANS[part](study, method)]
     stages = {stage.name: stage for stage, _ in planned}  # a stage of several parts is trained once
     config = SequenceConfig(
@@ -147,6 +149,14 @@ def _deep(study: StudyConfig, method: Method) -> _Planned:
         yield length.stage(second, method, name, first), Scene("deep", first, name, (first,), (second,))
 
 
+def _sizes(study: StudyConfig, method: Method) -> _Planned:
+    """One pair: all the samples then go to one domain to restore and one to protect."""
+    first, last = study.domains[0], study.domains[-1]
+    yield from _firsts(study, method, [first])
+    scene = Scene("sizes", first, f"{first}-{last}", (first,), (last,))
+    yield study.methods[method].later.stage(last, method, scene.now, first), scene
+
+
 def _sequence(study: StudyConfig, method: Method, part: Part = "sequence") -> _Planned:
     """One domain after another; the last stage is the one that hurts. Half of the domains are older."""
     lengths = study.methods[method]
@@ -166,7 +176,7 @@ _PLANS: dict[Part, Callable[[StudyConfig, Method], _Planned]] = {
     "deep": _deep,
     "sequence": _sequence,
     "bases": lambda study, method: _sequence(study, method, "bases"),
-    "sizes": lambda study, method: _sequence(study, method, "sizes"),
+    "sizes": lambda study, method: _sizes(study, method),
 }
 
 

@@ -15,6 +15,7 @@ from rlforget.recovery import rollback
 
 _FEW_BUDGETS = (0.02, 0.05)
 SCORES = ("subspace", "fisher", "two_fisher", "magnitude", "random")
+_FEW_OPTIONS: dict[str, dict[str, Any]] = {"logit": {"mu": 1e-3, "lam": 10.0}}
 _CONTROLS = ("magnitude", "random")
 
 
@@ -33,7 +34,11 @@ def by_passes(live: Live, rule: str, passes: int, *, n: int, rows: str, **option
 
     Each is a rollback of its own, so that all passes cost no more than the last one's subspace alone would.
     """
-    given = {**options, **({"samples": n} if n != live.study.samples else {})}
+    given = {**options}
+    if n != live.study.samples:
+        given["samples"] = n
+    if rows != "sequence":
+        given["rows"] = rows
     left, taken = live.delta, 0.0
     with ExitStack() as done:
         for number in range(1, passes + 1):
@@ -45,7 +50,7 @@ def by_passes(live: Live, rule: str, passes: int, *, n: int, rows: str, **option
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in ("mu", "lam") if name in options}
+    return {name: str(options[name]) for name in ("mu", "lam") if name in options}
 
 
 def along(live: Live, share: float) -> Iterator[Row]:
@@ -54,6 +59,13 @@ def along(live: Live, share: float) -> Iterator[Row]:
         return
     everything = {name: tensor.indices for name, tensor in live.delta.items() if tensor.changed}
     yield live.tried("along δ", everything, strength=share)
+
+
+def few_prompts(live: Live) -> Iterator[Row]:
+    """Roll back with few prompts: one row a completion, a token, or a likely token at each place."""
+    few = min(live.study.few, live.study.samples)
+    for kind in ("sequence", "logit"):
+        yield from by_passes(live, "few prompts", 2, n=few, rows=kind, **_FEW_OPTIONS.get(kind, {}))
 
 
 def coordinates(live: Live) -> Iterator[Row]:
@@ -102,6 +114,6 @@ def _gaps(row: Row, best: dict[str, float], rewards: dict[str, float]) -> Row:
     return {**row, "value": max(gaps.values()), "rewards": json.dumps(gaps)}
 
 
-MEASURES = {"dense": dense, "coordinates": coordinates}
+MEASURES = {"dense": dense, "few": few_prompts, "coordinates": coordinates}
 OF_SEVERAL = {"selectivity": selectivity, "peaks": peaks}
 """For scenes of several older domains."""

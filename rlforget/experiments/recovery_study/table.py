@@ -21,6 +21,7 @@ COLUMNS: dict[str, str] = {
     "later": "domains to protect",
     "measure": "the group of measurements that the row belongs to",
     "rule": "what was done; `none` for what was lost",
+    "chosen": "what a search chose",
     "budget": "share of the model's coordinates that were put back",
     "n": "completions a domain",
     "rows": "what a row of the conflict subspace is",

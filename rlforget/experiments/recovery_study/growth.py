@@ -1,0 +1,58 @@
+"""How many prompts a rollback needs, and the rank of the Gram matrix that explains it: for models of several sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from rlforget.experiments.recovery_study.rules import by_passes
+from rlforget.experiments.recovery_study.scene import Live, Row
+from rlforget.interference.gram import sample_gram
+from rlforget.interference.point import changed_parameters, moved, toward_before
+
+_KINDS: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("sequence", 512, {}),
+    ("sequence", 128, {"mu": "auto", "lam": "auto"}),
+    ("logit", 64, {}),
+    ("logit", 64, {"mu": "auto", "lam": "auto"}),
+)
+"""Kinds of rows, up to how many prompts each is tried, and with which further options."""
+
+_RANK_SAMPLES = 256
+_HELD = 8 << 30  # bytes of gradients that are held, where this is more than the library holds unasked
+
+
+def growth(live: Live) -> Iterator[Row]:
+    """Roll back with more and more prompts, by every kind of row, in two passes."""
+    rank = effective_rank(live)
+    parameters = live.delta.numel
+    domains = len(live.scene.earlier) + len(live.scene.later)
+    for kind, most, options in _KINDS:
+        n = 16
+        while n <= min(most, live.study.samples):
+            if 4 * n * domains * parameters > _HELD:
+                break
+            for row in by_passes(live, "growth", 2, n=n, rows=kind, **options):
+                yield {**row, "value": rank}
+            n *= 2
+
+
+def effective_rank(live: Live) -> float:
+    """Return (tr K)² / tr K² of the earlier domain's Gram matrix K at the midpoint: how many directions count."""
+    parameters = changed_parameters(live.model, live.delta)
+    with moved(parameters, toward_before(live.delta, 0.5)):
+        product = sample_gram(
+            live.model,
+            live.scene.earlier[0],
+            samples=min(live.study.samples, _RANK_SAMPLES),
+            block=64,
+            seed=live.course.seed,
+            tokenizer=live.tokenizer,
+        )
+    values = torch.linalg.eigvalsh(product)
+    return float(values.sum() ** 2 / values.square().sum())
+
+
+MEASURES = {"growth": growth}
