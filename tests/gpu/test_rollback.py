@@ -9,19 +9,26 @@ from hypothesis import strategies as st
 
 from rlforget_kernels.rollback import foreach_rollback_, reference, rollback_
 from tests.gpu.placement import on_device
-from tests.kernels.strategies import DTYPES, FLOATS, LAYOUTS, laid_out, same_bits
-from tests.kernels.test_rollback import cases
+from tests.kernels.strategies import DTYPES, FLOATS, LAYOUTS, laid_out, same_bits, seeds
+from tests.kernels.test_rollback import cases, shared_cases
 
 pytestmark = pytest.mark.gpu
 
 
-def check(case: tuple[Any, ...], layout: str, strength: float, seed: int | None = None, offset: int = 0) -> None:
+def check(
+    case: tuple[Any, ...],
+    layout: str,
+    strength: float,
+    seed: int | None = None,
+    offset: int = 0,
+    by_share: bool = False,
+) -> None:
     weight, *tensors, threshold = case
     weight = laid_out(weight, layout)
     found = on_device(weight)
     given = [None if tensor is None else on_device(tensor) for tensor in tensors]
-    rollback_(found, *given, threshold, strength, seed, offset)
-    reference.rollback_(weight, *tensors, threshold, strength, seed, offset)
+    rollback_(found, *given, threshold, strength, seed, offset, by_share)
+    reference.rollback_(weight, *tensors, threshold, strength, seed, offset, by_share)
     assert same_bits(found.cpu(), weight)
 
 
@@ -41,6 +48,12 @@ def test_whole(case: tuple[Any, ...], layout: str):
 @settings(max_examples=200)
 def test_part_of_the_way(case: tuple[Any, ...], layout: str, strength: float, seed: int | None, offset: int):
     check(case, layout, strength, seed, offset)
+
+
+@given(shared_cases(), st.sampled_from(LAYOUTS), st.sampled_from([1.0, 0.3]), st.one_of(st.none(), seeds))
+@settings(max_examples=200)
+def test_by_share(case: tuple[Any, ...], layout: str, strength: float, seed: int | None):
+    check(case, layout, strength, seed, 3, True)
 
 
 @given(st.lists(cases(st.sampled_from(FLOATS)), max_size=5), st.sampled_from([0.3, 1.0]))

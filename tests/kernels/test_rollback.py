@@ -51,8 +51,10 @@ def use(backend: ModuleType) -> Callable[..., None]:
         strength: float = 1.0,
         seed: int | None = None,
         offset: int = 0,
+        by_share: bool = False,
     ) -> None:
-        backend.foreach_rollback_([weight], [before], [indices], [score], threshold, strength, seed, [offset])
+        lists = [weight], [before], [indices], [score]
+        backend.foreach_rollback_(*lists, threshold, strength, seed, [offset], by_share)
 
     return reference.rollback_ if backend is reference else rollback
 
@@ -105,6 +107,48 @@ def test_part_of_the_way(
 ):
     expected = rolled_back(reference, *case, strength, seed, offset)
     assert same_bits(rolled_back(backend, *case, strength, seed, offset, layout=layout), expected)
+
+
+@st.composite
+def shared_cases(draw: st.DrawFn) -> tuple[Any, ...]:
+    """Like `cases`, with shares for scores: whole ones and none among them."""
+    weight, before, indices, _, threshold = draw(cases(st.sampled_from(FLOATS)))
+    shares = torch.rand(before.shape, generator=generator(draw(seeds)))
+    shares = torch.where(shares < 0.2, 0.0, torch.where(shares > 0.8, 1.0, shares))
+    return weight, before, indices, shares, threshold
+
+
+@BACKENDS
+@given(
+    case=shared_cases(),
+    layout=st.sampled_from(LAYOUTS),
+    strength=st.sampled_from([1.0, 0.3, 2.0]),
+    seed=st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)),
+    offset=st.sampled_from([0, 999, 2**40]),
+)
+@settings(max_examples=60)
+def test_by_share(
+    backend: ModuleType, case: tuple[Any, ...], layout: str, strength: float, seed: int | None, offset: int
+):
+    weight, before, indices, shares, _ = case
+    found = rolled_back(backend, *case, strength, seed, offset, True, layout=layout)
+    assert same_bits(found, rolled_back(reference, *case, strength, seed, offset, True))
+    where = slice(None) if indices is None else indices.long()
+    steps = strength * shares.reshape(-1)
+    now, after, old = as_bits(weight)[where], as_bits(found)[where], as_bits(before)
+    assert torch.equal(after[steps == 1], old[steps == 1])
+    assert torch.equal(after[steps == 0], now[steps == 0])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("backend", [reference, cpu, gpu], ids=["reference", "cpu", "gpu"])
+def test_equal_shares_are_a_strength(backend: ModuleType, dtype: torch.dtype):
+    """0.25 is the product of a strength and a share, or either alone."""
+    now, old = torch.randn(2, 500, generator=generator(0)).to(dtype)
+    expected = rolled_back(reference, now, old, None, None, 0.0, 0.25, 5)
+    for strength, share in ((1.0, 0.25), (0.5, 0.5)):
+        found = rolled_back(backend, now, old, None, torch.full((500,), share), 9.0, strength, 5, 0, True)
+        assert same_bits(found, expected)
 
 
 @BACKENDS
@@ -240,6 +284,8 @@ def test_opcheck(dtype: torch.dtype, gathered: bool):
     torch.library.opcheck(torch.ops.rlforget.rollback_.default, (weight, before, indices, score, *arguments))
     lists = ([weight, weight.clone()], [before] * 2, [indices] * 2, [score] * 2)
     torch.library.opcheck(torch.ops.rlforget.foreach_rollback_.default, (*lists, *arguments[:3], [0, 5]))
+    if dtype.is_floating_point:
+        torch.library.opcheck(torch.ops.rlforget.rollback_.default, (weight, before, indices, score, *arguments, True))
 
 
 def test_a_live_parameter_is_written_in_place():
@@ -264,6 +310,17 @@ def test_a_live_parameter_is_written_in_place():
         ({"indices": torch.tensor([0, 1, 2, 4])}, IndexError, r"\[0, 4\).*found 4"),
         ({"indices": torch.tensor([0, 1, 2, -3])}, IndexError, "found -3"),
         ({"weight": torch.ones(4).int(), "before": torch.zeros(4).int(), "strength": 0.5}, TypeError, "strength 1"),
+        ({"by_share": True}, ValueError, "share"),
+        (
+            {
+                "weight": torch.ones(4).int(),
+                "before": torch.zeros(4).int(),
+                "score": torch.ones(4),
+                "by_share": True,
+            },
+            TypeError,
+            "shares",
+        ),
         ({"weight": torch.ones(4).cfloat(), "before": torch.zeros(4).cfloat()}, TypeError, "complex64"),
     ],
 )

@@ -14,14 +14,19 @@ from rlforget_kernels.common.dispatch import backend, operator
 from rlforget_kernels.common.hashing import consecutive
 
 
-def _check(weight: Tensor, before: Tensor, indices: Tensor | None, score: Tensor | None, strength: float) -> None:
+def _check(
+    weight: Tensor, before: Tensor, indices: Tensor | None, score: Tensor | None, strength: float, by_share: bool
+) -> None:
     bits_dtype(weight.dtype)
     if before.dtype != weight.dtype:
         raise TypeError(f"rollback_: before: expected the dtype of weight, {weight.dtype}; found {before.dtype}")
     if not math.isfinite(strength):
         raise ValueError(f"rollback_: strength: expected a finite number; found {strength}")
-    if strength != 1.0 and not weight.dtype.is_floating_point:
-        raise TypeError(f"rollback_: expected strength 1 for {weight.dtype} weights; found {strength}")
+    if (strength != 1.0 or by_share) and not weight.dtype.is_floating_point:
+        found = "shares" if by_share else strength
+        raise TypeError(f"rollback_: expected strength 1 for {weight.dtype} weights; found {found}")
+    if by_share and score is None:
+        raise ValueError("rollback_: score: expected the share of each coordinate, with by_share; found none")
     if score is not None and score.dtype is not torch.float32:
         raise TypeError(f"rollback_: score: expected float32; found {score.dtype}")
     if score is not None and score.shape != before.shape:
@@ -45,14 +50,15 @@ def _run(
     strength: float,
     seed: int | None,
     offsets: Sequence[int],
+    by_share: bool,
 ) -> None:
     for arguments in zip(weights, before, indices, scores, strict=True):
-        _check(*arguments, strength)
+        _check(*arguments, strength, by_share)
     if not weights:
         return
     kernels = backend(__name__, *weights, *before, *indices, *scores)
     require_all_in_range("rollback_", indices, [weight.numel() for weight in weights])
-    kernels.foreach_rollback_(weights, before, indices, scores, threshold, strength, seed, offsets)
+    kernels.foreach_rollback_(weights, before, indices, scores, threshold, strength, seed, offsets, by_share)
 
 
 def _fake(
@@ -64,8 +70,9 @@ def _fake(
     strength: float = 1.0,
     seed: int | None = None,
     offset: int = 0,
+    by_share: bool = False,
 ) -> None:
-    _check(weight, before, indices, score, strength)
+    _check(weight, before, indices, score, strength, by_share)
 
 
 @operator(_fake, mutates=("weight",))
@@ -78,6 +85,7 @@ def rollback_(
     strength: float = 1.0,
     seed: int | None = None,
     offset: int = 0,
+    by_share: bool = False,
 ) -> None:
     """Put chosen coordinates of `weight` back, in place and in one pass.
 
@@ -89,6 +97,10 @@ def rollback_(
       multiply-add, the last result rounded as `subtract_` rounds: to nearest even, or with a seed stochastically.
       Overflow is infinity, ±448 in float8_e4m3fn; a NaN result is the one NaN of the dtype.
 
+    With `by_share` the score chooses nothing: it is the share of each coordinate, which goes strength · share of the
+    way, the product taken in float32 (float64 for float64 weights). A product of 1 puts the old bits back, one of 0
+    keeps the new ones.
+
     Every other coordinate keeps its bits.
 
     Args:
@@ -96,25 +108,28 @@ def rollback_(
             1 also int8 to int64, uint8 and bool. Written in place.
         before: The dtype of `weight`; its shape, or with `indices` 1-D with one element an index.
         indices: int32 or int64, 1-D: row-major flat indices, each at most once (the caller's duty). None: all.
-        score: float32, the shape of `before`.
+        score: float32, the shape of `before`; with `by_share` the shares.
         threshold: Taken as float32.
         strength: Finite; taken as float32 except for float64 weights. 1 puts back, 0 < s < 1 goes part of the way.
         seed: Any int64, for stochastic rounding: the random bits of coordinate i of `weight`, gathered or not, are the
             leading 32 of `hashing.random_words(seed, offset + i)`. None: to nearest even.
         offset: Flat index of the first coordinate: of a shard in its tensor, or of the tensor in the model.
+        by_share: Whether `score` holds shares. For weights of floats.
 
     Raises:
         TypeError: for dtypes other than these.
-        ValueError: for shapes that do not fit, tensors on different devices or a strength that is not finite.
+        ValueError: for shapes that do not fit, shares that are missing, tensors on different devices or a strength that
+            is not finite.
         IndexError: for an index outside `weight`; nothing is then written.
 
     Bytes moved, N coordinates of b bytes, m of them chosen: dense 2bN read, 4N for a score, bm written; at k indices of
     i bytes (i + 2b)k read, 4k for a score, bm written.
 
-    Source: θ ← θ − s·δ at the conflict set, with δ = θ − θ_before; at s = 1 the exact case. Stochastic rounding as in
+    Source: θ ← θ − s·δ at the conflict set, with δ = θ − θ_before; at s = 1 the exact case; with a share a coordinate,
+    the soft rule. Stochastic rounding as in
     Gupta et al. 2015, arXiv:1502.02551.
     """
-    _run([weight], [before], [indices], [score], threshold, strength, seed, [offset])
+    _run([weight], [before], [indices], [score], threshold, strength, seed, [offset], by_share)
 
 
 def _lists(
@@ -149,10 +164,11 @@ def _fake_list(
     strength: float = 1.0,
     seed: int | None = None,
     offsets: list[int] | None = None,
+    by_share: bool = False,
 ) -> None:
     indices, scores, _ = _lists(weights, before, indices, scores, offsets)
     for arguments in zip(weights, before, indices, scores, strict=True):
-        _check(*arguments, strength)
+        _check(*arguments, strength, by_share)
 
 
 @operator(_fake_list, mutates=("weights",))
@@ -165,6 +181,7 @@ def foreach_rollback_(
     strength: float = 1.0,
     seed: int | None = None,
     offsets: list[int] | None = None,
+    by_share: bool = False,
 ) -> None:
     """Do what `rollback_` does for every weight of a list, in one launch group or one parallel region.
 
@@ -177,6 +194,7 @@ def foreach_rollback_(
         strength: For all.
         seed: For all.
         offsets: One a weight. None: each weight follows on the one before it in the list, the first at 0.
+        by_share: For all.
 
     Raises:
         TypeError: as `rollback_`.
@@ -186,4 +204,4 @@ def foreach_rollback_(
     Bytes moved: see `rollback_`.
     """
     indices, scores, offsets = _lists(weights, before, indices, scores, offsets)
-    _run(weights, before, indices, scores, threshold, strength, seed, offsets)
+    _run(weights, before, indices, scores, threshold, strength, seed, offsets, by_share)

@@ -34,6 +34,7 @@ def foreach_rollback_(
     strength: float,
     seed: int | None,
     offsets: Sequence[int],
+    by_share: bool,
 ) -> None:
     """See `rlforget_kernels.rollback`."""
     bits = [as_bits(weight) for weight in weights]
@@ -52,7 +53,8 @@ def foreach_rollback_(
         setting = _SETTINGS.on(bits[table.members[0]])
         dtype, gathered, scored = table.kind
         index_dtype = table.dtypes[2] if gathered else torch.int32
-        constexprs = _constexprs(dtype, strength == 1.0, gathered, scored, seed is not None, index_dtype)
+        whole = strength == 1.0 and not by_share
+        constexprs = _constexprs(dtype, whole, gathered, scored, by_share, seed is not None, index_dtype)
         constexprs |= table.constexprs | {"BLOCK": setting.block}
         launch(rollback_kernel, table.tiles, table.rows, table.owners, *numbers, **constexprs, warps=setting.warps)
     for weight, one in zip(weights, bits, strict=True):
@@ -70,6 +72,7 @@ def _constexprs(
     whole: bool,
     gathered: bool,
     scored: bool,
+    by_share: bool = False,
     stochastic: bool = False,
     index_dtype: torch.dtype = torch.int64,
 ) -> dict[str, Any]:
@@ -85,6 +88,7 @@ def _constexprs(
         "FLOAT64": dtype is torch.float64,
         "GATHERED": gathered,
         "SCORED": scored,
+        "BY_SHARE": by_share,
         "STOCHASTIC": stochastic and dtype.itemsize < 4,
     }
 
@@ -108,6 +112,7 @@ def rollback_kernel(
     FLOAT64: tl.constexpr,
     GATHERED: tl.constexpr,
     SCORED: tl.constexpr,
+    BY_SHARE: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -126,13 +131,13 @@ def rollback_kernel(
         offset = tl.arange(0, BLOCK // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     full = base + BLOCK <= numel
     if full:
-        index, now, old, chosen = _load_tile(
-            bits_ptr, before_ptr, indices_ptr, score_ptr, base + offset, None, threshold, GATHERED, SCORED
+        index, now, old, score, chosen = _load_tile(
+            bits_ptr, before_ptr, indices_ptr, score_ptr, base + offset, None, threshold, GATHERED, SCORED, BY_SHARE
         )
     else:
         inside = offset < numel - base
-        index, now, old, chosen = _load_tile(
-            bits_ptr, before_ptr, indices_ptr, score_ptr, base + offset, inside, threshold, GATHERED, SCORED
+        index, now, old, score, chosen = _load_tile(
+            bits_ptr, before_ptr, indices_ptr, score_ptr, base + offset, inside, threshold, GATHERED, SCORED, BY_SHARE
         )
         chosen = chosen & inside
     if not GATHERED:
@@ -140,17 +145,24 @@ def rollback_kernel(
     if WHOLE:
         new = old
     elif FLOAT64:
-        strength = tl.cast(strength_bits, tl.int64).to(tl.float64, bitcast=True)
+        step = tl.cast(strength_bits, tl.int64).to(tl.float64, bitcast=True)
+        if BY_SHARE:
+            step *= score.to(tl.float64)
         value = now.to(tl.float64, bitcast=True)
-        new = result_bits64(value - strength * (value - old.to(tl.float64, bitcast=True)))
+        new = result_bits64(value - step * (value - old.to(tl.float64, bitcast=True)))
     else:
         CODE: tl.constexpr = (1 << (EXPONENT + MANTISSA + 1)) - 1
-        strength = tl.cast(strength_bits, tl.int64).to(tl.float64, bitcast=True).to(tl.float32)
+        step = tl.cast(strength_bits, tl.int64).to(tl.float64, bitcast=True).to(tl.float32)
+        if BY_SHARE:
+            step *= score
         value = widen((now.to(tl.int64) & CODE).to(tl.uint32), EXPONENT, MANTISSA)
         goal = widen((old.to(tl.int64) & CODE).to(tl.uint32), EXPONENT, MANTISSA)
-        moved = value - strength * (value - goal)
+        moved = value - step * (value - goal)
         code = narrowed_bits(moved, first + index, mixed_seed, EXPONENT, MANTISSA, OVERFLOW, NAN_CODE, STOCHASTIC)
         new = code.to(TYPE)
+    if BY_SHARE:
+        new = tl.where(step == 1, old, new)
+        chosen = chosen & (step != 0)
     if GATHERED:
         tl.store(bits_ptr + index, new, mask=chosen)
     elif full:
@@ -173,25 +185,32 @@ def _load_tile(
     threshold,
     GATHERED: tl.constexpr,
     SCORED: tl.constexpr,
+    BY_SHARE: tl.constexpr,
 ):
-    """Flat indices, the bits there now and before, and which of them are to be written."""
+    """Flat indices, the bits there now and before, their scores, and which of them are to be written."""
     index = place
     if GATHERED:
         index = tl.load(indices_ptr + place, mask=inside).to(tl.int64)
     now = tl.load(bits_ptr + index, mask=inside)
     old = tl.load(before_ptr + place, mask=inside)
     chosen = now != old
+    score = threshold
     if SCORED:
-        chosen = chosen & (tl.load(score_ptr + place, mask=inside) >= threshold)
-    return index, now, old, chosen
+        score = tl.load(score_ptr + place, mask=inside)
+        if not BY_SHARE:
+            chosen = chosen & (score >= threshold)
+    return index, now, old, score, chosen
 
 
-def _spec(dtype: torch.dtype, whole: bool, gathered: bool, stochastic: bool = False) -> KernelSpec:
-    """A dense compilation takes a score, one that gathers takes none."""
+def _spec(
+    dtype: torch.dtype, whole: bool, gathered: bool, stochastic: bool = False, by_share: bool = False
+) -> KernelSpec:
+    """A dense compilation takes a score, one that gathers takes none or shares."""
     label = f"{str(dtype).removeprefix('torch.')} {'whole' if whole else 'by chance' if stochastic else 'part'} "
+    scored = by_share or not gathered
     return KernelSpec(
         rollback_kernel,
-        label + ("gathered" if gathered else "dense scored"),
+        label + ("gathered" if gathered else "dense scored") + (" by share" if by_share else ""),
         {
             "rows_ptr": "*i64",
             "owners_ptr": "*i32",
@@ -199,7 +218,7 @@ def _spec(dtype: torch.dtype, whole: bool, gathered: bool, stochastic: bool = Fa
             "strength_bits": "i64",
             "mixed_seed": "i64",
         },
-        table_constexprs(5) | _constexprs(dtype, whole, gathered, not gathered, stochastic),
+        table_constexprs(5) | _constexprs(dtype, whole, gathered, scored, by_share, stochastic),
         streams=not gathered,
         reads=None if gathered else 2 * dtype.itemsize + 4,
         writes=dtype.itemsize,
@@ -215,6 +234,8 @@ KERNELS = [_spec(dtype, whole, False) for whole, dtypes in ((False, _PART), (Tru
 KERNELS += [_spec(dtype, False, False, True) for dtype in (torch.bfloat16, torch.float8_e4m3fn)]
 # Gathering costs alike, whole or in part: the widest, the usual and the narrowest elements stand for the others.
 KERNELS += [_spec(torch.float64, False, True), _spec(torch.bfloat16, False, True, True), _spec(torch.int8, True, True)]
+# Of the soft rule, which gathers: the usual elements; and dense, for its loads.
+KERNELS += [_spec(torch.bfloat16, False, gathered, True, by_share=True) for gathered in (True, False)]
 """What is compiled ahead of time."""
 
 
@@ -224,7 +245,7 @@ def _trial(size: int, elements: int, device: torch.device) -> Callable[[], objec
     weight = torch.ones(elements, device=device).to(dtype)
     before = weight.clone()
     before[::20] = 2.0
-    return lambda: foreach_rollback_([weight], [before], [None], [None], 0.0, 1e-9, None, [0])
+    return lambda: foreach_rollback_([weight], [before], [None], [None], 0.0, 1e-9, None, [0], False)
 
 
 TUNABLE = [Tunable(_SETTINGS, _trial, loads=(1, 2))]
