@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from rlforget.interference.combining import combine_fishers
 from rlforget.interference.coordinates import Coordinates
 from rlforget.interference.empirical_fisher import Fisher, fisher
-from rlforget.interference.scores import NEEDS, Conflict, conflict
+from rlforget.interference.scores import NEEDS, conflict
+from rlforget.interference.selection import Conflict
+from rlforget.interference.soft import SoftRule, soft_rule
 from rlforget.interference.subspace import ConflictSubspace, Pass, conflict_subspace
 
 SCORES = tuple(NEEDS)
@@ -17,7 +20,10 @@ __all__ = [
     "Coordinates",
     "Fisher",
     "Pass",
+    "SoftRule",
+    "combine_fishers",
     "conflict",
     "conflict_subspace",
     "fisher",
+    "soft_rule",
 ]

@@ -1,20 +1,18 @@
-"""Conflict scores: one non-negative number a changed coordinate, and the coordinates that score highest."""
+"""Conflict scores: one non-negative number a changed coordinate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from rlforget.errors import ConfigError, CoordinateError, LayoutError, NonFiniteError, UnknownNameError
-from rlforget.interference.coordinates import Coordinates
-from rlforget.interference.empirical_fisher import Fisher
+from rlforget.errors import ConfigError, LayoutError, NonFiniteError, UnknownNameError
+from rlforget.interference.combining import Fishers, fisher_of
+from rlforget.interference.selection import Conflict
 from rlforget_kernels.common.score_bits import INFINITY_BIN, LEADING_BINS
 from rlforget_kernels.conflict_score import conflict_score
-from rlforget_kernels.select_top import select_top
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta, TensorDelta
@@ -37,78 +35,6 @@ _HOW = {
     "own": "own=rf.diff(base, earlier_stage), the earlier domain's own update",
     "subspace": "subspace=rf.conflict_subspace(model, delta, restore=..., protect=...)",
 }
-Fishers = Fisher | Sequence[Fisher]
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Scores of a delta's coordinates.
-
-    Attributes:
-        delta: The delta that was scored.
-        score: The name of the score.
-        scores: For each changed tensor, float32 [changed], non-negative, in the order of the delta's indices.
-        histogram: int64 [4096], counts of the scores' bits >> 19 over all tensors.
-    """
-
-    delta: Delta
-    score: str
-    scores: dict[str, Tensor]
-    histogram: Tensor
-
-    @property
-    def changed(self) -> int:
-        """How many coordinates were scored."""
-        return sum(score.numel() for score in self.scores.values())
-
-    def top(self, fraction: float | None = None, *, count: int | None = None) -> Coordinates:
-        """Return the coordinates that score highest, by one threshold over all tensors.
-
-        Ties go to the earlier tensor, then to the lower index. A coordinate that scores 0 is never picked, so fewer
-        than asked for come back where fewer score above it.
-
-        Args:
-            fraction: How many, as a share in (0, 1] of all the model's coordinates, changed or not. More than the
-                delta changed gives all that it changed.
-            count: How many, at most as many as the delta changed.
-
-        Raises:
-            CoordinateError: A fraction or count out of range, or not exactly one of the two.
-        """
-        positive = sum(int(torch.count_nonzero(score)) for score in self.scores.values())
-        wanted = min(self._count(fraction, count), positive)
-        picked = select_top(list(self.scores.values()), wanted, self.histogram)
-        return Coordinates(
-            {
-                name: self.delta[name].indices[positions].to(torch.int64)
-                for name, positions in zip(self.scores, picked, strict=True)
-                if positions.numel()
-            }
-        )
-
-    def _count(self, fraction: float | None, count: int | None) -> int:
-        if (fraction is None) == (count is None):
-            raise CoordinateError(
-                "conflict.top",
-                expected="either fraction= or count=",
-                found="both" if fraction is not None else "neither",
-                fix="Give one of them.",
-            )
-        if fraction is not None:
-            if not 0.0 < fraction <= 1.0:
-                raise CoordinateError(
-                    "fraction", expected="a number in (0, 1]", found=repr(fraction), fix="Write 2% as 0.02."
-                )
-            return min(max(1, round(fraction * self.delta.numel)), self.changed)
-        assert count is not None
-        if not 0 < count <= self.changed:
-            raise CoordinateError(
-                "count",
-                expected=f"between 1 and {self.changed}, what the delta changed",
-                found=repr(count),
-                fix="Ask for fewer coordinates.",
-            )
-        return count
 
 
 def conflict(
@@ -135,7 +61,8 @@ def conflict(
 
     Args:
         delta: The later change, from the earlier domain's stage to now.
-        earlier: The Fisher of the domain to restore, taken at `delta`; or one a domain, each then divided by its mean.
+        earlier: The Fisher of the domain to restore, taken at `delta`; or one a domain, each then divided by its mean
+            (`combine_fishers` gives them weights besides).
         later: Likewise for the domains to spare.
         score: A name of the table; by default `subspace` where one is given, else `two_fisher`.
         own: δ_A, the earlier domain's own update, for `opposed`.
@@ -146,24 +73,24 @@ def conflict(
     Raises:
         ConfigError: The score needs an argument that is missing.
         LayoutError: A Fisher, own delta or subspace of another delta.
-        NonFiniteError: A score is NaN or infinite; the message names the tensor.
+        NonFiniteError: A score or a Fisher is NaN or infinite, and the message names the tensor; or a Fisher is zero
+            everywhere.
         UnknownNameError: There is no such score.
     """
     score = score or ("two_fisher" if subspace is None else "subspace")
     _check_needs(score, {"earlier": earlier, "later": later, "own": own, "subspace": subspace})
     changed = {name: tensor for name, tensor in delta.items() if tensor.changed}
-    fisher_a = _combined(earlier, changed) if "earlier" in NEEDS[score] else None
-    fisher_b = _combined(later, changed) if "later" in NEEDS[score] else None
+    fisher_a, fisher_b = (
+        fisher_of(side, delta) if side is not None and need in NEEDS[score] else None
+        for need, side in (("earlier", earlier), ("later", later))
+    )
     scores: dict[str, Tensor] = {}
     histogram = torch.zeros(LEADING_BINS, dtype=torch.int64)
     offset = 0
     damping = 0.0 if fisher_b is None else epsilon * fisher_b.mean
-    if fisher_b is not None and not damping > 0.0:
-        raise NonFiniteError(
-            "the Fisher of the later domains",
-            expected="a positive mean, to divide by",
-            found=f"a mean of {fisher_b.mean} and epsilon={epsilon}",
-            fix="Take it on samples that have gradients at these coordinates, with epsilon above 0.",
+    if fisher_b is not None and changed and not damping > 0.0:
+        raise ConfigError(
+            "epsilon", expected="a positive number", found=repr(epsilon), fix="Use 10, or 0.1 to spare B most."
         )
     for name, tensor in changed.items():
         direction = None
@@ -198,38 +125,6 @@ def _check_needs(score: str, given: Mapping[str, object]) -> None:
         if given[need] is None or given[need] == []:
             raise ConfigError(
                 f"score {score!r}", expected=f"the argument {need}", found="none", fix=f"Pass {_HOW[need]}."
-            )
-
-
-def _combined(fishers: Fishers | None, changed: Mapping[str, TensorDelta]) -> Fisher:
-    """One Fisher for several domains: the sum of each divided by its mean. One alone stays as it is."""
-    several = [fishers] if isinstance(fishers, Fisher) else list(fishers or [])
-    for one in several:
-        _check_fisher(one, changed)
-    if len(several) == 1:
-        return several[0]
-    weights = [1.0 / mean if (mean := one.mean) > 0 else 0.0 for one in several]
-
-    def total(name: str, part: str) -> Tensor:
-        terms = [getattr(one, part)[name] * weight for one, weight in zip(several, weights, strict=True)]
-        return torch.stack(terms).sum(0)
-
-    return Fisher(
-        {name: total(name, "values") for name in changed},
-        {name: total(name, "gradient") for name in changed},
-        sum(one.samples for one in several),
-    )
-
-
-def _check_fisher(fisher: Fisher, changed: Mapping[str, TensorDelta]) -> None:
-    for name, tensor in changed.items():
-        found = fisher.values[name].numel() if name in fisher.values else None
-        if found != tensor.changed:
-            raise LayoutError(
-                f"the Fisher of {name!r}",
-                expected=f"{tensor.changed} coordinates, as the delta changed",
-                found="no such tensor" if found is None else str(found),
-                fix="Measure it with rf.fisher(..., at=delta) for this very delta.",
             )
 
 

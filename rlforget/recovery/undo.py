@@ -13,11 +13,11 @@ class RollbackReport:
     """What a rollback did.
 
     Attributes:
-        coordinates: Entries that were to be rolled back: the coordinates chosen, or every entry of the correction.
+        coordinates: Entries that were to be rolled back: the coordinates chosen, or where the correction is not 0.
         written: Entries whose stored bits changed.
         strength: The share that was asked for.
         norm_share: Norm of what was taken off, as stored, over the norm of δ.
-        rounding: For a subspace, ‖u − u_written‖ / ‖u‖: what rounding to the stored dtype did; else None.
+        rounding: For a rule, ‖u − u_written‖ / ‖u‖: what rounding to the stored dtype did; for coordinates None.
         rounding_damage: For a subspace, ‖G_A (u − u_written)‖ / ‖G_A u‖, estimated by the probes; the share
             of the repair that rounding may spoil; else None.
     """

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rlforget.delta import Delta, diff
 from rlforget.errors import ConfigError, CoordinateError, LayoutError, NonFiniteError, UnknownNameError
-from rlforget.interference import SCORES, ConflictSubspace, Fisher, conflict
+from rlforget.interference import SCORES, ConflictSubspace, Coordinates, Fisher, conflict
+from rlforget.interference.selection import apportioned
 
 SHAPES = {"a": (5, 4), "b": (7,), "same": (3,), "c": ()}
 
@@ -149,6 +150,81 @@ def test_top_is_one_threshold_over_all_tensors(data: st.DataObject, seed: int) -
         found.append(positions.get(name, torch.empty(0, dtype=torch.int64)) + start)
         start += tensor.changed
     assert torch.equal(torch.cat(found), order)
+
+
+LAYERED = {
+    "layers.0.a": (8, 5),
+    "layers.0.b": (10,),
+    "layers.1.a": (6, 5),
+    "embed": (4, 5),
+    "norm": (5,),
+}
+
+
+def layered(seed: int) -> Delta:
+    generator = torch.Generator().manual_seed(seed)
+    before = {name: torch.zeros(shape) for name, shape in LAYERED.items()}
+    after = {name: torch.randn(shape, generator=generator) for name, shape in LAYERED.items()}
+    after["layers.1.a"] = torch.where(torch.rand(6, 5, generator=generator) < 0.1, after["layers.1.a"], 0.0)
+    return diff(before, after)
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 50), st.sampled_from(["layer", "tensor"]), st.floats(0.01, 1.0))
+def test_a_budget_for_each_layer_or_tensor(seed: int, per: Any, fraction: float) -> None:
+    delta = layered(seed)
+    scored = conflict(delta, score="magnitude")
+    picked = scored.top(fraction, per=per)
+    groups = [[name] for name in LAYERED]
+    if per == "layer":
+        groups = [["layers.0.a", "layers.0.b"], ["layers.1.a"], ["embed", "norm"]]
+    for group in groups:
+        exact = fraction * sum(delta[name].numel for name in group)
+        changed = sum(delta[name].changed for name in group)
+        found = sum(len(picked.get(name, ())) for name in group)
+        assert found <= changed
+        assert abs(found - min(exact, changed)) <= 1
+        least = min((abs_at(delta, name, picked[name]).min() for name in group if name in picked), default=torch.inf)
+        left = [set(delta[name].indices.tolist()) - set(picked.get(name, torch.empty(0)).tolist()) for name in group]
+        for name, rest in zip(group, left, strict=True):
+            assert bool((abs_at(delta, name, torch.tensor(sorted(rest), dtype=torch.int64)) <= least).all())
+    assert picked.count <= max(1, round(fraction * delta.numel))
+
+
+def abs_at(delta: Delta, name: str, indices: Tensor) -> Tensor:
+    return delta[name].values[delta[name].positions(indices)].abs()
+
+
+@pytest.mark.parametrize("per", ["model", "layer", "tensor"])
+def test_only_within_a_set(per: Any) -> None:
+    delta = layered(0)
+    scored = conflict(delta, score="magnitude")
+    within = Coordinates({"layers.0.a": torch.arange(0, 40, 2), "embed": torch.arange(3), "norm": torch.tensor([4])})
+    everything = scored.top(1.0, per=per, within=within)
+    assert {name: indices.tolist() for name, indices in everything.items()} == {
+        name: indices.tolist() for name, indices in within.items()
+    }
+    few = scored.top(count=9, per=per, within=within)
+    assert few.count <= 9
+    assert all(set(few[name].tolist()) <= set(within[name].tolist()) for name in few)
+    if per == "model":
+        assert few.count == 9
+        magnitudes = torch.cat([abs_at(delta, name, indices) for name, indices in within.items()])
+        picked = torch.cat([abs_at(delta, name, indices) for name, indices in few.items()])
+        assert torch.equal(picked.sort().values, magnitudes.sort().values[-9:])
+    unchanged = Coordinates({"layers.1.a": torch.arange(30)})
+    assert scored.top(1.0, within=unchanged).count == delta["layers.1.a"].changed
+    with pytest.raises(CoordinateError, match="does not hold"):
+        scored.top(1.0, within=Coordinates({"elsewhere": torch.tensor([0])}))
+    with pytest.raises(UnknownNameError, match="per 'row'"):
+        scored.top(1.0, per="row")  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(0, 500), max_size=8))
+def test_apportioned(total: int, sizes: list[int]) -> None:
+    shares = apportioned(total, sizes)
+    assert sum(shares) == (total if sum(sizes) else 0)
+    assert all(abs(share - total * size / max(sum(sizes), 1)) < 1 for share, size in zip(shares, sizes, strict=True))
 
 
 def test_fraction_is_of_all_coordinates(delta: Delta) -> None:

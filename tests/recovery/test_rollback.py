@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlforget.delta import Delta, diff
 from rlforget.errors import ConfigError, CoordinateError, LayoutError, OutputError, WrongBaseError
-from rlforget.interference import ConflictSubspace, Coordinates
+from rlforget.interference import ConflictSubspace, Coordinates, SoftRule
 from rlforget.recovery import rollback
 from rlforget.weights import save_checkpoint
 
@@ -270,16 +270,81 @@ def test_undoing_a_correction_is_exact(dtype: torch.dtype, seed: int) -> None:
     assert as_bytes(live) == as_bytes(after)
 
 
-@pytest.mark.parametrize("what", ["coordinates", "subspace"])
+def random_shares(delta: Delta, seed: int) -> SoftRule:
+    """Shares of 0 and 1 among them."""
+    generator = torch.Generator().manual_seed(seed)
+    shares = {n: 1.4 * torch.rand(t.changed, generator=generator) - 0.2 for n, t in delta.items() if t.changed}
+    return SoftRule({name: share.clamp(0, 1) for name, share in shares.items()}, 1.0)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(FLOATS), st.integers(0, 1000), st.sampled_from([1.0, 0.7]))
+def test_the_soft_rule_gives_back_each_share(dtype: torch.dtype, seed: int, strength: float) -> None:
+    before, after = finite_pair(dtype, seed)
+    delta = diff(before, after)
+    live = {name: value.clone() for name, value in after.items()}
+    rule = random_shares(delta, seed)
+    undo = rollback(live, delta, rule, strength=strength, seed=seed)
+    for name, share in rule.shares.items():
+        tensor = delta[name]
+        at = tensor.indices.long()
+        found, old, new = (w[name].flatten()[at] for w in (live, before, after))
+        exact = new.double() - strength * share.double() * (new.double() - old.double())
+        step = 2 * torch.finfo(dtype).eps * exact.abs().clamp_min(torch.finfo(dtype).tiny)  # either neighbour
+        slack = 1e-6 * (old.double().abs() + new.double().abs())
+        assert bool(((found.double() - exact).abs() <= step + slack).all())
+        assert bool((found == old)[strength * share == 1].all())
+        untouched = torch.ones(tensor.numel, dtype=torch.bool)
+        untouched[at[share > 0]] = False
+        assert torch.equal(live[name].flatten()[untouched], after[name].flatten()[untouched])
+    assert undo.report.coordinates <= sum(int((share > 0).sum()) for share in rule.shares.values())
+    assert undo.report.rounding is not None
+    assert undo.report.rounding < {4: 1e-4, 8: 1e-4, 2: 0.1, 1: 1.0}[dtype.itemsize]
+    undo()
+    assert as_bytes(live) == as_bytes(after)
+
+
+def test_shares_below_half_a_step_are_not_lost() -> None:
+    """Of a change of one step in the last place, plain rounding keeps no share below a half."""
+    numel = 40_000
+    after = {"w": torch.ones(numel, dtype=torch.bfloat16)}
+    before = {"w": torch.full((numel,), 1 + 2**-7, dtype=torch.bfloat16)}
+    delta = diff(before, after)
+    undo = rollback(after, delta, SoftRule({"w": torch.full((numel,), 0.2)}, 1.0), seed=3)
+    assert undo.written == pytest.approx(0.2 * numel, rel=0.05)
+    undo()
+    assert bool((after["w"] == 1).all())
+
+
+def test_shares_of_another_delta_or_of_integers_are_refused(block: tuple[Block, Block, Delta]) -> None:
+    _, live, delta = block
+    held = as_bytes(live.state_dict())
+    shares = {name: torch.ones(tensor.changed) for name, tensor in delta.items() if tensor.changed}
+    with pytest.raises(ConfigError, match="table"):
+        rollback(live, delta, SoftRule(shares, 1.0))
+    with pytest.raises(LayoutError, match="'first'"):
+        rollback(live, delta, SoftRule({"first": torch.ones(999)}, 1.0))
+    with pytest.raises(LayoutError, match="'nowhere'"):
+        rollback(live, delta, SoftRule({"nowhere": torch.ones(1)}, 1.0))
+    assert as_bytes(live.state_dict()) == held
+
+
+@pytest.mark.parametrize("what", ["coordinates", "subspace", "soft"])
 def test_a_fault_on_the_way_puts_all_bits_back(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import rlforget.recovery.in_place as in_place
+    from rlforget.recovery import corrections, old_bits
 
     before, after = finite_pair(torch.bfloat16)
     delta = diff(before, after)
     live = {name: value.clone() for name, value in after.items()}
     calls = {"count": 0}
-    name = "rollback_" if what == "coordinates" else "subtract_"
-    real = getattr(in_place, name)
+    name = "subtract_" if what == "subspace" else "rollback_"
+    module = old_bits if what == "coordinates" else corrections
+    real = getattr(module, name)
+    given = {
+        "coordinates": Coordinates.of(delta),
+        "subspace": dense(delta, torch.bfloat16, 0.5),
+        "soft": random_shares(delta, 0),
+    }
 
     def interrupted(weight: Tensor, *args: Any, **kwargs: Any) -> None:
         real(weight, *args, **kwargs)
@@ -287,9 +352,9 @@ def test_a_fault_on_the_way_puts_all_bits_back(what: str, monkeypatch: pytest.Mo
         if calls["count"] == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(in_place, name, interrupted)
+    monkeypatch.setattr(module, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        rollback(live, delta, Coordinates.of(delta) if what == "coordinates" else dense(delta, torch.bfloat16, 0.5))
+        rollback(live, delta, given[what])
     assert calls["count"] == 2
     assert as_bytes(live) == as_bytes(after)
 

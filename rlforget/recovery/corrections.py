@@ -1,0 +1,135 @@
+"""Rollback by a correction u of whole tensors: of a conflict subspace, or of the soft rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlforget.errors import LayoutError
+from rlforget.interference.soft import SoftRule
+from rlforget.interference.subspace import ConflictSubspace
+from rlforget.recovery.norms import delta_square, difference, norm_share, square
+from rlforget.recovery.old_bits import check_partial, check_tied
+from rlforget.recovery.undo import Rollback, RollbackReport
+from rlforget.weights import Weights, WeightsLike
+from rlforget.weights.undo import SavedBits, all_or_nothing
+from rlforget_kernels.rollback import rollback_
+from rlforget_kernels.subtract import subtract_
+
+if TYPE_CHECKING:
+    from rlforget.delta import Delta
+
+
+class Correction(NamedTuple):
+    """How a rule changes weights.
+
+    Attributes:
+        targets: For each tensor to change, by its name in the weights, its name in the delta.
+        write: Takes the latter, the weight, and how many entries the tensors before it have; writes the weight in
+            place, and returns the step it was to take, float32, of the weight's shape: what it should now be less.
+        probes: For each tensor, by its name in the delta, [probes, numel] directions along which rounding is measured.
+    """
+
+    targets: dict[str, str]
+    write: Callable[[str, Tensor, int], Tensor]
+    probes: Mapping[str, Tensor] = {}
+
+
+def of_subspace(
+    subspace: ConflictSubspace, delta: Delta, names: Mapping[str, str], strength: float, seed: int
+) -> Correction:
+    """Return the correction of a conflict subspace: u itself, rounded stochastically.
+
+    Raises:
+        LayoutError: The subspace is of another delta.
+    """
+    for name, correction in subspace.correction.items():
+        shape = tuple(delta[name].shape) if name in delta.layout else None
+        if shape != tuple(correction.shape):
+            raise LayoutError(
+                f"the correction of {name!r}",
+                expected="no such tensor" if shape is None else f"shape {shape}",
+                found=f"shape {tuple(correction.shape)}",
+                fix="Solve the conflict subspace for this very delta.",
+            )
+
+    def write(name: str, weight: Tensor, offset: int) -> Tensor:
+        step = strength * subspace.correction[name].to(weight.device)
+        subtract_(weight, step, seed=seed, offset=offset)
+        return step
+
+    return Correction({names[name]: name for name in subspace.correction}, write, subspace.probes)
+
+
+def of_soft_rule(rule: SoftRule, delta: Delta, names: Mapping[str, str], strength: float, seed: int) -> Correction:
+    """Return the correction of the soft rule: at each coordinate its share of δ, rounded stochastically.
+
+    Raises:
+        ConfigError: A share of a change of integers.
+        LayoutError: The rule is of another delta, or two tensors with different changes are one in the weights.
+    """
+    targets: dict[str, str] = {}
+    for name, share in rule.shares.items():
+        changed = delta[name].changed if name in delta.layout else None
+        if changed != share.numel():
+            raise LayoutError(
+                f"the shares of {name!r}",
+                expected="no such tensor" if changed is None else f"{changed} coordinates, as the delta changed",
+                found=str(share.numel()),
+                fix="Make the rule from Fishers of this very delta.",
+            )
+        if not bool(share.any()):
+            continue
+        check_partial(delta[name], 0.5)
+        first = targets.setdefault(names[name], name)
+        check_tied(names[name], delta[first], delta[name])
+
+    def write(name: str, weight: Tensor, offset: int) -> Tensor:
+        tensor = delta[name]
+        at, share = tensor.indices.to(weight.device), rule.shares[name].to(weight.device)
+        step = torch.zeros(weight.numel(), device=weight.device)
+        step[at.long()] = strength * share * tensor.values.to(weight.device)
+        before = tensor.before.to(weight.device)
+        rollback_(weight, before, at, share, strength=strength, seed=seed, offset=offset, by_share=True)
+        return step.view(weight.shape)
+
+    return Correction(targets, write)
+
+
+def take_off(source: WeightsLike, weights: Weights, delta: Delta, correction: Correction, strength: float) -> Rollback:
+    """Write a correction, and measure what rounding to the stored dtype did to it."""
+    whole = delta_square(delta)
+
+    def write(saved: dict[str, SavedBits]) -> Rollback:
+        offset, entries, written, taken, error, wanted = 0, 0, 0, 0.0, 0.0, 0.0
+        harm, repair = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)  # [probes]
+        for target, name in correction.targets.items():
+            weight = weights.tensor(target)
+            before = weight.clone()
+            saved[target] = SavedBits.whole(before)
+            step = correction.write(name, weight, offset)
+            saved[target], changed = SavedBits.changed(before, weight)
+            moved = difference(before, weight)
+            missed = (step - moved).flatten()
+            offset += weight.numel()
+            entries += int(torch.count_nonzero(step))
+            written += changed
+            taken, error, wanted = taken + square(moved), error + square(missed), wanted + square(step)
+            if name in correction.probes:
+                probes = correction.probes[name]
+                harm = harm + (probes @ missed.to(probes)).double()
+                repair = repair + (probes @ step.flatten().to(probes)).double()
+        report = RollbackReport(
+            coordinates=entries,
+            written=written,
+            strength=strength,
+            norm_share=norm_share(taken, whole),
+            rounding=norm_share(error, wanted),
+            rounding_damage=norm_share(square(harm), square(repair)) if correction.probes else None,
+        )
+        return Rollback(source, saved, report)
+
+    return all_or_nothing(weights, write)
