@@ -69,7 +69,7 @@ def test_the_shipped_recipe_is_the_default_one() -> None:
 
 
 def test_a_recipe_of_another_size_builds_that_size() -> None:
-    recipe = replace(recipe_for("1M", 0), lookup_steps=1, competence_steps=1, noise_steps=1)
+    recipe = replace(recipe_for("1M", 0), competence_steps=1, noise_steps=1)
     assert pretrain(recipe).config.hidden_size == SHAPES["1M"].hidden
 
 
