@@ -109,6 +109,29 @@ def test_operator_is_close_to_exact(
     assert_rounded_once(found, weight, change, error + 1e-300, seed, 3)
 
 
+@settings(max_examples=20)
+@given(dtype=st.sampled_from(FLOATS), shape=small_shapes, ranks=st.tuples(ranks, ranks), tensor_seed=seeds)
+def test_bases_to_write_with_of_their_own(
+    dtype: torch.dtype, shape: tuple[int, int], ranks: tuple[int, int], tensor_seed: int
+):
+    before, weight = pair(dtype, shape, tensor_seed, 0.1)
+    u, v, write_u, write_v = (
+        basis(shape[side], ranks[side], tensor_seed + k) for k, side in enumerate((0, 1, 0, 1), start=1)
+    )
+    shrinkage = 1e-3 * torch.rand(ranks, generator=torch.Generator().manual_seed(tensor_seed))
+    change = weight.double() - before.double()
+    step = write_u.double() @ (shrinkage.double() * (u.double().T @ change @ v.double())) @ write_v.double().T
+    found = weight.clone()
+    project_rollback_(found, before, u, v, shrinkage, None, 3, write_u, write_v)
+    error = BOUND * norm(change) * norm(u) * norm(v) * norm(write_u) * norm(write_v)
+    assert_rounded_once(found, weight, step, error + 1e-300, None, 3)
+    if dtype is torch.float32:
+        alone, expected = weight.clone(), weight.clone()
+        project_rollback_(alone, before, u, v, shrinkage, None, 3, write_v=v)
+        project_rollback_(expected, before, u, v, shrinkage, None, 3)
+        assert same_bits(alone, expected)
+
+
 def test_whole_bases_take_everything_back():
     before, weight = pair(torch.float32, (30, 20), 0, 0.1)
     u, v = basis(30, 30, 1, orthonormal=True), basis(20, 20, 2, orthonormal=True)
@@ -216,8 +239,24 @@ def test_opcheck(dtype: torch.dtype, seed: int | None):
     before, weight = pair(dtype, (5, 7), 0)
     arguments = before, basis(5, 2, 1), basis(7, 3, 2), torch.rand(2, 3)
     torch.library.opcheck(torch.ops.rlforget.project_rollback_.default, (weight, *arguments, seed, 5))
+    bases = basis(5, 2, 4), basis(7, 3, 5)
+    torch.library.opcheck(torch.ops.rlforget.project_rollback_.default, (weight, *arguments, seed, 5, *bases))
     lists = [[weight.clone(), weight.clone()], *([argument, argument.clone()] for argument in arguments)]
     torch.library.opcheck(torch.ops.rlforget.foreach_project_rollback_.default, (*lists, seed, None))
+
+
+@pytest.mark.parametrize(
+    ("bases", "message"),
+    [
+        ({"write_u": torch.ones(4, 2)}, r"write_u.*\(3, r\)"),
+        ({"write_v": torch.ones(4, 3)}, r"write_v.*\(4, 2\).*\(4, 3\)"),
+    ],
+)
+def test_bad_bases_to_write_with(bases: dict[str, Tensor], message: str):
+    weight = 2 * A
+    with pytest.raises(ValueError, match=message):
+        project_rollback_(weight, A, U, V, S, **bases)
+    assert (weight == 2).all()
 
 
 A, U, V, S = torch.ones(3, 4), torch.ones(3, 2), torch.ones(4, 2), torch.ones(2, 2)

@@ -27,6 +27,16 @@ def _check(
             raise ValueError(f"{op}: shrinkage[{k}]: expected shape {expected}; found {tuple(kept.shape)}")
 
 
+def _check_written(weight: Tensor, shrinkage: Tensor, write_u: Tensor | None, write_v: Tensor | None) -> None:
+    for name, basis, side in (("write_u", write_u, 0), ("write_v", write_v, 1)):
+        if basis is None:
+            continue
+        require_basis("project_rollback_", name, basis, weight.shape[side])
+        if basis.shape[1] != shrinkage.shape[side]:
+            expected, found = (weight.shape[side], shrinkage.shape[side]), tuple(basis.shape)
+            raise ValueError(f"project_rollback_: {name}: expected shape {expected}; found {found}")
+
+
 def _run(
     op: str,
     weights: list[Tensor],
@@ -36,11 +46,13 @@ def _run(
     shrinkage: list[Tensor],
     seed: int | None,
     offsets: Sequence[int],
+    write_u: list[Tensor],
+    write_v: list[Tensor],
 ) -> None:
     _check(op, weights, before, u, v, shrinkage)
     if not weights:
         return
-    kernels = backend(__name__, *weights, *before, *u, *v, *shrinkage)
+    kernels = backend(__name__, *weights, *before, *u, *v, *shrinkage, *write_u, *write_v)
     cores, _ = project(before, weights, u, v)
     middle = [core * kept for core, kept in zip(cores, shrinkage, strict=True)]
     finite = torch.stack([torch.isfinite(core).all() for core in middle]).tolist()
@@ -50,7 +62,7 @@ def _run(
             f"{op}: weight[{k}]: expected a finite change and finite bases; found a projection with NaN or infinity, "
             "which would spread to every coordinate. Repair the tensors first."
         )
-    kernels.foreach_subtract_product_(weights, u, middle, v, seed, offsets)
+    kernels.foreach_subtract_product_(weights, write_u, middle, write_v, seed, offsets)
 
 
 def _fake(
@@ -61,8 +73,11 @@ def _fake(
     shrinkage: Tensor,
     seed: int | None = None,
     offset: int = 0,
+    write_u: Tensor | None = None,
+    write_v: Tensor | None = None,
 ) -> None:
     _check("project_rollback_", [weight], [before], [u], [v], [shrinkage])
+    _check_written(weight, shrinkage, write_u, write_v)
 
 
 @operator(_fake, mutates=("weight",))
@@ -74,16 +89,21 @@ def project_rollback_(
     shrinkage: Tensor,
     seed: int | None = None,
     offset: int = 0,
+    write_u: Tensor | None = None,
+    write_v: Tensor | None = None,
 ) -> None:
     """Write weight ← weight − U (S ∘ Uᵀ (weight − before) V) Vᵀ, in place.
 
-    With orthonormal U and V, an entry 1 of S undoes the change along its pair of directions, 0 keeps it.
+    With orthonormal U and V, an entry 1 of S undoes the change along its pair of directions, 0 keeps it. With `write_u`
+    and `write_v`, these stand outside the brackets: bases that are orthonormal in another metric, as those of a
+    generalised eigenproblem are, read a change with other vectors than they write it with.
 
     The correction is computed in float32 with sums in a fixed order: on one kind of device (see `delta_matmul`) the
     bits that are written are a function of the arguments alone, whatever the threads and the memory layout. The
     difference of weight and correction is taken in float32 (float64 for float64 weights) and rounded once, to nearest
     even or with `seed` stochastically, as by `subtract_`. The error of the correction is at most
-    2**-14 · ‖U‖² · ‖δ‖ · ‖V‖² · max|S| (Frobenius norms), typically below 1e-8 of that.
+    2**-14 · ‖U‖² · ‖δ‖ · ‖V‖² · max|S| (Frobenius norms; a square is the product of the two bases' norms where they
+    differ), typically below 1e-8 of that.
 
     Args:
         weight: Matrix [out, in] of any strides: float32, bfloat16, float16, float8_e4m3fn, float8_e5m2 or float64.
@@ -94,6 +114,8 @@ def project_rollback_(
         shrinkage: S, float32 [r_u, r_v].
         seed: None, or any int64: see `subtract_`, whose random bits these are.
         offset: Flat index of the first coordinate: of a shard in its tensor, or of the tensor in the model.
+        write_u: float32 [out, r_u]; None: U.
+        write_v: float32 [in, r_v]; None: V.
 
     Raises:
         TypeError: for other dtypes.
@@ -102,7 +124,9 @@ def project_rollback_(
 
     Bytes moved, N coordinates of b bytes: 2bN to project, 2bN to write, and the bases.
     """
-    _run("project_rollback_", [weight], [before], [u], [v], [shrinkage], seed, [offset])
+    _check_written(weight, shrinkage, write_u, write_v)
+    write = [u if write_u is None else write_u], [v if write_v is None else write_v]
+    _run("project_rollback_", [weight], [before], [u], [v], [shrinkage], seed, [offset], *write)
 
 
 def _following(op: str, weights: list[Tensor], offsets: list[int] | None, *lists: list[Tensor]) -> list[int]:
@@ -137,7 +161,7 @@ def foreach_project_rollback_(
     seed: int | None = None,
     offsets: list[int] | None = None,
 ) -> None:
-    """Do what `project_rollback_` does for every weight of a list: project all of them, then write.
+    """Do what `project_rollback_` does for every weight of a list, writing with the bases that it reads with.
 
     Args:
         weights: Matrices on one device, of any mix of shapes, dtypes and strides. Written in place.
@@ -156,4 +180,4 @@ def foreach_project_rollback_(
     """
     op = "foreach_project_rollback_"
     offsets = _following(op, weights, offsets, before, u, v, shrinkage)
-    _run(op, weights, before, u, v, shrinkage, seed, offsets)
+    _run(op, weights, before, u, v, shrinkage, seed, offsets, u, v)
