@@ -10,6 +10,7 @@ from rlforget.delta.patching import apply, revert
 from rlforget.delta.stats import Change, DeltaStats
 from rlforget.delta.streaming import measure_diff, write_diff
 from rlforget.delta.tensor_delta import TensorDelta
+from rlforget.delta.update_geometry import Geometry, MatrixGeometry, geometry
 from rlforget.delta.whole import FileDelta, WholeDelta
 
 __all__ = [
@@ -18,12 +19,15 @@ __all__ = [
     "DeltaFile",
     "DeltaStats",
     "FileDelta",
+    "Geometry",
+    "MatrixGeometry",
     "Overlap",
     "SetOverlap",
     "TensorDelta",
     "WholeDelta",
     "apply",
     "diff",
+    "geometry",
     "measure_diff",
     "overlap",
     "revert",
