@@ -66,6 +66,11 @@ class GradientStack:
         return cls(rows, count)
 
     @property
+    def device(self) -> torch.device:
+        """Where vectors over the weights are: beside the rows."""
+        return self.rows.device
+
+    @property
     def restoring(self) -> int:
         """How many rows G_A has."""
         return self._restoring

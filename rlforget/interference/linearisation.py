@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from rlforget.interference.completions import Batch
@@ -22,6 +23,10 @@ class SampleSpace(Protocol):
     Vectors over weights are float32 [N], over the columns; those over rows are float64 [n], on the CPU or the model's
     device as the form has it. G_A's rows come first.
     """
+
+    @property
+    def device(self) -> torch.device:
+        """Where vectors over the weights are."""
 
     @property
     def restoring(self) -> int:

@@ -40,6 +40,11 @@ class StreamedGradients:
         self._restore, self._protect = (cut(rows, block) for rows in (linearisation.restore, linearisation.protect))
 
     @property
+    def device(self) -> torch.device:
+        """Where vectors over the weights are: in the host's memory, where the change is."""
+        return self._at.change.device
+
+    @property
     def restoring(self) -> int:
         """How many rows G_A has."""
         return self._at.restoring
@@ -110,8 +115,7 @@ class StreamedGradients:
         """
         if weights.dim() > 1:
             return torch.stack([self.combined(one) for one in weights])
-        change = self._at.change
-        result = torch.zeros(change.numel(), device=next(self._model.parameters()).device)
+        result = torch.zeros(self._at.change.numel(), device=next(self._model.parameters()).device)
         sides = (self._restore, weights[: self.restoring]), (self._protect, weights[self.restoring :])
         for protect, (blocks, y) in enumerate(sides):
             if not bool(y.any()):
@@ -120,7 +124,7 @@ class StreamedGradients:
             own = [(rows, y[ends[i] : ends[i + 1]].to(result.device)) for i, rows in enumerate(blocks) if mine(i)]
             with self._point(protect=bool(protect)):
                 add_weighted_gradient_(result, self._model, self._columns, own)
-        return summed(result).to(change.device)
+        return summed(result).to(self.device)
 
     def _point(self, *, protect: bool) -> AbstractContextManager[None]:
         return self._at.present() if protect else self._at.midpoint()

@@ -12,29 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rlforget.errors import ConfigError
 from rlforget.interference.choosing import Problem, choose, ridge_of, solve
-from rlforget.interference.completions import Batches, collect
+from rlforget.interference.completions import Batches
+from rlforget.interference.forms import Form, check_settings, flat, refuse_unless, sources_of, space_of
 from rlforget.interference.gradient_stack import GradientStack
-from rlforget.interference.linearisation import Linearisation, SampleSpace, Sources
-from rlforget.interference.point import changed_parameters, check_at_after
-from rlforget.interference.ranks import world
-from rlforget.interference.rows import KINDS, Kind
-from rlforget.interference.sample_gradients import Column, columns_for, width
+from rlforget.interference.linearisation import Linearisation, SampleSpace
+from rlforget.interference.rows import Kind
+from rlforget.interference.sample_gradients import Column
 from rlforget.interference.streamed import StreamedGradients
-from rlforget.weights import open_weights
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
-
-Form = Literal["auto", "plain", "streamed"]
-
-PLAIN_BYTES = 4 << 30  # of gradients, up to which they are held
 
 _PROBES = {GradientStack: 16, StreamedGradients: 4}  # there each is a backward pass and as large as the model
 
@@ -131,7 +124,7 @@ def conflict_subspace(
         mu: Ridge, in units of the mean squared norm of G_A's rows. Positive; or "auto", chosen on held-out rows.
         lam: Weight of the protected domains, or "auto".
         passes: How often to solve; each pass linearises anew about the weights that the ones before it lead to.
-        form: "plain", "streamed", or "auto": plain on one process while the gradients fit `PLAIN_BYTES`.
+        form: "plain", "streamed", or "auto": plain on one process while the gradients fit `forms.PLAIN_BYTES`.
         block: Rows whose activations the streamed form holds at once; two blocks are.
         seed: Seed of prompts, completions, drawn rows and probes.
         tokenizer: Encodes a domain's prompts; by default the one in the model's folder.
@@ -145,67 +138,48 @@ def conflict_subspace(
         NonFiniteError: A gradient is NaN or infinite; the message names the tensor.
         WrongBaseError: The model is not at the delta's after bits.
     """
-    _check_arguments(
-        restore,
+    check_settings(restore, samples=samples, rows=rows, row_budget=row_budget, lam=lam, form=form, block=block)
+    refuse_unless(
+        ("mu", mu == "auto" and not random if isinstance(mu, str) else mu > 0, 'above 0, or "auto"', repr(mu)),
+        ("passes", passes >= 1, "at least 1", passes),
+    )
+    sources = sources_of(
+        model,
+        delta,
+        () if random else restore,
+        protect if lam and not random else (),
         samples=samples,
         rows=rows,
         row_budget=row_budget,
-        mu=mu,
-        lam=lam,
-        passes=passes,
-        form=form,
-        block=block,
-        random=random,
+        seed=seed,
+        tokenizer=tokenizer,
     )
-    parameters = changed_parameters(model, delta)
-    check_at_after(open_weights(model), delta)
-    columns = columns_for(parameters)
+    columns = sources.columns
     if not columns:
         return ConflictSubspace({}, (), {})
-    change = _flat(delta, columns)
+    change = flat(delta, columns)
     if random:
-        assert not isinstance(mu, str)
         change = change.to(next(model.parameters()).device)
-        space: SampleSpace = GradientStack.random(len(restore) * samples, change, seed)
-        correction, report = _solved(space, change, mu=mu, lam=0.0)
-        return _result(space, correction, [report], columns, seed)
-    restored, protected = (
-        [collect(model, one, samples=samples, seed=seed, tokenizer=tokenizer) for one in several]
-        for several in (restore, protect if lam else ())
-    )
-    sources = Sources(model, columns, restored, protected, kind=rows, budget=row_budget, seed=seed, tokenizer=tokenizer)
+        control = GradientStack.random(len(restore) * samples, change, seed)
+        correction, report = _solved(control, change, mu=mu, lam=0.0)
+        return _result(control, correction, [report], columns, seed)
     correction = torch.zeros_like(change)
+    space: GradientStack | StreamedGradients | None = None
     reports: list[Pass] = []
-    held: GradientStack | None = None
     for _ in range(passes):
         at = Linearisation.draw(sources, change, correction)
-        if form == "streamed" or (form == "auto" and not _fits(at)):
-            space = StreamedGradients(at, block=block)
-        else:
-            change, correction = (one.to(next(model.parameters()).device) for one in (change, correction))
-            space = held = GradientStack.of(at, into=None if held is None else held.rows)
+        space = space_of(at, form, block=block, into=space)
+        change, correction = change.to(space.device), correction.to(space.device)
         step, report = _solved(space, change - correction, mu=mu, lam=lam, prompts=_prompts(at))
         correction += step
         reports.append(report)
+    assert space is not None
     return _result(space, correction, reports, columns, seed)
-
-
-def _fits(at: Linearisation) -> bool:
-    """Whether all gradients may be held. Ranks share the work, which only the streamed form can."""
-    return world() == 1 and 4 * at.height * width(at.sources.columns) <= PLAIN_BYTES
 
 
 def _prompts(at: Linearisation) -> Tensor:
     """For each row the number of its prompt in its domain, int64 [n]."""
     return torch.cat([rows["prompt"].cpu() for rows in [*at.restore, *at.protect]])
-
-
-def _flat(delta: Delta, columns: Mapping[str, Column]) -> Tensor:
-    """Return δ over the columns, float32 [width], 0 where nothing changed."""
-    flat = torch.zeros(width(columns))
-    for name, column in columns.items():
-        flat[column.span][delta[name].indices.to(torch.int64)] = delta[name].values
-    return flat
 
 
 def _solved(
@@ -256,34 +230,3 @@ def _probes(space: SampleSpace, report: Pass, seed: int) -> Tensor:
     drawn = torch.randint(0, 2, (probes, report.restore_rows), generator=torch.Generator().manual_seed(seed))
     signs[:, : report.restore_rows] = drawn.mul_(2).sub_(1) / math.sqrt(probes)
     return space.combined(signs)
-
-
-def _check_arguments(
-    restore: Sequence[Batches],
-    *,
-    samples: int,
-    rows: str,
-    row_budget: int | None,
-    mu: float | str,
-    lam: float | str,
-    passes: int,
-    form: str,
-    block: int,
-    random: bool,
-) -> None:
-    several = isinstance(restore, Sequence) and not isinstance(restore, str) and len(restore) > 0
-    mu_holds = mu == "auto" and not random if isinstance(mu, str) else mu > 0
-    rules = (
-        ("restore", several, "a list of one domain or more", type(restore).__name__),
-        ("samples", samples >= 1, "at least 1", samples),
-        ("rows", rows in KINDS, f"one of {', '.join(KINDS)}", repr(rows)),
-        ("row_budget", row_budget is None or row_budget >= 1, "at least 1, or None for all", row_budget),
-        ("mu", mu_holds, "a positive number" + ("" if random else ', or "auto"'), repr(mu)),
-        ("lam", lam == "auto" if isinstance(lam, str) else lam >= 0, 'a number not below 0, or "auto"', repr(lam)),
-        ("passes", passes >= 1, "at least 1", passes),
-        ("form", form in get_args(Form), f"one of {', '.join(get_args(Form))}", repr(form)),
-        ("block", block >= 1, "at least 1", block),
-    )
-    for name, holds, expected, found in rules:
-        if not holds:
-            raise ConfigError(name, expected=expected, found=str(found), fix=f"Give another {name}=.")
