@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlforget.interference.combining import combine_fishers
 from rlforget.interference.coordinates import Coordinates
 from rlforget.interference.empirical_fisher import Fisher, fisher
+from rlforget.interference.kronecker import KroneckerLayer, KroneckerRule, kronecker_rule
 from rlforget.interference.scores import NEEDS, conflict
 from rlforget.interference.selection import Conflict
 from rlforget.interference.soft import SoftRule, soft_rule
@@ -19,11 +20,14 @@ __all__ = [
     "ConflictSubspace",
     "Coordinates",
     "Fisher",
+    "KroneckerLayer",
+    "KroneckerRule",
     "Pass",
     "SoftRule",
     "combine_fishers",
     "conflict",
     "conflict_subspace",
     "fisher",
+    "kronecker_rule",
     "soft_rule",
 ]

@@ -1,4 +1,4 @@
-"""Rollback by a correction u of whole tensors: of a conflict subspace, or of the soft rule."""
+"""Rollback by a correction u of whole tensors: of a conflict subspace, or of the soft or the Kronecker rule."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlforget.errors import LayoutError
+from rlforget.interference.kronecker import KroneckerRule
 from rlforget.interference.soft import SoftRule
 from rlforget.interference.subspace import ConflictSubspace
 from rlforget.recovery.norms import delta_square, difference, norm_share, square
@@ -16,6 +17,8 @@ from rlforget.recovery.old_bits import check_partial, check_tied
 from rlforget.recovery.undo import Rollback, RollbackReport
 from rlforget.weights import Weights, WeightsLike
 from rlforget.weights.undo import SavedBits, all_or_nothing
+from rlforget_kernels.common.bits import as_bits
+from rlforget_kernels.project_rollback import project_rollback_
 from rlforget_kernels.rollback import rollback_
 from rlforget_kernels.subtract import subtract_
 
@@ -97,6 +100,36 @@ def of_soft_rule(rule: SoftRule, delta: Delta, names: Mapping[str, str], strengt
         return step.view(weight.shape)
 
     return Correction(targets, write)
+
+
+def of_kronecker_rule(
+    rule: KroneckerRule, delta: Delta, names: Mapping[str, str], strength: float, seed: int
+) -> Correction:
+    """Return the correction of the Kronecker rule, rounded stochastically.
+
+    Raises:
+        LayoutError: The rule is of another delta.
+    """
+    for name, layer in rule.layers.items():
+        shape = tuple(delta[name].shape) if name in delta.layout else None
+        fits = (layer.read[0].shape[0], layer.read[1].shape[0])
+        if shape != fits:
+            raise LayoutError(
+                f"the bases of {name!r}",
+                expected="no such tensor" if shape is None else f"bases of a tensor of shape {shape}",
+                found=f"bases of shape {fits}",
+                fix="Find the rule for this very delta.",
+            )
+
+    def write(name: str, weight: Tensor, offset: int) -> Tensor:
+        layer, tensor = rule.layers[name].to(weight.device), delta[name]
+        before = weight.detach().clone(memory_format=torch.contiguous_format)
+        as_bits(before)[tensor.indices.to(weight.device).long()] = tensor.before_bits.to(weight.device)
+        step = strength * layer.correction(difference(weight.detach(), before).float())
+        project_rollback_(weight, before, *layer.read, strength * layer.shrinkage, seed, offset, *layer.write)
+        return step
+
+    return Correction({names[name]: name for name in rule.layers}, write)
 
 
 def take_off(source: WeightsLike, weights: Weights, delta: Delta, correction: Correction, strength: float) -> Rollback:

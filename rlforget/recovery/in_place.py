@@ -9,10 +9,11 @@ from torch import Tensor
 
 from rlforget.errors import ConfigError, OutputError
 from rlforget.interference.coordinates import Coordinates
+from rlforget.interference.kronecker import KroneckerRule
 from rlforget.interference.point import check_at_after, names_in
 from rlforget.interference.soft import SoftRule
 from rlforget.interference.subspace import ConflictSubspace
-from rlforget.recovery.corrections import Correction, of_soft_rule, of_subspace, take_off
+from rlforget.recovery.corrections import Correction, of_kronecker_rule, of_soft_rule, of_subspace, take_off
 from rlforget.recovery.old_bits import choose, put_back
 from rlforget.recovery.undo import Rollback
 from rlforget.weights import WeightsLike, open_weights
@@ -21,7 +22,7 @@ from rlforget.weights.live import LiveWeights
 if TYPE_CHECKING:
     from rlforget.delta import Delta
 
-What = Coordinates | Mapping[str, Tensor] | ConflictSubspace | SoftRule
+What = Coordinates | Mapping[str, Tensor] | ConflictSubspace | SoftRule | KroneckerRule
 
 
 def rollback(
@@ -35,9 +36,10 @@ def rollback(
     """Undo part of a delta in live weights, in place.
 
     At coordinates: θ_i ← θ_i − s·δ_i, rounded to nearest even; s = 1 writes the old bits themselves. By a rule:
-    θ ← θ − s·u in float32, with u the correction of a conflict subspace, or of the soft rule the share of δ that each
-    coordinate is to give back; a 16-bit or 8-bit tensor takes it with stochastic rounding, whose random bits are a hash
-    of the seed and the position, because most of u is below half a unit in the last place.
+    θ ← θ − s·u in float32, with u the correction of a conflict subspace, or the share of δ that the soft rule gives
+    back at each coordinate, or the Kronecker rule in each direction of a layer. A 16-bit or 8-bit tensor takes it with
+    stochastic rounding, whose random bits are a hash of the seed and the position, because most of u is below half a
+    unit in the last place.
 
     Nothing is written before every bit of the delta is checked, and a fault on the way puts all bits back.
 
@@ -45,7 +47,7 @@ def rollback(
         weights: A module, or a mapping from names to tensors, at the delta's after bits.
         delta: The later change.
         what: `conflict.top(...)` or {name: flat indices}, of coordinates that the delta changed; or the result of
-            `rf.conflict_subspace` or `rf.soft_rule`.
+            `rf.conflict_subspace`, `rf.soft_rule` or `rf.kronecker_rule`.
         strength: The share s to undo, in (0, 1].
         seed: Seed of the stochastic rounding.
 
@@ -77,6 +79,8 @@ def rollback(
         correction = of_subspace(what, delta, names, strength, seed)
     elif isinstance(what, SoftRule):
         correction = of_soft_rule(what, delta, names, strength, seed)
+    elif isinstance(what, KroneckerRule):
+        correction = of_kronecker_rule(what, delta, names, strength, seed)
     if correction is not None:
         check_at_after(opened, delta)
         return take_off(weights, opened, delta, correction, strength)
