@@ -55,6 +55,10 @@ class Domain(ABC):
             EmptyDomainError: The domain has no example in this split.
         """
 
+    def size(self, split: Split = "train") -> int | None:
+        """Return how many different prompts a split has; None where they do not end."""
+        return None
+
     @abstractmethod
     def reward(self, example: Example, completion: str) -> float:
         """Score a completion, without its end token, between 0 and 1."""

@@ -84,6 +84,10 @@ class JsonlDomain(Domain):
             drawn += rng.sample(pool, len(pool))
         return drawn[:count]
 
+    def size(self, split: Split = "train") -> int | None:
+        """Count the lines of a split."""
+        return len(self._examples[split])
+
     def reward(self, example: Example, completion: str) -> float:
         """Call the domain's reward function."""
         return self._reward(example, completion)

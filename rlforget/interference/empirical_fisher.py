@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rlforget.errors import NonFiniteError, UnknownNameError
-from rlforget.interference.completions import Batches, collect, completed
-from rlforget.interference.point import changed_parameters, check_at_after, moved, toward_before
+from rlforget.errors import NonFiniteError, UnknownNameError, ZeroGradientError
+from rlforget.interference.completions import Batches, check_finite, collect, completed
+from rlforget.interference.point import Frozen, check_at_after, measured_parameters, moved, toward_before
 from rlforget.interference.sample_gradients import Column, SampleGradients, columns_for, width
 from rlforget.weights import open_weights
 from rlforget_kernels.fisher_accumulate import fisher_accumulate_
@@ -57,6 +57,7 @@ def fisher(
     seed: int = 0,
     tokenizer: Any = None,
     where: Where = "now",
+    frozen: Frozen = "error",
 ) -> Fisher:
     """Measure the diagonal empirical Fisher of a domain at the coordinates that a delta changed.
 
@@ -73,13 +74,18 @@ def fisher(
         tokenizer: Encodes a domain's prompts; by default the one in the model's folder.
         where: "now", the model as it is; "earlier", with the delta's before bits; "midpoint", half-way between. The
             model's own bits are back afterwards.
+        frozen: "skip" gives frozen parameters and quantised tensors no Fisher (zeros, as all that takes no gradient),
+            and leaves them where they are.
 
     Raises:
         EmptyDomainError: There is nothing to sample.
         LayoutError: The delta is of another architecture.
-        NonFiniteError: A gradient is NaN or infinite; the message names the tensor.
+        NonFiniteError: A gradient is NaN or infinite, as where float16 overflows; the message names the tensor.
+        ParameterError: The delta changed a frozen or quantised tensor, and `frozen` is "error".
+        ShortDomainError: The domain has fewer prompts than `samples`.
         UnknownNameError: `where` is no such point.
         WrongBaseError: The model is not at the delta's after bits, and `where` is not "now".
+        ZeroGradientError: Every gradient is zero at every coordinate.
     """
     if where not in _SHARE_BACK:
         raise UnknownNameError(
@@ -88,7 +94,7 @@ def fisher(
             found=repr(where),
             fix="Check the spelling.",
         )
-    parameters = changed_parameters(model, at)
+    parameters, _ = measured_parameters(model, at, frozen=frozen)
     columns = columns_for(parameters, {name: at[name].indices for name in parameters})
     point: AbstractContextManager[None] = nullcontext()
     if where != "now":
@@ -106,12 +112,12 @@ def fisher(
         for batch in completed(model, prompts, seed=seed, tokenizer=tokenizer):
             for chunk in gradients.chunks(batch):
                 rows = torch.empty(chunk["input_ids"].shape[0], width(columns), device=device)
-                gradients.write(chunk, rows)
+                check_finite(model, gradients.write(chunk, rows), "log π of a completion")
                 for row in rows:
                     fisher_accumulate_(squares, row)
                 total += rows.sum(0)
                 count += rows.shape[0]
-    _check_finite(squares, columns)
+    _check_squares(squares, columns)
     values, gradient = (squares / count).cpu(), (-total / count).cpu()
     return Fisher(_by_name(values, columns, at), _by_name(gradient, columns, at), count, where)
 
@@ -124,15 +130,24 @@ def _by_name(flat: Tensor, columns: dict[str, Column], delta: Delta) -> dict[str
     }
 
 
-def _check_finite(squares: Tensor, columns: dict[str, Column]) -> None:
+def _check_squares(squares: Tensor, columns: dict[str, Column]) -> None:
     if bool(squares.isfinite().all()):
-        return
+        if bool(squares.any()):
+            return
+        raise ZeroGradientError(
+            "the Fisher",
+            expected="a gradient at one coordinate of the delta or more",
+            found=f"zero at all {squares.numel()}, in every sample",
+            fix="Pass batches with scored tokens that the changed weights bear on; from float16, in which small "
+            "gradients vanish, go to bfloat16 or float32.",
+        )
     for name, column in columns.items():
         wrong = int((~squares[column.span].isfinite()).sum())
         if wrong:
             raise NonFiniteError(
                 f"the squared gradient of {name!r}",
                 expected="finite numbers",
-                found=f"NaN or Inf at {wrong} coordinates",
-                fix="Look for NaN or Inf in the model's weights, or use a dtype with a wider range.",
+                found=f"NaN or Inf at {wrong} coordinates, in {column.parameter.dtype}",
+                fix="Look for NaN or Inf in the model's weights; where they are sound, load it in a dtype of wider "
+                "range: float16 overflows beyond 65504, bfloat16 and float32 do not.",
             )

@@ -10,7 +10,7 @@ derivative of ⟨g(w), δ⟩ by w is Jδ.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from rlforget.errors import LayoutError
 from rlforget.interference.completions import completion_log_probs, next_token_log_probs
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Tensor]
 Function = Callable[[nn.Module, Batch], Tensor]
+Tensors = dict[str, Tensor]
+InParameters = Callable[[Tensors], Tensor]
 
 _HALF_LARGEST = 2.0**-4  # of a direction in float16: its tangents stay clear of 65504 and of the subnormal numbers
 _NO_FORWARD_MODE = ("forward AD", "functorch")  # what torch says of an operation or a custom Function without one
@@ -73,34 +76,75 @@ def derivative_of(
     The arguments are those of `directional_derivative`.
     """
     parameters, tangents, scale = _duals(model, direction)
-    scored = _Scored(model, function)
-
-    def value(moving: dict[str, Tensor]) -> Tensor:
-        result: Tensor = functional_call(scored, moving, (batch,))
-        return result
-
+    value = _in_parameters(function, model, batch)
     with measuring(model), _without_fused_kernels(model):
         if not parameters:
             with torch.no_grad():
                 result = function(model, batch)
             return result, torch.zeros_like(result)
-        try:
+        result, tangent = _first_that_works(
+            model,
+            lambda: _forward(value, parameters, tangents),
+            lambda: _backward_twice(value, _leaves(parameters), tangents),
+        )
+    return result.detach(), tangent.detach() / scale
+
+
+def second_derivative_of(
+    function: Function, model: nn.Module, one: Mapping[str, Tensor], other: Mapping[str, Tensor], batch: Batch
+) -> Tensor:
+    """Differentiate `function(model, batch)` along two directions, one after the other: uᵀ ∇² v of each entry.
+
+    Forward over forward: like the first derivative it stores nothing, and gives every sample's own figure, where
+    forward over backward gives their sum alone. Layer norms are written out meanwhile, because torch's own rule for
+    them, differentiated again, is wrong (pytorch issue 196700). The arguments are those of `directional_derivative`.
+    """
+    parameters, outer, scale = _duals(model, one)
+    also, inner, second_scale = _duals(model, other)
+    value = _in_parameters(function, model, batch)
+    with measuring(model), _without_fused_kernels(model), _PlainNorms():
+        if not outer or not inner:
             with torch.no_grad():
-                result, tangent, *_ = jvp(value, (parameters,), (tangents,))
-        except RuntimeError as fault:
-            if not any(said in str(fault) for said in _NO_FORWARD_MODE):
-                raise
-            logger.info("%s has no forward mode (%s): differentiated backward twice", type(model).__name__, fault)
-            try:
-                result, tangent = _backward_twice(value, parameters, tangents)
-            except RuntimeError as second:
-                raise LayoutError(
-                    type(model).__name__,
-                    expected="operations with a forward mode, or that can be differentiated twice",
-                    found=str(second),
-                    fix='Load the model with attn_implementation="eager", without fused kernels.',
-                ) from fault
-    return result, tangent / scale
+                return torch.zeros_like(function(model, batch))
+        both = parameters | also  # one pass differentiates by what the other moves too
+        zeros = {name: torch.zeros_like(parameter) for name, parameter in both.items()}
+        _, result = _first_that_works(
+            model,
+            lambda: _forward(lambda moving: _forward(value, moving, zeros | inner)[1], both, zeros | outer),
+            lambda: _backward_twice(lambda moving: _backward_twice(value, moving, inner)[1], _leaves(both), outer),
+        )
+    return result.detach() / (scale * second_scale)
+
+
+def _first_that_works(
+    model: nn.Module, forward: Callable[[], tuple[Tensor, Tensor]], backward: Callable[[], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    try:
+        with torch.no_grad():
+            return forward()
+    except RuntimeError as fault:
+        if not any(said in str(fault) for said in _NO_FORWARD_MODE):
+            raise
+        logger.info("%s has no forward mode (%s): differentiated backward twice", type(model).__name__, fault)
+        try:
+            return backward()
+        except RuntimeError as second:
+            raise LayoutError(
+                type(model).__name__,
+                expected="operations with a forward mode, or that can be differentiated twice",
+                found=str(second),
+                fix='Load the model with attn_implementation="eager", without fused kernels.',
+            ) from fault
+
+
+def _in_parameters(function: Function, model: nn.Module, batch: Batch) -> InParameters:
+    scored = _Scored(model, function)
+
+    def value(moving: Tensors) -> Tensor:
+        result: Tensor = functional_call(scored, moving, (batch,))
+        return result
+
+    return value
 
 
 class _Scored(nn.Module):
@@ -112,6 +156,30 @@ class _Scored(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return self.function(self.model, batch)
+
+
+class _PlainNorms(TorchFunctionMode):
+    """Writes layer norms out in operations whose derivatives can be differentiated."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.layer_norm:
+            return _layer_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    over = tuple(range(-len(normalized_shape), 0))
+    wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    centred = wide - wide.mean(over, keepdim=True)
+    result = (centred * torch.rsqrt(centred.square().mean(over, keepdim=True) + eps)).to(input.dtype)
+    result = result if weight is None else result * weight
+    return result if bias is None else result + bias
 
 
 def _duals(model: nn.Module, direction: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
@@ -147,23 +215,32 @@ def _duals(model: nn.Module, direction: Mapping[str, Tensor]) -> tuple[dict[str,
     return parameters, tangents, scale
 
 
-def _backward_twice(
-    value: Callable[[dict[str, Tensor]], Tensor], parameters: dict[str, Tensor], tangents: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
+def _leaves(parameters: Tensors) -> Tensors:
+    return {name: parameter.clone().requires_grad_() for name, parameter in parameters.items()}
+
+
+def _forward(value: InParameters, parameters: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
+    result, tangent, *_ = jvp(value, (parameters,), (tangents,))
+    return result, tangent
+
+
+def _backward_twice(value: InParameters, parameters: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
+    """Differentiate along `tangents` by the parameters that have one; itself differentiable."""
     with torch.enable_grad():
-        leaves = {name: parameter.clone().requires_grad_() for name, parameter in parameters.items()}
-        result = value(leaves)
+        moving = [parameters[name] for name in tangents]
+        result = value(parameters)
         weights = torch.zeros_like(result, requires_grad=True)
-        pulled = torch.autograd.grad(result, list(leaves.values()), weights, create_graph=True, allow_unused=True)
-        moved = [
-            (gradient * tangents[name]).sum()
-            for name, gradient in zip(leaves, pulled, strict=True)
+        pulled = torch.autograd.grad(result, moving, weights, create_graph=True, allow_unused=True)
+        terms = [
+            (gradient * tangent).sum()
+            for gradient, tangent in zip(pulled, tangents.values(), strict=True)
             if gradient is not None
         ]
-        if not moved:
-            return result.detach(), torch.zeros_like(result)
-        (tangent,) = torch.autograd.grad(torch.stack(moved).sum(), weights)
-    return result.detach(), tangent.detach()
+        if not terms:
+            return result, torch.zeros_like(result)
+        total = torch.stack(terms).sum()
+        (tangent,) = torch.autograd.grad(total, weights, create_graph=True)
+    return result, tangent
 
 
 @contextmanager
