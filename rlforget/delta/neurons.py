@@ -16,8 +16,8 @@ from rlforget.delta.tensor_delta import TensorDelta
 
 # The projections into the channels (their rows are channels) and out of them (their columns are), as torch.nn.Linear
 # stores them, by the last part of the module's name.
-_INTO = ("gate_proj", "up_proj", "gate_up_proj", "fc1", "fc_in", "w1", "w3", "dense_h_to_4h")
-_OUT_OF = ("down_proj", "fc2", "fc_out", "w2", "dense_4h_to_h")
+INTO = ("gate_proj", "up_proj", "gate_up_proj", "fc1", "fc_in", "w1", "w3", "dense_h_to_4h")
+OUT_OF = ("down_proj", "fc2", "fc_out", "w2", "dense_4h_to_h")
 
 
 def neuron_edits(delta: Delta) -> dict[str, torch.Tensor]:
@@ -33,12 +33,12 @@ def neuron_edits(delta: Delta) -> dict[str, torch.Tensor]:
     blocks: defaultdict[str, list[tuple[str, TensorDelta]]] = defaultdict(list)
     for name, tensor in delta.items():
         parts = name.split(".")
-        if len(parts) > 1 and parts[-1] == "weight" and len(tensor.shape) == 2 and parts[-2] in (*_INTO, *_OUT_OF):
+        if len(parts) > 1 and parts[-1] == "weight" and len(tensor.shape) == 2 and parts[-2] in (*INTO, *OUT_OF):
             blocks[".".join(parts[:-2])].append((parts[-2], tensor))
     edits = {}
     for block, members in blocks.items():
-        widths = {tensor.shape[1] for part, tensor in members if part in _OUT_OF}
-        rows = [tensor.shape[0] for part, tensor in members if part in _INTO]
+        widths = {tensor.shape[1] for part, tensor in members if part in OUT_OF}
+        rows = [tensor.shape[0] for part, tensor in members if part in INTO]
         if len(widths) == 1 and rows and all(_fits(count, min(widths)) for count in rows):
             edits[block] = _norms(members, min(widths))
     return edits
@@ -53,7 +53,7 @@ def _norms(members: list[tuple[str, TensorDelta]], channels: int) -> torch.Tenso
     for part, tensor in members:
         # Row-major flat index -> row or column. Packed gate and up rows follow one another: the row, modulo channels.
         position = tensor.indices.to(torch.int64)
-        channel = (position if part in _OUT_OF else position // tensor.shape[1]) % channels
+        channel = (position if part in OUT_OF else position // tensor.shape[1]) % channels
         weight = tensor.values.to(torch.float64).square()
         squares += torch.bincount(channel, weights=weight, minlength=channels)
     return squares.nan_to_num(nan=math.inf, posinf=math.inf).sqrt()
