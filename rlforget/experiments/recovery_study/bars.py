@@ -64,11 +64,12 @@ def _near_zero(rows: Rows) -> str:
 
 def _rounding(rows: Rows) -> str:
     parts = []
-    for dtype, same in by(select(rows, rule="rounding, float32"), lambda row: row["dtype"]).items():
+    known = [row for row in select(rows, rule="rounding, float32") if _known(row)]
+    for dtype, same in by(known, lambda row: row["dtype"]).items():
         exact = {scene_of(row): row for row in same}
         told = []
         for way in ("stochastic", "nearest"):
-            others = select(rows, rule=f"rounding, {way}", dtype=dtype)
+            others = [row for row in select(rows, rule=f"rounding, {way}", dtype=dtype) if _known(row)]
             gaps = [
                 max(abs(row[share] - exact[scene_of(row)][share]) for share in ("regained", "kept")) for row in others
             ]
@@ -77,6 +78,10 @@ def _rounding(rows: Rows) -> str:
         told_all = ", ".join(told)
         parts.append(f"{dtype} ({unit:.0%} of the changes one unit): {told_all} (n = {len(same)})")
     return "; ".join(parts) or "not measured"
+
+
+def _known(row: Row) -> bool:
+    return row["regained"] is not None and row["kept"] is not None
 
 
 def _selectivity(rows: Rows) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rlforget.experiments.recovery_study import growth, refreshes, rounding, rules, searching
+from rlforget.experiments.recovery_study import curves, growth, other_rules, refreshes, rounding, rules, searching
 from rlforget.experiments.recovery_study.config import StudyConfig
 from rlforget.experiments.recovery_study.courses import Course, Part, Scene
 from rlforget.experiments.recovery_study.jobs import Job
@@ -21,6 +21,8 @@ MEASURES: dict[str, Measure] = {
     **rules.OF_SEVERAL,
     **rounding.MEASURES,
     **refreshes.MEASURES,
+    **other_rules.MEASURES,
+    **curves.MEASURES,
     **searching.MEASURES,
     **growth.MEASURES,
 }
@@ -30,7 +32,7 @@ _RULES = tuple(rules.MEASURES)
 _OF_A_PAIR = (*_RULES, *refreshes.MEASURES)
 
 IN_PART: dict[Part, tuple[str, ...]] = {
-    "pairs": (*_OF_A_PAIR, *rounding.MEASURES, *searching.MEASURES),
+    "pairs": (*_OF_A_PAIR, *other_rules.MEASURES, *curves.MEASURES, *rounding.MEASURES, *searching.MEASURES),
     "deep": _OF_A_PAIR,
     "sequence": (*_RULES, *rules.OF_SEVERAL, *searching.MEASURES),
     "bases": (*_RULES, *rules.OF_SEVERAL),

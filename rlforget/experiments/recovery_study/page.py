@@ -196,18 +196,23 @@ def _damage(rows: list[Row]) -> list[str]:
 
 def _curve(rows: list[Row]) -> list[str]:
     told = []
-    for rule in ("curve, conflict", "curve, random"):
-        for n, same in by(select(rows, rule=rule), lambda row: row["n"]).items():
-            told.append(
-                (
-                    rule.removeprefix("curve, "),
-                    str(n),
-                    str(mean_of(same, "regained")),
-                    str(mean_of(same, "kept")),
-                    str(len(same)),
-                )
-            )
-    return table(("directions", "how many", "regained", "kept", "scenes"), told)
+    for rule in ("by share", "by eigenvalue", "random"):
+        for n, same in sorted(by(select(rows, rule=f"curve, {rule}"), lambda row: row["n"]).items()):
+            shown = (str(mean_of(same, "regained")), str(mean_of(same, "value")))
+            told.append((rule, str(n), *shown, str(len(same))))
+    spectra, overlaps = select(rows, rule="spectrum"), select(rows, rule="overlap")
+    note = (
+        f"Effective rank of the earlier domain's Gram matrix of {_first(spectra, 'n')} completions: "
+        f"{mean_of(spectra, 'value')}; directions that explain 90% of the damage in the linear model: "
+        f"{mean_of(spectra, 'predicted')}. Mean squared cosine between the two domains' spans: "
+        f"{mean_of(overlaps, 'value')}, by chance {mean_of(overlaps, 'predicted')}."
+    )
+    head = ("directions", "how many", "loss regained", "damage explained", "scenes")
+    return [note, "", *table(head, told)]
+
+
+def _first(rows: list[Row], column: str) -> str:
+    return str(rows[0][column]) if rows else "no"
 
 
 def _sizes(rows: list[Row]) -> list[str]:

@@ -111,11 +111,13 @@ def _rules(axes: Axes, rows: list[Row]) -> bool:
         marker = _MARKERS[drawn % 6]
         axes.plot(*zip(*points, strict=True), marker=marker, color=colour, linewidth=1, markersize=5, label=rule)
         drawn += 1
+    if drawn < 2:
+        return False
     axes.axhline(1, color=_GRID, linewidth=0.8)
     axes.axvline(1, color=_GRID, linewidth=0.8)
     axes.set(xlabel="share of the loss regained", ylabel="share of the gain kept", title="Undo: every rule")
     axes.legend(loc="lower left")
-    return drawn > 1
+    return True
 
 
 def _damage(curvature: str) -> Draw:
@@ -134,25 +136,26 @@ def _damage(curvature: str) -> Draw:
                 color=_COLOURS[place],
                 label=method,
             )
-        if found:
-            values = [row[side] for row in found for side in ("predicted", "value")]
-            axes.plot([min(values), max(values)], [min(values), max(values)], color=_GRID, linewidth=1)
-            axes.set(xscale="log", yscale="log")
+        if not found:
+            return False
+        values = [row[side] for row in found for side in ("predicted", "value")]
+        axes.plot([min(values), max(values)], [min(values), max(values)], color=_GRID, linewidth=1)
+        axes.set(xscale="log", yscale="log")
         axes.set(xlabel=f"predicted by {curvature}, nats", ylabel="measured rise of the loss, nats", title="Damage")
         axes.legend(loc="upper left")
-        return bool(found)
+        return True
 
     return draw
 
 
 def _curve(axes: Axes, rows: list[Row]) -> bool:
     """Share of the loss regained against the number of directions."""
-    for place, rule in enumerate(("curve, conflict", "curve, random")):
+    for place, rule in enumerate(("curve, by share", "curve, by eigenvalue", "curve, random")):
         groups = by(select(rows, rule=rule), lambda row: row["n"])
         points = [(n, mean_of(same, "regained").mean) for n, same in sorted(groups.items())]
         if not points:
             return False
-        colour = (_COLOURS[0], _MUTED)[place]
+        colour = (_COLOURS[0], _COLOURS[1], _MUTED)[place]
         axes.plot(
             *zip(*points, strict=True), marker="o", markersize=4, color=colour, label=rule.removeprefix("curve, ")
         )
@@ -163,7 +166,9 @@ def _curve(axes: Axes, rows: list[Row]) -> bool:
 
 def _sizes(axes: Axes, rows: list[Row]) -> bool:
     """Share regained against the number of prompts, for each size and kind of row, one pass."""
-    groups = by(select(rows, rule="growth", passes=1), lambda row: (row["size"], row["rows"]))
+    groups = by(select(rows, rule="growth", passes=1, mu=None), lambda row: (row["size"], row["rows"]))
+    if not groups:
+        return False
     sizes = list(dict.fromkeys(size for size, _ in groups))
     for (size, kind), same in groups.items():
         points = [(n, mean_of(some, "regained").mean) for n, some in sorted(by(same, lambda row: row["n"]).items())]
@@ -177,7 +182,7 @@ def _sizes(axes: Axes, rows: list[Row]) -> bool:
         )
     axes.set(xscale="log", xlabel="prompts a domain", ylabel="share of the loss regained", title="Growth with size")
     axes.legend(loc="lower right")
-    return bool(groups)
+    return True
 
 
 PICTURES: dict[str, tuple[Draw, ...]] = {

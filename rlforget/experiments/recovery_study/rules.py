@@ -15,7 +15,6 @@ from rlforget.recovery import rollback
 
 _FEW_BUDGETS = (0.02, 0.05)
 SCORES = ("subspace", "fisher", "two_fisher", "magnitude", "random")
-_FEW_OPTIONS: dict[str, dict[str, Any]] = {"logit": {"mu": 1e-3, "lam": 10.0}}
 _CONTROLS = ("magnitude", "random")
 
 
@@ -62,10 +61,10 @@ def along(live: Live, share: float) -> Iterator[Row]:
 
 
 def few_prompts(live: Live) -> Iterator[Row]:
-    """Roll back with few prompts: one row a completion, a token, or a likely token at each place."""
+    """Roll back with few prompts: one row a completion, or a likely token at each place."""
     few = min(live.study.few, live.study.samples)
-    for kind in ("sequence", "logit"):
-        yield from by_passes(live, "few prompts", 2, n=few, rows=kind, **_FEW_OPTIONS.get(kind, {}))
+    yield from by_passes(live, "few prompts", 1, n=few, rows="sequence")
+    yield from by_passes(live, "few prompts", 2, n=few, rows="logit", mu=1e-3, lam=10.0)
 
 
 def coordinates(live: Live) -> Iterator[Row]:
@@ -77,7 +76,7 @@ def coordinates(live: Live) -> Iterator[Row]:
     for score in SCORES:
         scored = conflict(live.delta, earlier=earlier, later=later, score=score, subspace=subspace, seed=seed)
         for budget in live.study.budgets:
-            if score in ("subspace", "fisher") or budget in _FEW_BUDGETS:
+            if score == "subspace" or budget in _FEW_BUDGETS:
                 n = None if score in _CONTROLS else samples
                 yield live.tried(score, scored.top(fraction=budget), budget=budget, n=n)
 
