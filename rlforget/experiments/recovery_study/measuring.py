@@ -7,7 +7,16 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rlforget.experiments.recovery_study import curves, growth, other_rules, refreshes, rounding, rules, searching
+from rlforget.experiments.recovery_study import (
+    curves,
+    damages,
+    growth,
+    other_rules,
+    refreshes,
+    rounding,
+    rules,
+    searching,
+)
 from rlforget.experiments.recovery_study.config import StudyConfig
 from rlforget.experiments.recovery_study.courses import Course, Part, Scene
 from rlforget.experiments.recovery_study.jobs import Job
@@ -21,6 +30,7 @@ MEASURES: dict[str, Measure] = {
     **rules.OF_SEVERAL,
     **rounding.MEASURES,
     **refreshes.MEASURES,
+    **damages.MEASURES,
     **other_rules.MEASURES,
     **curves.MEASURES,
     **searching.MEASURES,
@@ -29,7 +39,7 @@ MEASURES: dict[str, Measure] = {
 """Every measurement by its name, which its file is called by too."""
 
 _RULES = tuple(rules.MEASURES)
-_OF_A_PAIR = (*_RULES, *refreshes.MEASURES)
+_OF_A_PAIR = (*damages.MEASURES, *_RULES, *refreshes.MEASURES)
 
 IN_PART: dict[Part, tuple[str, ...]] = {
     "pairs": (*_OF_A_PAIR, *other_rules.MEASURES, *curves.MEASURES, *rounding.MEASURES, *searching.MEASURES),
@@ -38,7 +48,10 @@ IN_PART: dict[Part, tuple[str, ...]] = {
     "bases": (*_RULES, *rules.OF_SEVERAL),
     "sizes": tuple(growth.MEASURES),
 }
-"""The measurements of the scenes of each part."""
+"""The measurements of the scenes of each part, the main ones first."""
+
+OF_ANY_LOSS = tuple(damages.MEASURES)
+"""Measurements that need no share: made where little was lost too."""
 
 
 def folder_of(course: Course, scene: Scene) -> Path:
@@ -47,11 +60,10 @@ def folder_of(course: Course, scene: Scene) -> Path:
 
 
 def wanted(study: StudyConfig, course: Course, scene: Scene) -> list[str]:
-    """Return the measurements of a scene: none but `lost` where too little was lost or gained to share out."""
-    names = ["lost"]
-    if Lost(study, course, scene).counts:
-        names += [name for name in IN_PART[scene.part] if _is_turn(study, course, scene, name)]
-    return names
+    """Return the measurements of a scene: those of shares only where enough was lost and gained to share out."""
+    counts = Lost(study, course, scene).counts
+    names = [name for name in IN_PART[scene.part] if counts or name in OF_ANY_LOSS]
+    return ["lost", *(name for name in names if _is_turn(study, course, scene, name))]
 
 
 def _is_turn(study: StudyConfig, course: Course, scene: Scene, name: str) -> bool:

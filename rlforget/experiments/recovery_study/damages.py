@@ -1,0 +1,61 @@
+"""Damage predicted from one end of a change, and the rise of the loss measured along it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from rlforget.experiments.recovery_study.scene import Live, Row
+from rlforget.interference.completions import collect, completed, completion_log_probs
+from rlforget.interference.divergence import kl_divergence
+from rlforget.interference.point import changed_parameters, moved, toward_before
+from rlforget.interference.predicted_damage import Curvature, damage
+
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+_CURVATURES: tuple[Curvature, ...] = ("ggn", "fisher", "hessian")
+_MOST = 256  # completions; the standard error of a mean rise is small beside the spread over scenes
+
+
+def predicted_and_measured(live: Live) -> Iterator[Row]:
+    """Predict the rise of the earlier domains' loss by every curvature, and measure it, at several strengths of δ.
+
+    Completions are sampled once, at the earlier stage, and the loss is theirs, so the measured rise is also an estimate
+    of KL(π_A ‖ π_t): the divergence at the end stands beside it over the whole vocabulary, with its reverse.
+    """
+    samples = min(live.study.samples, _MOST)
+    parameters = changed_parameters(live.model, live.delta)
+    for domain in live.scene.earlier:
+        drawn: dict[str, Any] = {"samples": samples, "seed": live.course.seed, "tokenizer": live.tokenizer}
+        with moved(parameters, toward_before(live.delta, 1.0)):
+            prompts = collect(live.model, domain, **drawn)
+            batches = list(completed(live.model, prompts, seed=live.course.seed, tokenizer=live.tokenizer))
+            start = _loss(live.model, batches)
+            then = copy.deepcopy(live.model)
+        rises = {}
+        for strength in STRENGTHS:
+            with moved(parameters, toward_before(live.delta, 1.0 - strength)):
+                rises[strength] = _loss(live.model, batches) - start
+        fields = {"n": samples, "earlier": domain}
+        for curvature in _CURVATURES:
+            found = damage(live.model, live.delta, batches, curvature=curvature, samples=samples)
+            for strength, rise in rises.items():
+                row = live.row(f"damage, {curvature}", strength=strength, predicted=found.at(strength), value=rise)
+                yield {**row, **fields}
+        pairs = {"KL(then ‖ now)": (then, live.model), "KL(now ‖ then)": (live.model, then)}
+        for name, (reference, other) in pairs.items():
+            found_kl = kl_divergence(reference, other, domain, **drawn)
+            row = live.row(f"damage, {name}", strength=1.0, predicted=found_kl.mean, value=rises[1.0])
+            yield {**row, **fields}
+
+
+@torch.no_grad()
+def _loss(model: Any, batches: list[dict[str, torch.Tensor]]) -> float:
+    """Mean of −log π over completions, nats a completion."""
+    values = torch.cat([completion_log_probs(model, batch) for batch in batches])
+    return -float(values.double().mean())
+
+
+MEASURES = {"damage": predicted_and_measured}
