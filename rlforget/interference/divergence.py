@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlforget.domains.batches import IGNORED
-from rlforget.interference.completions import Batches, collect, completed, next_token_log_probs
+from rlforget.interference.completions import Batches, collect, completed, pieces, scored_labels, scored_log_probs
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,40 @@ def kl_divergence(
     """
     taken = collect(reference, batches, samples=samples, seed=seed, tokenizer=tokenizer)
     values: list[Tensor] = []
-    for batch in completed(reference, taken, seed=seed, tokenizer=tokenizer):
-        p, q = (_log_probs(m, batch) for m in (reference, model))
-        tokens = (p.exp() * (p - q)).sum(-1)  # [B, T - 1]
-        values.append(torch.where(batch["labels"][:, 1:] != IGNORED, tokens, 0.0).sum(1).double().cpu())
-    nats = torch.cat(values)
+    with _evaluating(reference), _evaluating(model):
+        for batch in completed(reference, taken, seed=seed, tokenizer=tokenizer):
+            for piece in pieces(reference, batch):
+                p, q = scored_log_probs(reference, piece), scored_log_probs(model, piece)
+                values.append(nats_between(p, q, piece).cpu())
+    return summarised(torch.cat(values))
+
+
+def nats_between(reference: Tensor, other: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Take KL(reference ‖ other) of each completion: over the vocabulary, and summed over the scored tokens.
+
+    Args:
+        reference: Log-probabilities [B, S, vocabulary], as `scored_log_probs` returns them.
+        other: Likewise.
+        batch: With `labels` [B, T].
+
+    Returns:
+        [B] float64.
+    """
+    tokens = (reference.exp() * (reference - other)).sum(-1)  # [B, S]
+    return torch.where(scored_labels(batch) != IGNORED, tokens, 0.0).sum(1).double()
+
+
+def summarised(nats: Tensor) -> Divergence:
+    """Return the mean of each completion's divergence, and its standard error (0 for a single one)."""
     stderr = float(nats.std() / len(nats) ** 0.5) if len(nats) > 1 else 0.0
     return Divergence(float(nats.mean()), stderr, len(nats))
 
 
-def _log_probs(model: Any, batch: dict[str, Tensor]) -> Tensor:
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        return next_token_log_probs(model, batch)
+        yield
     finally:
         model.train(was_training)

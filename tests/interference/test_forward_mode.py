@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlforget.errors import LayoutError
 from rlforget.interference.completions import completion_log_probs, next_token_log_probs
-from rlforget.interference.forward_mode import completion_derivative, directional_derivative
+from rlforget.interference.forward_mode import completion_derivative, directional_derivative, second_derivative_of
 from rlforget.interference.sample_gradients import SampleGradients, columns_for, width
 from tests.circuits.attention_layouts import ARCHITECTURES, tiny
 
@@ -109,6 +109,22 @@ def test_any_architecture_agrees_with_its_backward_pass(
     expected = sum(float((gradient.double() * along.double()).sum()) for gradient, along in pairs)
     size = sum(float((gradient * along).square().sum()) for gradient, along in pairs) ** 0.5
     assert float((derivative * weights).sum()) == pytest.approx(expected, abs=1e-4 * (size + abs(expected)))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_second_derivatives_are_those_of_the_gradient(architecture: str, completions: Completions) -> None:
+    """uᵀ∇²v by two forward modes, against the difference of ⟨gradient, u⟩ on either side along v."""
+    model = tiny(architecture)
+    batch = completions(2, vocabulary=24, width=7)[0]
+    one, other = random_direction(model), random_direction(model, seed=1)
+    found = float(second_derivative_of(completion_log_probs, model, one, other, batch).sum())
+    step, slopes = 2e-4 if architecture == "opt" else 2e-3, []  # opt has kinks, at the ReLUs
+    for sign in (1, -2):
+        shifted(model, other, sign * step)
+        slopes.append(float(completion_derivative(model, one, batch)[1].sum()))
+    expected = (slopes[0] - slopes[1]) / (2 * step)
+    assert found == pytest.approx(expected, rel=0.03, abs=0.03)
+    assert abs(expected) > 0.1
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.bfloat16, 0.08), (torch.float16, 0.01)])
