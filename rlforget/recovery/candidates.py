@@ -12,7 +12,9 @@ BUDGETS = (0.01, 0.02, 0.05)
 RULES: dict[str, tuple[float, ...]] = {
     "dense": (1.0, 10.0),
     "dense_twice": (1.0, 10.0),
+    "kronecker": (0.3,),
     "subspace": (1.0,),
+    "soft": (0.1, 1.0, 10.0),
     "two_fisher": (0.1, 10.0),
     "fisher": (),
 }
@@ -22,7 +24,8 @@ are tried: λ, or ε of `two_fisher`, where less spares more. The dense ones hel
 CONTROLS: dict[str, tuple[float, ...]] = {"magnitude": (), "random": (), "random_subspace": ()}
 """What a rule has to beat; a search never chooses one."""
 
-_WITHOUT_BUDGET = ("dense", "dense_twice", "random_subspace")
+WITHOUT_BUDGET = ("dense", "dense_twice", "kronecker", "soft", "random_subspace")
+"""Those that correct every coordinate."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,6 @@ def candidates(
 
 
 def _of_rule(rule: str, budgets: Sequence[float], lams: Sequence[float]) -> Iterator[Candidate]:
-    for budget in (None,) if rule in _WITHOUT_BUDGET else tuple(budgets):
+    for budget in (None,) if rule in WITHOUT_BUDGET else tuple(budgets):
         for lam in lams or (None,):
             yield Candidate(rule, budget, lam)

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from rlforget import domains
 from rlforget.domains.base import Domain
 from rlforget.errors import ConfigError, NothingGainedError, NothingLostError
-from rlforget.interference import ConflictSubspace, Coordinates
 from rlforget.interference.point import changed_parameters, check_at_after, moved, toward_before
 from rlforget.recovery.candidates import BUDGETS, Candidate, candidates
 from rlforget.recovery.front import front, knee
-from rlforget.recovery.in_place import rollback
+from rlforget.recovery.in_place import What, rollback
 from rlforget.recovery.judging import Answers, Judge, Scale, Share, difference_stderr, is_more
 from rlforget.recovery.prompts import report_prompts, validation_prompts
 from rlforget.recovery.workshop import Say, Workshop
@@ -82,7 +81,7 @@ class Search:
     report: Trial
     report_then: dict[str, float]
     report_now: dict[str, float]
-    what: Coordinates | ConflictSubspace
+    what: What
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -257,7 +256,7 @@ def _tried(
     model: nn.Module,
     delta: Delta,
     candidate: Candidate,
-    what: Coordinates | ConflictSubspace,
+    what: What,
     judge: Judge,
     scale: Scale,
     seed: int,

@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from rlforget.domains.base import Domain
-from rlforget.interference import Conflict, ConflictSubspace, Coordinates, Fisher, conflict, conflict_subspace, fisher
+from rlforget.interference import (
+    Conflict,
+    ConflictSubspace,
+    Fisher,
+    conflict,
+    conflict_subspace,
+    fisher,
+    kronecker_rule,
+    soft_rule,
+)
+from rlforget.interference.scores import NEEDS
 from rlforget.recovery.candidates import Candidate
+from rlforget.recovery.in_place import What
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
@@ -45,55 +56,55 @@ class Workshop:
         seed: int,
         say: Say,
     ) -> None:
-        self._model, self._tokenizer, self._delta = model, tokenizer, delta
+        self._model, self._delta = model, delta
         self._restore, self._protect = list(restore), list(protect)
-        self._samples, self._seed, self._say = samples, seed, say
-        self.subspace, self._fisher, self._scored = cache(self._subspace), cache(self._measured), cache(self._conflict)
+        self._measuring: dict[str, Any] = {"samples": samples, "seed": seed, "tokenizer": tokenizer}
+        self._say = say
+        self._subspace, self._fisher, self._conflict = cache(self._solved), cache(self._measured), cache(self._scored)
 
-    def make(self, candidate: Candidate) -> Coordinates | ConflictSubspace:
+    def make(self, candidate: Candidate) -> What:
         """Make what is to be rolled back."""
-        if candidate.rule == "random_subspace":
-            return self.subspace(1.0, 1, random=True)
-        if candidate.rule in ("dense", "dense_twice"):
-            return self.subspace(candidate.lam, 1 if candidate.rule == "dense" else 2)
-        return self._scored(candidate.rule, candidate.lam).top(fraction=candidate.budget)
+        rule, lam = candidate.rule, 1.0 if candidate.lam is None else candidate.lam
+        if rule in ("dense", "dense_twice", "random_subspace"):
+            return self._subspace(lam, passes=2 if rule == "dense_twice" else 1, random=rule == "random_subspace")
+        if rule == "soft":
+            return soft_rule(
+                self._delta, earlier=self._fishers(self._restore), later=self._fishers(self._protect), lam=lam
+            )
+        if rule == "kronecker":
+            self._say(f"second moments of every layer, λ = {lam:g}")
+            return kronecker_rule(self._model, self._delta, self._restore, self._protect, lam=lam, **self._measuring)
+        return self._conflict(rule, lam).top(fraction=candidate.budget)
 
-    def _conflict(self, score: str, lam: float | None) -> Conflict:
-        needs_both = score == "two_fisher"
+    def _scored(self, score: str, lam: float) -> Conflict:
         return conflict(
             self._delta,
             score=score,
-            earlier=[self._fisher(one) for one in self._restore] if needs_both or score == "fisher" else None,
-            later=[self._fisher(one) for one in self._protect] if needs_both else None,
-            subspace=self.subspace(lam, 1) if score == "subspace" else None,
-            seed=self._seed,
-            epsilon=lam if needs_both and lam is not None else 1.0,
+            earlier=self._fishers(self._restore) if "earlier" in NEEDS[score] else None,
+            later=self._fishers(self._protect) if "later" in NEEDS[score] else None,
+            subspace=self._subspace(lam, passes=1, random=False) if "subspace" in NEEDS[score] else None,
+            epsilon=lam,
+            seed=self._measuring["seed"],
         )
 
-    def _subspace(self, lam: float | None, passes: int, *, random: bool = False) -> ConflictSubspace:
+    def _solved(self, lam: float, *, passes: int, random: bool) -> ConflictSubspace:
         if not random:
             self._say(f"conflict subspace, λ = {lam:g}, {passes} pass{'es' if passes > 1 else ''}")
+        protect = () if random else self._protect
         return conflict_subspace(
             self._model,
             self._delta,
             self._restore,
-            () if random else self._protect,
-            samples=self._samples,
-            lam=1.0 if lam is None else lam,
+            protect,
+            lam=lam,
             passes=passes,
-            seed=self._seed,
-            tokenizer=self._tokenizer,
             random=random,
+            **self._measuring,
         )
+
+    def _fishers(self, domains: Sequence[Domain]) -> list[Fisher]:
+        return [self._fisher(domain) for domain in domains]
 
     def _measured(self, domain: Domain) -> Fisher:
         self._say(f"Fisher of {domain.name}")
-        return fisher(
-            self._model,
-            domain,
-            self._delta,
-            samples=self._samples,
-            seed=self._seed,
-            tokenizer=self._tokenizer,
-            where="midpoint",
-        )
+        return fisher(self._model, domain, self._delta, where="midpoint", **self._measuring)

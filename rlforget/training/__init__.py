@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlforget.training.config import EvaluationConfig, LoraConfig, SequenceConfig, StageConfig
+from rlforget.training.contraction import ConflictSpan, Contraction, contraction, following
 from rlforget.training.live import replay
 from rlforget.training.log import JsonLinesLog, Log
 from rlforget.training.progress import Progress
@@ -14,6 +15,8 @@ from rlforget.training.stage import StageResult, train_stage
 from rlforget.training.yaml_file import load_config
 
 __all__ = [
+    "ConflictSpan",
+    "Contraction",
     "EvaluationConfig",
     "FinishedStage",
     "JsonLinesLog",
@@ -25,6 +28,8 @@ __all__ = [
     "Span",
     "StageConfig",
     "StageResult",
+    "contraction",
+    "following",
     "load_config",
     "protecting",
     "refresh",

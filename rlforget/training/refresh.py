@@ -58,7 +58,7 @@ def refresh(
         seed: Decides the examples and all draws.
         log: Called with each event.
         progress: True shows a bar on a terminal and lines elsewhere.
-        callbacks: Further `TrainerCallback`s, called after the protection: `Contraction` is one.
+        callbacks: Further `TrainerCallback`s, called after the protection; see `following`.
 
     Raises:
         RlforgetError: As `train_stage` and `protecting`.
