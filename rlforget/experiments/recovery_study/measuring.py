@@ -43,8 +43,8 @@ _OF_A_PAIR = (*damages.MEASURES, *_RULES, *refreshes.MEASURES)
 
 IN_PART: dict[Part, tuple[str, ...]] = {
     "pairs": (*_OF_A_PAIR, *other_rules.MEASURES, *curves.MEASURES, *rounding.MEASURES, *searching.MEASURES),
-    "deep": _OF_A_PAIR,
-    "sequence": (*_RULES, *rules.OF_SEVERAL, *searching.MEASURES),
+    "deep": (*_RULES, "refresh"),
+    "sequence": (*_RULES, *rules.OF_SEVERAL),
     "bases": (*_RULES, *rules.OF_SEVERAL),
     "sizes": tuple(growth.MEASURES),
 }

@@ -7,9 +7,10 @@ from typing import Any
 
 from rlforget.experiments.recovery_study.scene import Live, Row
 from rlforget.recovery import rollback
-from rlforget.training import refresh
+from rlforget.training import contraction, refresh
 
 SAMPLES = 8  # completions a prompt of GRPO
+_DESCENT_SAMPLES = 128  # completions, all of them in every step
 
 
 def plain(live: Live) -> Iterator[Row]:
@@ -31,6 +32,26 @@ def after_rollback(live: Live) -> Iterator[Row]:
     with rollback(live.model, live.delta, found, seed=live.course.seed):
         yield live.judged("rollback, then refresh", steps=0, n=n, samples=drawn)
         yield from _refreshed(live, "rollback, then refresh", drawn=drawn, n=n)
+
+
+def contracting(live: Live) -> Iterator[Row]:
+    """Descend on the earlier domain's loss as the theorem has it, and follow the harmful component of what is left.
+
+    `value` is ‖P_S(θ_t − θ_A)‖ over its start, `predicted` the bound on it.
+    """
+    found = contraction(
+        live.model,
+        live.delta,
+        live.scene.earlier[0],
+        steps=max(live.study.refresh_steps),
+        samples=min(live.study.samples, _DESCENT_SAMPLES),
+        seed=live.course.seed,
+        tokenizer=live.tokenizer,
+    )
+    start = found.distances[0]
+    for step in (0, *live.study.refresh_steps):
+        values = {"value": found.distances[step] / start, "predicted": found.bound[step] / start}
+        yield live.row("contraction", steps=step, n=found.rank, **values)
 
 
 def _refreshed(live: Live, rule: str, *, drawn: int = 0, n: int | None = None, **options: Any) -> Iterator[Row]:
@@ -72,4 +93,4 @@ def _at_steps(look: Callable[[int], None]) -> Any:
     return _AtSteps()
 
 
-MEASURES = {"refresh": plain, "protected": protected, "after_rollback": after_rollback}
+MEASURES = {"refresh": plain, "protected": protected, "after_rollback": after_rollback, "contraction": contracting}
