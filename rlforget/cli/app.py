@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from rlforget.cli import (
     circuits,
     conflict,
+    damage,
     demo,
     doctor,
     experiment,
@@ -53,6 +54,7 @@ TASKS: dict[str, Examples] = {
         transactions.undo: "rlforget undo now/ --list",
     },
     "Find and undo what hurt": {
+        damage.damage: "rlforget damage now/ new.delta.safetensors --earlier math --by layer",
         conflict.conflict: "rlforget conflict now/ new.delta.safetensors --earlier math",
         recovery.rollback: "rlforget rollback now/ new.delta.safetensors --restore math -o fixed/",
         training.refresh: "rlforget refresh now/ --domain math --steps 10 -o fixed/",

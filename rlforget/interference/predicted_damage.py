@@ -53,7 +53,7 @@ By = Literal["tensor", "layer", "kind"]
 
 _LABELS: dict[By, Callable[[str], str]] = {
     "tensor": str,
-    "layer": lambda name: "other" if (layer := layer_of(name)) is None else str(layer),
+    "layer": lambda name: "outside" if (layer := layer_of(name)) is None else str(layer),
     "kind": kind_of,
 }
 
@@ -144,7 +144,7 @@ def damage(
         batches: The earlier domain, its name, or batches (see `Batches`); completions are sampled from the model at
             the before bits, unless `labels` give them.
         curvature: What stands for H, see the module.
-        by: Also split the damage by tensor, by layer (embeddings, final norm and head are `other`) or by kind.
+        by: Also split the damage by tensor, by layer (embeddings, final norm and head are `outside`) or by kind.
         samples: How many completions to take; fewer where batches end before.
         seed: Seed of prompts and completions.
         tokenizer: Encodes a domain's prompts; by default the one in the model's folder.

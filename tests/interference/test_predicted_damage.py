@@ -112,7 +112,7 @@ def test_parts_are_the_damage_of_restricted_deltas(curvature: Any, completions: 
 def test_groups_by_layer_and_by_tensor(completions: Completions) -> None:
     _, after, delta = pair("qwen2")
     layers = damage(after, delta, completions(3, vocabulary=24), by="layer").parts
-    assert list(layers) == ["other", "0", "1"]
+    assert list(layers) == ["outside", "0", "1"]
     tensors = damage(after, delta, completions(3, vocabulary=24), by="tensor").parts
     assert list(tensors) == [name for name, tensor in delta.items() if tensor.changed]
     inside = sum(part.row_sum for name, part in tensors.items() if ".layers.1." in name)

@@ -1,0 +1,116 @@
+"""`damage`: how much a later change hurt an earlier domain, predicted and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rlforget.cli import output
+from rlforget.cli.measurement import load_changes, load_fitting
+from rlforget.cli.options import Delta, Device, Force, Json, Model, Samples, Seed
+
+if TYPE_CHECKING:
+    from rlforget.interference import Damage, DamageCurve, DamagePart
+
+_MOST_PARTS = 20
+
+
+def damage(
+    model: Model,
+    delta: Delta,
+    earlier: Annotated[list[str], typer.Option(help="An earlier domain; may be repeated.")],
+    curvature: Annotated[
+        Literal["ggn", "fisher", "hessian"], typer.Option(help="What stands for the loss's second derivative.")
+    ] = "ggn",
+    by: Annotated[
+        Literal["tensor", "layer", "kind"] | None, typer.Option(help="Also say where the damage comes from.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw predicted against measured: an .svg or .png file.", metavar="FILE")
+    ] = None,
+    samples: Samples = 256,
+    seed: Seed = 0,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Tell how much the changes hurt an earlier domain: the rise of its loss, predicted and measured."""
+    from rlforget import domains
+    from rlforget.interference import damage as predict
+    from rlforget.interference import damage_curve
+    from rlforget.report.damage_picture import check_picture, save_damage_picture
+
+    wanted = [domains.get(name) for name in dict.fromkeys(earlier)]
+    if plot is not None:
+        check_picture(plot)
+    changes = load_changes(delta, model)
+    loaded = load_fitting(model, changes, device)
+    found: dict[str, tuple[Damage, DamageCurve]] = {}
+    for domain in wanted:
+        given = loaded.model, changes, domain
+        with output.step(f"predicting the damage to {domain.name}, {samples} completions"):
+            predicted = predict(
+                *given, curvature=curvature, by=by, samples=samples, seed=seed, tokenizer=loaded.tokenizer
+            )
+        with output.step(f"measuring the damage to {domain.name}"):
+            measured = damage_curve(*given, samples=samples, seed=seed, tokenizer=loaded.tokenizer)
+        found[domain.name] = predicted, measured
+    if plot is not None:
+        save_damage_picture(found, plot, force=force)
+    if as_json:
+        pairs = {
+            name: {"predicted": predicted.to_dict(), "measured": measured.to_dict()}
+            for name, (predicted, measured) in found.items()
+        }
+        output.json_object({"domains": pairs, "plot": plot})
+        return
+    _show_domains(found, curvature)
+    for name, (predicted, _) in found.items():
+        if predicted.parts:
+            _show_parts(name, predicted.parts)
+    if plot is not None:
+        output.written(plot, dry_run=False)
+
+
+def _show_domains(found: dict[str, tuple[Damage, DamageCurve]], curvature: str) -> None:
+    columns = ("domain", "first order", f"second, {curvature}", "predicted", "measured", "KL", "KL back")
+    rows = []
+    for name, (predicted, measured) in found.items():
+        rows.append(
+            (
+                name,
+                _give(predicted.first, predicted.first_stderr),
+                _give(predicted.second, predicted.second_stderr),
+                _give(predicted.total, predicted.total_stderr),
+                _give(measured.rise[-1], measured.rise_stderr[-1]),
+                _give(measured.kl[-1].mean, measured.kl[-1].stderr),
+                _give(measured.reverse.mean, measured.reverse.stderr),
+            )
+        )
+    output.table(columns, rows)
+    output.line("rise of −log π in nats a completion ± its standard error; KL of the earlier from now, and back")
+
+
+def _show_parts(domain: str, parts: dict[str, DamagePart]) -> None:
+    """Write the groups that do most, in the order of the model."""
+    most = set(sorted(parts, key=lambda name: -abs(parts[name].row_sum))[:_MOST_PARTS])
+    rows = [
+        (
+            name,
+            _give(part.first, part.first_stderr),
+            _give(part.second, part.second_stderr),
+            _give(part.row_sum, part.row_sum_stderr),
+        )
+        for name, part in parts.items()
+        if name in most
+    ]
+    output.line()
+    output.table((domain, "first order", "second, alone", "beside the rest"), rows)
+    if len(parts) > len(rows):
+        output.line(f"and {len(parts) - len(rows)} others, which do less; --json has them all")
+
+
+def _give(value: float, error: float) -> str:
+    return f"{value:.3g}±{error:.2g}"
