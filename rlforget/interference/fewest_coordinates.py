@@ -17,6 +17,7 @@ from rlforget.interference.completions import Batches
 from rlforget.interference.coordinates import Coordinates
 from rlforget.interference.forms import Form, check_settings, flat, refuse_unless, sources_of, space_of
 from rlforget.interference.linearisation import Linearisation, SampleSpace
+from rlforget.interference.point import Frozen
 from rlforget.interference.rows import Kind
 from rlforget.interference.scores import conflict
 from rlforget.interference.selection import Conflict
@@ -41,10 +42,13 @@ def fewest(
     samples: int = 256,
     rows: Kind = "sequence",
     row_budget: int | None = None,
+    restore_weights: Sequence[float] | None = None,
+    protect_weights: Sequence[float] | None = None,
     lam: float = 1.0,
     steps: int = 200,
     form: Form = "auto",
     block: int = 16,
+    frozen: Frozen = "error",
     seed: int = 0,
     tokenizer: Any = None,
 ) -> Coordinates:
@@ -64,10 +68,13 @@ def fewest(
         samples: Completions a domain.
         rows: See `conflict_subspace`.
         row_budget: Rows a domain at most.
+        restore_weights: What each domain to restore counts; by default all count 1.
+        protect_weights: Likewise for those to protect.
         lam: Weight of the protected domains.
         steps: Steps at most; they end before where p has settled.
         form: "plain", "streamed" or "auto", as in `conflict_subspace`.
         block: Rows whose activations the streamed form holds at once.
+        frozen: "skip" leaves frozen parameters and quantised tensors where they are, with no part in δ or u.
         seed: Seed of prompts, completions and drawn rows.
         tokenizer: Encodes a domain's prompts; by default the one in the model's folder.
 
@@ -77,6 +84,8 @@ def fewest(
         EmptyDomainError: A domain without samples.
         LayoutError: The delta is of another architecture.
         NonFiniteError: A gradient is NaN or infinite; the message names the tensor.
+        ParameterError: The delta changed a frozen or quantised tensor, and `frozen` is "error".
+        ShortDomainError: A domain has fewer prompts than `samples`.
         WrongBaseError: The model is not at the delta's after bits.
     """
     check_settings(restore, samples=samples, rows=rows, row_budget=row_budget, lam=lam, form=form, block=block)
@@ -92,6 +101,9 @@ def fewest(
         samples=samples,
         rows=rows,
         row_budget=row_budget,
+        restore_weights=restore_weights,
+        protect_weights=protect_weights,
+        frozen=frozen,
         seed=seed,
         tokenizer=tokenizer,
     )

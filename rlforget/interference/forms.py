@@ -12,7 +12,7 @@ from rlforget.errors import ConfigError
 from rlforget.interference.completions import Batches, collect
 from rlforget.interference.gradient_stack import GradientStack
 from rlforget.interference.linearisation import Linearisation, Sources
-from rlforget.interference.point import changed_parameters, check_at_after
+from rlforget.interference.point import Frozen, check_at_after, measured_parameters
 from rlforget.interference.ranks import world
 from rlforget.interference.rows import KINDS, Kind
 from rlforget.interference.sample_gradients import Column, columns_for, width
@@ -36,6 +36,9 @@ def sources_of(
     samples: int,
     rows: Kind,
     row_budget: int | None,
+    restore_weights: Sequence[float] | None = None,
+    protect_weights: Sequence[float] | None = None,
+    frozen: Frozen = "error",
     seed: int,
     tokenizer: Any,
 ) -> Sources:
@@ -45,14 +48,23 @@ def sources_of(
         ConfigError: An argument out of range.
         EmptyDomainError: A domain without samples.
         LayoutError: The delta is of another architecture.
+        ParameterError: The delta changed a frozen or quantised tensor, and `frozen` is "error".
+        ShortDomainError: A domain has fewer prompts than `samples`.
         WrongBaseError: The model is not at the delta's after bits.
     """
-    parameters = changed_parameters(model, delta)
+    parameters, _ = measured_parameters(model, delta, frozen=frozen)
     check_at_after(open_weights(model), delta)
     restored, protected = (
         [collect(model, one, samples=samples, seed=seed, tokenizer=tokenizer) for one in several]
         for several in (restore, protect)
     )
+    shares = [
+        _shares(name, weights, len(several))
+        for name, weights, several in (
+            ("restore_weights", restore_weights, restored),
+            ("protect_weights", protect_weights, protected),
+        )
+    ]
     return Sources(
         model,
         columns_for(parameters),
@@ -60,9 +72,18 @@ def sources_of(
         protected,
         kind=rows,
         budget=row_budget,
+        restore_shares=shares[0],
+        protect_shares=shares[1],
         seed=seed,
         tokenizer=tokenizer,
     )
+
+
+def _shares(name: str, weights: Sequence[float] | None, domains: int) -> list[float]:
+    shares = [1.0] * domains if weights is None or not domains else list(weights)
+    holds = len(shares) == domains and all(0.0 < share < float("inf") for share in shares)
+    refuse_unless((name, holds, f"a positive number for each of {domains} domains", weights))
+    return shares
 
 
 def space_of(

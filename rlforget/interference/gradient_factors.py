@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rlforget.interference.layer_rules import rule_for
 from rlforget_kernels.gradient_gram import DTYPES, gradient_gram_
@@ -52,6 +53,25 @@ def whole(gradients: Tensor) -> Factors:
     """Return factors for gradients themselves, [B, ...]."""
     rows = gradients.flatten(1).float().unsqueeze(1)
     return Factors(rows, rows.new_ones(rows.shape[0], 1, 1))
+
+
+def stacked(parts: Sequence[Factors]) -> Factors:
+    """Put the samples of several blocks one under the other; positions that a block does not have count for nothing."""
+    longest = max(part.columns.shape[1] for part in parts)
+    if all(part.mask is None and part.columns.shape[1] == longest for part in parts):
+        return Factors(torch.cat([part.rows for part in parts]), torch.cat([part.columns for part in parts]))
+
+    def padded(values: Tensor) -> Tensor:
+        missing = longest - values.shape[1]
+        return functional.pad(values, (*[0, 0] * (values.dim() - 2), 0, missing)) if missing else values
+
+    masks = [part.columns.new_ones(part.columns.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
+             for part in parts]  # fmt: skip
+    rows, columns, mask = (
+        torch.cat([padded(one) for one in several])
+        for several in ([part.rows for part in parts], [part.columns for part in parts], masks)
+    )
+    return Factors(rows, columns, mask)
 
 
 def add_gram_(gram: Tensor, left: list[Factors], right: list[Factors] | None = None) -> None:

@@ -135,6 +135,12 @@ class LayerGradients:
     Args:
         model: A causal language model.
         only: Says of a parameter's name whether it counts. By default all that require gradients do.
+
+    Attributes:
+        model: The model.
+        parameters: Those that count, by name.
+        rules: For each module that owns some, its rule, and the parameters' full names by their own.
+        looped: Those known to take a backward pass a sample.
     """
 
     def __init__(self, model: nn.Module, only: Callable[[str], bool] | None = None) -> None:
@@ -151,8 +157,8 @@ class LayerGradients:
                 found="none" if only else "none that requires a gradient",
                 fix="Name parameters as model.named_parameters() does.",
             )
-        self._looped: set[str] = set()
-        self._rules = self._find_rules()
+        self.looped: set[str] = set()
+        self.rules = self._find_rules()
         self._checked = False
 
     def _find_rules(self) -> dict[nn.Module, tuple[Rule, dict[str, str]]]:
@@ -165,7 +171,7 @@ class LayerGradients:
             if own and rule is not None:
                 rules[module] = (rule, own)
             elif own:
-                self._looped |= set(own.values())
+                self.looped |= set(own.values())
         return rules
 
     def capture(self, block: Block) -> Captured:
@@ -211,11 +217,11 @@ class LayerGradients:
     def _capture(self, block: Block) -> Captured:
         captured: Captured = {}
         samples = block["input_ids"].shape[0]
-        _, calls = layer_calls(self.model, self._rules, block)
+        _, calls = layer_calls(self.model, self.rules, block)
         for module, given, gradient in calls:
-            rule, own = self._rules[module]
+            rule, own = self.rules[module]
             if given.shape[0] != samples or gradient.shape[0] != samples:  # its samples are not apart
-                self._looped |= set(own.values())
+                self.looped |= set(own.values())
                 continue
             for short, factors in rule(module, given, gradient).items():
                 if short in own:
@@ -226,7 +232,7 @@ class LayerGradients:
 
     def _one_by_one(self, block: Block) -> dict[str, Tensor]:
         """Take the gradients of the parameters that no rule serves, [B, *shape] float32, a backward pass a sample."""
-        wanted = {name: self.parameters[name] for name in sorted(self._looped)}
+        wanted = {name: self.parameters[name] for name in sorted(self.looped)}
         if not wanted:
             return {}
         samples = block["input_ids"].shape[0]
@@ -265,7 +271,7 @@ class LayerGradients:
             found = float(self.gram({name: captured[name]}).sum()) if name in captured else 0.0
             if abs(found - square) > loose * square + floor:
                 logger.info("per-sample gradients of %s: one backward pass a sample", name)
-                self._looped.add(name)
+                self.looped.add(name)
 
 
 def _squared_norms(model: nn.Module, parameters: Mapping[str, nn.Parameter], block: Block) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -63,12 +63,12 @@ class Sources:
     columns: Mapping[str, Column]
     restore: Sequence[list[Batch]]
     protect: Sequence[list[Batch]]
-    kind: Kind = "sequence"
-    budget: int | None = None
-    restore_shares: Sequence[float] = ()
-    protect_shares: Sequence[float] = ()
-    seed: int = 0
-    tokenizer: Any = None
+    kind: Kind
+    budget: int | None
+    restore_shares: Sequence[float]
+    protect_shares: Sequence[float]
+    seed: int
+    tokenizer: Any
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,13 @@ class Linearisation:
             drawn._fill(sources.protect, sources.protect_shares, drawn.protect, drawn.protect_domain)
         return drawn
 
-    @contextmanager
-    def midpoint(self) -> Iterator[None]:
-        """Hold the model half-way between before and now − correction."""
-        with self._moved((self.change + self.correction) / 2):
-            yield
+    def midpoint(self, only: Iterable[nn.Parameter] | None = None) -> AbstractContextManager[None]:
+        """Hold the model, or `only` some of its parameters, half-way between before and now − correction."""
+        return self._moved(lambda span: (self.change[span] + self.correction[span]) / 2, only)
 
-    @contextmanager
-    def present(self) -> Iterator[None]:
-        """Hold the model at now − correction."""
-        with self._moved(self.correction):
-            yield
+    def present(self, only: Iterable[nn.Parameter] | None = None) -> AbstractContextManager[None]:
+        """Hold the model, or `only` some of its parameters, at now − correction."""
+        return self._moved(lambda span: self.correction[span], only)
 
     @property
     def restoring(self) -> int:
@@ -134,20 +130,22 @@ class Linearisation:
                 batches,
                 kind=self.sources.kind,
                 budget=self.sources.budget,
-                share=shares[domain] if shares else 1.0,
+                share=shares[domain],
                 seed=self.sources.seed,
                 tokenizer=self.sources.tokenizer,
             )
             rows += found
             domain_of += [domain] * total(found)
 
-    @contextmanager
-    def _moved(self, shift: Tensor) -> Iterator[None]:
+    def _moved(
+        self, shift: Callable[[slice], Tensor], only: Iterable[nn.Parameter] | None
+    ) -> AbstractContextManager[None]:
         columns = self.sources.columns
+        wanted = None if only is None else set(map(id, only))
 
         def shifted(name: str, now: Tensor) -> Tensor:
-            part = shift[columns[name].span].to(now.device).view(now.shape)
+            part = shift(columns[name].span).to(now.device).view(now.shape)
             return (widened(now) - part).to(now.dtype)
 
-        with moved({name: column.parameter for name, column in columns.items()}, shifted):
-            yield
+        kept = {n: c.parameter for n, c in columns.items() if wanted is None or id(c.parameter) in wanted}
+        return moved(kept, shifted)

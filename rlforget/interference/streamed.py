@@ -1,12 +1,13 @@
 """The form that scales: W = [G_A; G_B] by passes of the model, without a gradient being stored.
 
-W Wᵀ comes from the layers' inputs and output gradients, G_A v from forward-mode passes, and Wᵀ y from one weighted
-backward pass. Beyond the model it holds vectors over the weights, one of them on the model's device, and the
-activations of two blocks of rows. Rows are spread over the ranks of torch.distributed.
+W Wᵀ comes from the layers' inputs and output gradients, a layer at a time (`layered_gram`) or by pairs of blocks, G_A v
+from forward-mode passes, and Wᵀ y from one weighted backward pass. Beyond the model it holds vectors over the weights,
+one of them on the model's device, and the activations of a few blocks of rows.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -16,10 +17,16 @@ from torch import Tensor
 from rlforget.errors import NonFiniteError
 from rlforget.interference.forward_mode import completion_derivative
 from rlforget.interference.gram import LayerGradients
+from rlforget.interference.layer_chain import NotLayeredError
+from rlforget.interference.layered import layered_gram
 from rlforget.interference.linearisation import Linearisation
-from rlforget.interference.ranks import mine, summed
+from rlforget.interference.ranks import mine, summed, world
 from rlforget.interference.rows import Rows, cut, total
 from rlforget.interference.weighted_gradient import add_weighted_gradient_
+
+logger = logging.getLogger(__name__)
+
+_MANY_BLOCKS = 4  # from which on one sweep by layers costs less than pairs
 
 
 class StreamedGradients:
@@ -27,8 +34,9 @@ class StreamedGradients:
 
     Args:
         linearisation: The rows and their points.
-        block: Rows whose activations are held at once; two blocks are. With b blocks each row goes through the model
-            (b + 1) / 2 times on average for the Gram matrix, so the largest block that memory allows is the fastest.
+        block: Rows whose activations are held at once; two blocks are. Where the model is no chain of layers, or ranks
+            share the work, each row goes through it (b + 1) / 2 times on average for the Gram matrix with b blocks, so
+            the largest block that memory allows is the fastest.
     """
 
     def __init__(self, linearisation: Linearisation, *, block: int = 16) -> None:
@@ -59,6 +67,29 @@ class StreamedGradients:
         counted = set(self._named.values())
         layers = LayerGradients(self._model, only=counted.__contains__)
         blocks = [*self._restore, *self._protect]
+        gram = self._by_layers(layers) if world() == 1 and len(blocks) >= _MANY_BLOCKS else None
+        if gram is None:
+            gram = self._by_pairs(layers)
+        weight = _weights(blocks)
+        return gram * weight * weight.unsqueeze(1)
+
+    def _by_layers(self, layers: LayerGradients) -> Tensor | None:
+        """One sweep down the model, where two rows show that it can be taken apart."""
+        few = {name: value[:2] for name, value in self._restore[0].items()}
+        with self._at.midpoint():
+            expected = layers.gram(layers.capture(few))
+        try:
+            found = layered_gram(layers, [([few], self._at.midpoint)])
+            if layers.looped or float((found - expected).norm()) > 1e-2 * float(expected.norm()):
+                raise NotLayeredError
+            return layered_gram(layers, [(self._restore, self._at.midpoint), (self._protect, self._at.present)])
+        except (NotLayeredError, TypeError, KeyError, IndexError, AttributeError) as fault:
+            logger.info("%s is taken whole, not layer by layer: %r", type(self._model).__name__, fault)
+            return None
+
+    def _by_pairs(self, layers: LayerGradients) -> Tensor:
+        """All layers of two blocks at a time; blocks are dealt to the ranks."""
+        blocks = [*self._restore, *self._protect]
         first = len(self._restore)  # of G_B's
         ends = _ends(blocks)
         gram = torch.zeros(ends[-1], ends[-1], dtype=torch.float64)
@@ -77,8 +108,7 @@ class StreamedGradients:
                         there = slice(ends[j], ends[j + 1])
                         gram[there, here] = layers.gram(held, layers.capture(blocks[j])).T
         lower = summed(gram).tril()
-        weight = _weights(blocks)
-        return (lower + lower.tril(-1).T) * weight * weight.unsqueeze(1)
+        return lower + lower.tril(-1).T
 
     def along(self, direction: Tensor, *, protect: bool = False) -> Tensor:
         """Return G_A v, or G_B v, float64, on the CPU, for v [N] float32.

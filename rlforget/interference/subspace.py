@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rlforget.errors import ZeroGradientError
 from rlforget.interference.choosing import Problem, choose, ridge_of, solve
 from rlforget.interference.completions import Batches
 from rlforget.interference.forms import Form, check_settings, flat, refuse_unless, sources_of, space_of
 from rlforget.interference.gradient_stack import GradientStack
 from rlforget.interference.linearisation import Linearisation, SampleSpace
+from rlforget.interference.point import Frozen
 from rlforget.interference.rows import Kind
 from rlforget.interference.sample_gradients import Column
 from rlforget.interference.streamed import StreamedGradients
@@ -93,11 +95,14 @@ def conflict_subspace(
     samples: int = 256,
     rows: Kind = "sequence",
     row_budget: int | None = None,
+    restore_weights: Sequence[float] | None = None,
+    protect_weights: Sequence[float] | None = None,
     mu: float | Literal["auto"] = 1e-4,
     lam: float | Literal["auto"] = 1.0,
     passes: int = 1,
     form: Form = "auto",
     block: int = 16,
+    frozen: Frozen = "error",
     seed: int = 0,
     tokenizer: Any = None,
     random: bool = False,
@@ -121,11 +126,14 @@ def conflict_subspace(
         rows: A row a completion ("sequence"), a token ("token"), or a likely token at each place ("logit"), see
             `rows.domain_rows`. The richer ones get more out of a prompt, and need more of those to protect.
         row_budget: Rows a domain at most, drawn from all; by default all.
+        restore_weights: What each domain to restore counts in ‖G_A(δ − u)‖²; by default all count 1.
+        protect_weights: Likewise for those to protect.
         mu: Ridge, in units of the mean squared norm of G_A's rows. Positive; or "auto", chosen on held-out rows.
         lam: Weight of the protected domains, or "auto".
         passes: How often to solve; each pass linearises anew about the weights that the ones before it lead to.
         form: "plain", "streamed", or "auto": plain on one process while the gradients fit `forms.PLAIN_BYTES`.
         block: Rows whose activations the streamed form holds at once; two blocks are.
+        frozen: "skip" leaves frozen parameters and quantised tensors where they are, with no part in δ or u.
         seed: Seed of prompts, completions, drawn rows and probes.
         tokenizer: Encodes a domain's prompts; by default the one in the model's folder.
         random: The control: G_A's rows are as many random directions, nothing is protected, and u is the share of δ in
@@ -136,7 +144,10 @@ def conflict_subspace(
         EmptyDomainError: A domain without samples, or whose completions have no token to score.
         LayoutError: The delta is of another architecture.
         NonFiniteError: A gradient is NaN or infinite; the message names the tensor.
+        ParameterError: The delta changed a frozen or quantised tensor, and `frozen` is "error".
+        ShortDomainError: A domain has fewer prompts than `samples`.
         WrongBaseError: The model is not at the delta's after bits.
+        ZeroGradientError: Every gradient of the domains to restore is zero.
     """
     check_settings(restore, samples=samples, rows=rows, row_budget=row_budget, lam=lam, form=form, block=block)
     refuse_unless(
@@ -151,6 +162,9 @@ def conflict_subspace(
         samples=samples,
         rows=rows,
         row_budget=row_budget,
+        restore_weights=restore_weights,
+        protect_weights=protect_weights,
+        frozen=frozen,
         seed=seed,
         tokenizer=tokenizer,
     )
@@ -189,6 +203,14 @@ def _solved(
     product = space.gram()
     target = space.along(change)
     restoring, height = target.numel(), product.shape[0]
+    if not bool(product.diagonal()[:restoring].any()):
+        raise ZeroGradientError(
+            "the gradients of the domains to restore",
+            expected="one that is not zero, at the tensors that the delta changed",
+            found=f"zero in all {restoring} rows",
+            fix="Pass batches with scored tokens that the changed weights bear on; from float16, in which small "
+            "gradients vanish, load the model in bfloat16 or float32.",
+        )
     if isinstance(mu, str) or isinstance(lam, str):
         assert prompts is not None
         gone = space.along(change, protect=True) if height > restoring else None

@@ -102,7 +102,7 @@ def test_equals_the_gram_matrix_of_the_gradients(
 def test_no_parameter_needs_a_backward_pass_a_sample(name: str, completions: Callable[..., list[Batch]]) -> None:
     layers = LayerGradients(MODELS[name]())
     layers.capture(completions(4)[0])
-    assert not layers._looped
+    assert not layers.looped
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -153,8 +153,8 @@ def test_every_kind_of_layer(part: str, completions: Callable[..., list[Batch]])
     assert relative_error(found, rows, rows) < 2e-6
     layers = LayerGradients(model)
     layers.capture(batches[0])
-    assert (not layers._looped) == known
-    assert all(name.startswith("middle") for name in layers._looped)
+    assert (not layers.looped) == known
+    assert all(name.startswith("middle") for name in layers.looped)
 
 
 class Tied(nn.Module):
@@ -177,7 +177,7 @@ def test_a_weight_used_outside_its_module(completions: Callable[..., list[Batch]
     assert relative_error(sample_gram(model, batches), rows, rows) < 2e-6
     layers = LayerGradients(model)
     layers.capture(batches[0])
-    assert layers._looped == {"embed.weight"}
+    assert layers.looped == {"embed.weight"}
 
 
 def test_a_large_parameter_without_a_rule_is_named(

@@ -81,6 +81,18 @@ def test_a_share_multiplies_the_matrix(completions: Make) -> None:
     torch.testing.assert_close(double["weight"].square(), 2 * one["weight"].square())
 
 
+def test_a_domain_that_counts_more_is_restored_more(after: nn.Module, delta: Delta, completions: Make) -> None:
+    """A domain that counts twice is the same as one that is given twice."""
+    one, other = completions(3), completions(3, seed=1)
+    weighed, twice = (
+        conflict_subspace(after, delta, restore, mu=1e-2, restore_weights=weights)
+        for restore, weights in (([one, other], [2.0, 1.0]), ([one, one, other], None))
+    )
+    assert weighed.passes[0].damage == pytest.approx(twice.passes[0].damage)
+    alone = conflict_subspace(after, delta, [one, other], mu=1e-2)
+    assert weighed.passes[0].damage > 1.01 * alone.passes[0].damage
+
+
 def test_cut_keeps_all(completions: Make) -> None:
     rows = domain_rows(tiny_model(), completions(7))
     pieces = cut(rows, 3)
@@ -125,8 +137,21 @@ def test_completions_without_a_token_are_refused(completions: Make) -> None:
         domain_rows(tiny_model(), [batch], kind="token")
 
 
-@pytest.mark.parametrize("arguments", [{"rows": "word"}, {"row_budget": 0}, {"form": "dense"}, {"block": 0},
-                                       {"mu": "best"}, {"lam": "best"}, {"mu": "auto", "random": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"rows": "word"},
+        {"row_budget": 0},
+        {"form": "dense"},
+        {"block": 0},
+        {"restore_weights": [1.0, 2.0]},
+        {"restore_weights": [0.0]},
+        {"mu": "best"},
+        {"lam": "best"},
+        {"mu": "auto", "random": True},
+    ],
+    ids=str,
+)
 def test_what_is_refused(after: nn.Module, delta: Delta, completions: Make, arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(arguments))):
         conflict_subspace(after, delta, [completions(2)], **arguments)

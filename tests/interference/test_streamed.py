@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlforget.delta import Delta, diff
-from rlforget.errors import NonFiniteError
+from rlforget.errors import NonFiniteError, ParameterError, ZeroGradientError
 from rlforget.interference import ConflictSubspace, conflict_subspace
 from rlforget.interference.completions import completion_log_probs
 from rlforget.interference.rows import domain_rows
@@ -42,7 +42,6 @@ def relative(found: ConflictSubspace, expected: ConflictSubspace) -> float:
 def test_equals_the_plain_form(
     settings: dict[str, Any], after: nn.Module, delta: Delta, completions: Make, untouched: Any
 ) -> None:
-    next(after.parameters()).requires_grad_(False)
     next(after.parameters()).grad = torch.ones_like(next(after.parameters()))
     check = untouched(after)
     restore, protect = [completions(3), completions(3, seed=1)], [completions(4, seed=2)]
@@ -119,6 +118,27 @@ def test_nan_names_the_tensor(before: nn.Module, after: nn.Module, completions: 
     with pytest.raises(NonFiniteError, match=r"gradient of 'model\."):
         conflict_subspace(after, diff(before, after), [completions(2)], form="streamed")
     check()
+
+
+def test_frozen_tensors_are_named_or_stay(after: nn.Module, delta: Delta, completions: Make, untouched: Any) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    after.get_parameter(name).requires_grad_(False)
+    check = untouched(after)
+    with pytest.raises(ParameterError, match=name):
+        conflict_subspace(after, delta, [completions(3)])
+    plain, streamed = (
+        conflict_subspace(after, delta, [completions(3)], form=f, frozen="skip") for f in ("plain", "streamed")
+    )
+    assert name not in streamed.correction
+    assert relative(streamed, plain) < 1e-4
+    check()
+
+
+def test_gradients_of_nothing_are_refused(after: nn.Module, delta: Delta, completions: Make) -> None:
+    nothing = [batch | {"labels": torch.full_like(batch["labels"], -100)} for batch in completions(3)]
+    for form in ("plain", "streamed"):
+        with pytest.raises(ZeroGradientError, match="3 rows"):
+            conflict_subspace(after, delta, [nothing], form=form)
 
 
 def test_weighted_gradient_is_the_sum(completions: Make, untouched: Any) -> None:
