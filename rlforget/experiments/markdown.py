@@ -33,7 +33,7 @@ def page(results: dict[str, Any], command: str) -> str:
     summary = results["summary"]
     repairs = table(("repair", "coordinates", "regained", "kept", "norm of δ moved"), _repairs(summary))
     sections = [
-        ["# Results", "", *_intro(results, command), "", _READING],
+        ["# The demo", "", *_intro(results, command), "", _READING],
         ["## Against the bars", "", *table(("what", "at least", "measured"), _against_bars(summary))],
         ["## Every repair", "", *repairs, "", _CONTROL_NOTE],
         ["## Rewards by stage", *(line for run in results["runs"] for line in ["", *_stages(run)])],

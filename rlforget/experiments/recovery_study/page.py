@@ -8,7 +8,7 @@ from typing import Any
 
 from rlforget.experiments.markdown import table
 from rlforget.experiments.recovery_study.bars import BARS, MAIN
-from rlforget.experiments.recovery_study.reading import by, mean_of, select
+from rlforget.experiments.recovery_study.reading import by, law_of_growth, mean_of, select
 from rlforget.experiments.recovery_study.scene import Row
 
 _READING = """**regained** is Σ(after − now) / Σ(then − now) over the earlier domains, with *then* their stage and *now*
@@ -232,7 +232,19 @@ def _sizes(rows: list[Row]) -> list[str]:
                 "" if math.isnan(rank) else f"{rank:.0f}",
             )
         )
-    return table(("size", "rows", "passes", "μ", "n", "regained", "kept", "effective rank"), told)
+    lines = table(("size", "rows", "passes", "μ", "n", "regained", "kept", "effective rank"), told)
+    laws = by(select(rows, rule="growth"), lambda row: (row["rows"], row["passes"], row["mu"]))
+    for (kind, passes, mu), same in laws.items():
+        fitted = law_of_growth(same)
+        if fitted is not None:
+            a, b, n = fitted
+            given = "" if mu is None else f", μ {mu}"
+            lines += [
+                "",
+                f"Fitted, `{kind}` rows, passes: {passes}{given}: 1 − regained ∝ n^−{a:.2f} · N^{b:.2f}, so that the "
+                f"prompts for 0.90 grow as N^{b / a:.2f}; a model of a million parameters needs {n:.0f}.",
+            ]
+    return lines
 
 
 def _seconds(rows: list[Row]) -> list[str]:

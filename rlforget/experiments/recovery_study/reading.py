@@ -82,3 +82,23 @@ def first_to(rows: Sequence[Row], share: float) -> Row | None:
     """Return the row of the fewest steps at which this share of the loss is regained; None where it never is."""
     reached = [row for row in rows if (row["regained"] or 0.0) >= share]
     return min(reached, key=lambda row: int(row["steps"]), default=None)
+
+
+def law_of_growth(rows: Sequence[Row]) -> tuple[float, float, float] | None:
+    """Fit what is not regained, 1 − r = c · n^(−a) · N^b, by least squares of its logarithm over rows of several sizes.
+
+    Returns:
+        a, b and the n at which a model of a million parameters regains 0.9; None where fewer than four rows have a
+        share between 0.02 and 0.98, or they are all of one size or one n.
+    """
+    known = [row for row in rows if row["regained"] is not None and 0.02 < row["regained"] < 0.98]
+    sizes = [math.log(float(str(row["size"]).removesuffix("M"))) for row in known]
+    counts = [math.log(row["n"]) for row in known]
+    if len(known) < 4 or len(set(sizes)) < 2 or len(set(counts)) < 2:
+        return None
+    import torch
+
+    factors = torch.tensor([[1.0, -n, size] for n, size in zip(counts, sizes, strict=True)], dtype=torch.float64)
+    left = torch.tensor([[math.log(1.0 - row["regained"])] for row in known], dtype=torch.float64)
+    c, a, b = torch.linalg.lstsq(factors, left).solution.flatten().tolist()
+    return a, b, math.exp((c - math.log(0.1)) / a)

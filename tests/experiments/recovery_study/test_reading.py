@@ -8,7 +8,7 @@ import pytest
 
 from rlforget.experiments.recovery_study.bars import BARS, best_coordinates
 from rlforget.experiments.recovery_study.page import page
-from rlforget.experiments.recovery_study.reading import Mean, first_to, select, shares, spearman
+from rlforget.experiments.recovery_study.reading import Mean, first_to, law_of_growth, select, shares, spearman
 from rlforget.experiments.recovery_study.table import read_table, write_table
 from tests.experiments.recovery_study.made import TINY, row
 
@@ -75,6 +75,18 @@ def test_auto_is_held_against_the_rule_that_is_best_over_all_its_scenes() -> Non
 def test_ranks_correlate() -> None:
     assert spearman([(1, 10), (2, 20), (3, 300)]) == pytest.approx(1.0)
     assert spearman([(1, 3), (2, 2), (3, 1)]) == pytest.approx(-1.0)
+
+
+def test_a_law_of_growth_is_found_again() -> None:
+    rows = [
+        row("growth", size=f"{millions}M", n=n, regained=1.0 - 0.8 * n**-0.5 * millions**0.25)
+        for millions in (0.2, 1, 4)
+        for n in (4, 16, 64, 256)
+    ]
+    found = law_of_growth(rows)
+    assert found is not None
+    assert found == pytest.approx((0.5, 0.25, 64.0), rel=1e-3)
+    assert law_of_growth(rows[:4]) is None  # one size
 
 
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
