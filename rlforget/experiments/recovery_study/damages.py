@@ -15,7 +15,7 @@ from rlforget.interference.point import changed_parameters, moved, toward_before
 from rlforget.interference.predicted_damage import Curvature, damage
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-_CURVATURES: tuple[Curvature, ...] = ("ggn", "fisher", "hessian")
+_CURVATURES: tuple[Curvature, ...] = ("ggn", "fisher")
 _MOST = 256  # completions; the standard error of a mean rise is small beside the spread over scenes
 
 
