@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -180,12 +181,25 @@ def check_finite(model: Any, values: Tensor, what: str) -> None:
     raise NonFiniteError(what, expected="finite numbers", found=found, fix=fix)
 
 
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Hold a model in evaluation mode, without dropout; every module is as found afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.no_grad()
 def _check_samplable(model: Any, batch: Batch) -> None:
     """A draw from NaN is a fault without a name, and on a GPU the end of the process."""
     mask = batch["attention_mask"][:1].to(next(model.parameters()).device)
     ids = batch["input_ids"][:1].to(mask.device)
-    check_finite(model, model(input_ids=ids, attention_mask=mask).logits[:, -1].float(), "the model's logits")
+    with evaluating(model):
+        check_finite(model, model(input_ids=ids, attention_mask=mask).logits[:, -1].float(), "the model's logits")
 
 
 def _vocabulary(model: Any) -> int:

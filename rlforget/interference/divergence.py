@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,15 @@ import torch
 from torch import Tensor
 
 from rlforget.domains.batches import IGNORED
-from rlforget.interference.completions import Batches, collect, completed, pieces, scored_labels, scored_log_probs
+from rlforget.interference.completions import (
+    Batches,
+    collect,
+    completed,
+    evaluating,
+    pieces,
+    scored_labels,
+    scored_log_probs,
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ def kl_divergence(
     """
     taken = collect(reference, batches, samples=samples, seed=seed, tokenizer=tokenizer)
     values: list[Tensor] = []
-    with _evaluating(reference), _evaluating(model):
+    with evaluating(reference), evaluating(model):
         for batch in completed(reference, taken, seed=seed, tokenizer=tokenizer):
             for piece in pieces(reference, batch):
                 p, q = scored_log_probs(reference, piece), scored_log_probs(model, piece)
@@ -79,13 +86,3 @@ def summarised(nats: Tensor) -> Divergence:
     """Return the mean of each completion's divergence, and its standard error (0 for a single one)."""
     stderr = float(nats.std() / len(nats) ** 0.5) if len(nats) > 1 else 0.0
     return Divergence(float(nats.mean()), stderr, len(nats))
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
