@@ -12,6 +12,7 @@ from rlforget.interference import fewest, kronecker_rule, soft_rule
 _SOFT = (0.3, 3.0)  # λ
 _KRONECKER = 0.3
 _FEWEST = (0.001, 0.005)
+_FEWEST_SAMPLES = 128  # every one of its steps reads all of their gradients
 
 
 def others(live: Live) -> Iterator[Row]:
@@ -33,8 +34,9 @@ def others(live: Live) -> Iterator[Row]:
     rule, seconds = _timed(lambda: kronecker_rule(live.model, live.delta, lam=_KRONECKER, **given))
     yield live.tried("kronecker", rule, n=n, lam=str(_KRONECKER), seconds=seconds)
     for budget in _FEWEST:
-        found, seconds = _timed(lambda: fewest(live.model, live.delta, fraction=budget, **given))  # noqa: B023
-        yield live.tried("fewest", found, n=n, budget=budget, rows="sequence", seconds=seconds)
+        few = {**given, "samples": min(n, _FEWEST_SAMPLES)}
+        found, seconds = _timed(lambda: fewest(live.model, live.delta, fraction=budget, **few))  # noqa: B023
+        yield live.tried("fewest", found, n=few["samples"], budget=budget, rows="sequence", seconds=seconds)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
