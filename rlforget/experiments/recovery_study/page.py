@@ -126,12 +126,12 @@ def _rules(rows: list[Row]) -> list[str]:
             row["n"],
             row["rows"],
             row["passes"],
-            row["strength"] if row["rule"] == "soft" else None,
+            row["lam"] if row["rule"] == "soft" else None,
         ),
     )
     ordered = sorted(groups.items(), key=lambda item: rules.index(item[0][0]))
     told = []
-    for (rule, budget, n, kind, passes, _), same in ordered:
+    for (rule, budget, n, kind, passes, lam), same in ordered:
         cells = [
             f"{mean_of(part, 'regained')} / {mean_of(part, 'kept')} ({len(part)})" if part else ""
             for part in (
@@ -147,6 +147,7 @@ def _rules(rows: list[Row]) -> list[str]:
                 f"n = {n}" if n else "",
                 f"`{kind}`" if kind else "",
                 f"{passes} passes" if passes and passes > 1 else "",
+                f"λ = {lam}" if lam else "",
             )
             if text
         )

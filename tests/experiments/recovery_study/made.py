@@ -29,7 +29,20 @@ def row(rule: str, **fields: Any) -> Row:
     """A row of a pair that lost 0.4 and gained 0.5."""
     return {
         **dict.fromkeys(
-            ("budget", "n", "rows", "passes", "steps", "strength", "dtype", "value", "predicted", "mu", "samples")
+            (
+                "budget",
+                "n",
+                "rows",
+                "passes",
+                "steps",
+                "strength",
+                "dtype",
+                "value",
+                "predicted",
+                "mu",
+                "lam",
+                "samples",
+            )
         ),
         "base": "miniature",
         "size": "0.2M",
