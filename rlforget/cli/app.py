@@ -56,7 +56,7 @@ TASKS: dict[str, Examples] = {
     "Find and undo what hurt": {
         damage.damage: "rlforget damage now/ new.delta.safetensors --earlier math --by layer",
         conflict.conflict: "rlforget conflict now/ new.delta.safetensors --earlier math",
-        recovery.rollback: "rlforget rollback now/ new.delta.safetensors --restore math -o fixed/",
+        recovery.rollback: "rlforget rollback history/ --restore math --auto --plot front.svg",
         training.refresh: "rlforget refresh now/ --domain math --steps 10 -o fixed/",
     },
     "See which heads it broke": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rlforget.delta import Delta
     from rlforget.delta.file import DeltaFile
     from rlforget.domains import Domain
-    from rlforget.interference import Conflict, ConflictSubspace
+    from rlforget.interference import Conflict, ConflictSubspace, Fisher
+    from rlforget.recovery.in_place import What
 
 Point = Literal["now", "midpoint", "earlier"]
 Score = Annotated[
@@ -25,13 +26,21 @@ Score = Annotated[
 ]
 Where = Annotated[
     Point,
-    typer.Option(help="Point on the way from before to after where an earlier domain's Fisher is taken."),
+    typer.Option(help="Point on the way from before to after where Fishers are taken."),
 ]
 Own = Annotated[
     Path | None, typer.Option(help="The earlier domain's own delta, for the score `opposed`.", metavar="DELTA")
 ]
 
 FRACTION = 0.02
+CORRECTIONS = {
+    "dense": ("subspace",),
+    "dense_twice": ("subspace",),
+    "kronecker": ("subspace",),
+    "soft": ("earlier", "later"),
+}
+"""The rules that correct every coordinate, and what each is measured from; a score puts back old bits instead."""
+
 NOTHING_TO_DO = 3
 
 
@@ -41,6 +50,17 @@ class Measurement:
     Raises:
         UnknownNameError: There is no such score or domain.
         typer.BadParameter: The score needs an option that was not given.
+
+    Args:
+        score: A score, or with `corrections` any rule of a rollback.
+        earlier: The domains that lost.
+        later: The domains to spare.
+        own: The earlier domain's own delta.
+        names: What the options for `earlier` and `later` are called.
+        where: Where an earlier domain's Fisher is taken.
+        samples: Completions a domain.
+        seed: Seed of all draws.
+        corrections: Whether the rules that correct every coordinate are known.
     """
 
     def __init__(
@@ -54,72 +74,97 @@ class Measurement:
         where: Point,
         samples: int,
         seed: int,
+        corrections: bool = False,
     ) -> None:
         from rlforget import domains
         from rlforget.delta.file import DeltaFile
         from rlforget.errors import UnknownNameError
         from rlforget.interference.scores import NEEDS
 
-        if score not in NEEDS:
+        known: dict[str, tuple[str, ...]] = CORRECTIONS | NEEDS if corrections else NEEDS
+        what = "rule" if corrections else "score"
+        if score not in known:
             raise UnknownNameError(
-                f"score {score!r}", expected=f"one of {', '.join(NEEDS)}", found=repr(score), fix="Check the spelling."
+                f"{what} {score!r}", expected=f"one of {', '.join(known)}", found=repr(score), fix="Check the spelling."
             )
-        needs = NEEDS[score]
+        needs = known[score]
         for option, needed, given in (
             (names[0], "earlier" in needs or "subspace" in needs, earlier),
             (names[1], "later" in needs, later),
             ("--own", "own" in needs, own),
         ):
             if needed and not given:
-                raise typer.BadParameter(f"the score {score!r} needs it", param_hint=option)
+                raise typer.BadParameter(f"the {what} {score!r} needs it", param_hint=option)
         self.score, self.where, self.samples, self.seed = score, where, samples, seed
         self.earlier = [domains.get(name) for name in earlier]
         self.later = [domains.get(name) for name in later]
         self._own = None if own is None else DeltaFile(own)
 
-    def subspace(self, loaded: models.Loaded, delta: Delta) -> ConflictSubspace:
+    @property
+    def has_own(self) -> bool:
+        """Whether the earlier domain's own delta was given."""
+        return self._own is not None
+
+    def own_delta(self, loaded: models.Loaded, later: Delta) -> Delta | None:
+        """Read the earlier domain's own delta, where it was given."""
+        return None if self._own is None else _read_own(self._own, loaded, later)
+
+    def what(self, loaded: models.Loaded, delta: Delta, budget: float | None) -> What:
+        """Measure what a rollback by this rule is to undo.
+
+        Args:
+            loaded: The model, at the delta's after bits.
+            delta: The later change.
+            budget: Share of all coordinates that get old bits, for a score; None: `FRACTION`.
+        """
+        from rlforget.interference import kronecker_rule, soft_rule
+
+        if self.score == "soft":
+            earlier, later = self._fishers(loaded, delta, self.earlier), self._fishers(loaded, delta, self.later)
+            return soft_rule(delta, earlier=earlier, later=later)
+        if self.score == "kronecker":
+            with output.step(f"measuring the second moments of every layer, {self.samples} completions a domain"):
+                return kronecker_rule(loaded.model, delta, self.earlier, self.later, **self._draws(loaded))
+        if self.score in CORRECTIONS:
+            return self.subspace(loaded, delta, passes=2 if self.score == "dense_twice" else 1)
+        return self.conflict(loaded, delta).top(FRACTION if budget is None else budget)
+
+    def subspace(self, loaded: models.Loaded, delta: Delta, *, passes: int = 1) -> ConflictSubspace:
         """Solve the conflict subspace."""
         from rlforget.interference import conflict_subspace
 
         with output.step(f"solving the conflict subspace, {self.samples} completions a domain"):
             return conflict_subspace(
-                loaded.model,
-                delta,
-                self.earlier,
-                self.later,
-                samples=self.samples,
-                seed=self.seed,
-                tokenizer=loaded.tokenizer,
+                loaded.model, delta, self.earlier, self.later, passes=passes, **self._draws(loaded)
             )
 
     def conflict(self, loaded: models.Loaded, delta: Delta) -> Conflict:
         """Score every changed coordinate."""
-        from rlforget.interference import Fisher, conflict
-        from rlforget.interference import fisher as measure
+        from rlforget.interference import conflict
         from rlforget.interference.scores import NEEDS
-
-        def fisher(domain: Domain, where: Point) -> Fisher:
-            with output.step(f"measuring the Fisher of {domain.name}, {self.samples} completions"):
-                return measure(
-                    loaded.model,
-                    domain,
-                    delta,
-                    samples=self.samples,
-                    seed=self.seed,
-                    tokenizer=loaded.tokenizer,
-                    where=where,
-                )
 
         needs = NEEDS[self.score]
         return conflict(
             delta,
             score=self.score,
-            earlier=[fisher(domain, self.where) for domain in self.earlier] if "earlier" in needs else None,
-            later=[fisher(domain, "now") for domain in self.later] if "later" in needs else None,
+            earlier=self._fishers(loaded, delta, self.earlier) if "earlier" in needs else None,
+            later=self._fishers(loaded, delta, self.later) if "later" in needs else None,
             own=None if self._own is None else _read_own(self._own, loaded, delta),
             subspace=self.subspace(loaded, delta) if "subspace" in needs else None,
             seed=self.seed,
         )
+
+    def _fishers(self, loaded: models.Loaded, delta: Delta, domains: Sequence[Domain]) -> list[Fisher]:
+        from rlforget.interference import fisher
+
+        found: list[Fisher] = []
+        for domain in domains:
+            with output.step(f"measuring the Fisher of {domain.name}, {self.samples} completions"):
+                found.append(fisher(loaded.model, domain, delta, where=self.where, **self._draws(loaded)))
+        return found
+
+    def _draws(self, loaded: models.Loaded) -> dict[str, Any]:
+        return {"samples": self.samples, "seed": self.seed, "tokenizer": loaded.tokenizer}
 
 
 def load_changes(path: Path, model: str) -> Delta:

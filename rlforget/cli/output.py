@@ -58,7 +58,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
 
 def json_object(value: Any) -> None:
     """Write a value to stdout as JSON. Paths become strings; NaN and infinities, which JSON lacks, become null."""
-    typer.echo(json.dumps(_plain(value), indent=2, allow_nan=False))
+    typer.echo(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON; see `json_object`."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
 
 
 @contextmanager
@@ -73,6 +78,23 @@ def step(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(Text(text)):
         yield
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is being done, step after step: beside one spinner on a terminal, as lines elsewhere.
+
+    Yields:
+        What is to be told of each step.
+    """
+    if not sys.stderr.isatty():
+        yield lambda text: note(f"{text} ...")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status("") as shown:
+        yield lambda text: shown.update(Text(text))
 
 
 @contextmanager

@@ -3,120 +3,205 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlforget.cli import models, output
-from rlforget.cli.measurement import FRACTION, Measurement, Own, Score, Where, load_changes, load_fitting
-from rlforget.cli.options import (
-    Delta,
-    Device,
-    DryRun,
-    Evaluate,
-    Force,
-    InPlace,
-    Json,
-    Model,
-    OutFolderOrNone,
-    Samples,
-    Seed,
-    out_or_in_place,
-)
+from rlforget.cli.history import In
+from rlforget.cli.measurement import CORRECTIONS, FRACTION, Measurement, Own, Where
+from rlforget.cli.options import Base, Device, DryRun, Evaluate, Force, InPlace, Json, OutFolderOrNone, Samples, Seed
+from rlforget.cli.rollback_places import Place, place_of
 
 if TYPE_CHECKING:
-    from rlforget.interference import ConflictSubspace, Coordinates
+    from rlforget.delta import Delta
+    from rlforget.recovery import Rollback, Search
+
+_RULE = "dense"
 
 
 def rollback(
-    model: Model,
-    delta: Delta,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A history, a checkpoint folder, or `miniature`; else the history here.", metavar="MODEL"),
+    ] = None,
+    delta: Annotated[
+        Path | None,
+        typer.Argument(help="For a checkpoint, the *.delta.safetensors file that led to it.", metavar="DELTA"),
+    ] = None,
     out: OutFolderOrNone = None,
     in_place: InPlace = False,
     restore: Annotated[list[str] | None, typer.Option(help="A domain to restore; may be repeated.")] = None,
-    protect: Annotated[list[str] | None, typer.Option(help="A domain to spare; may be repeated.")] = None,
-    score: Score = "subspace",
-    fraction: Annotated[
+    protect: Annotated[
+        list[str] | None,
+        typer.Option(help="A domain to spare; may be repeated. In a history, those committed since."),
+    ] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Try every rule, and take the best for these domains.")] = False,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="What to undo: dense, dense_twice, kronecker, soft; or old bits by the score subspace, two_fisher, "
+            "fisher, taylor, opposed, or the controls magnitude, random.",
+            show_default=_RULE,
+        ),
+    ] = None,
+    budget: Annotated[
         float | None,
         typer.Option(
             help="How many coordinates get old bits, as a share of all.", min=0.0, max=1.0, show_default=str(FRACTION)
         ),
     ] = None,
-    dense: Annotated[
-        bool, typer.Option("--dense", help="Subtract the whole correction of the conflict subspace instead.")
-    ] = False,
     strength: Annotated[float, typer.Option(help="Share of each change to undo.", min=0.0, max=1.0)] = 1.0,
     where: Where = "midpoint",
     own: Own = None,
     samples: Samples = 256,
+    validation: Annotated[int, typer.Option(help="Prompts a domain that --auto judges by.", min=2)] = 256,
+    plot: Annotated[Path | None, typer.Option(help="Draw what --auto tried, as .svg or .png.", metavar="FILE")] = None,
     seed: Seed = 0,
     evaluate: Evaluate = False,
+    history: In = None,
+    base: Base = None,
     device: Device = "auto",
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Undo just the changes that hurt earlier domains, in a new checkpoint folder or in place."""
-    from rlforget.recovery import rollback as undo_part
-    from rlforget.weights.atomic import check_new_folder
-
-    if dense and (score != "subspace" or fraction is not None):
-        raise typer.BadParameter("it takes neither --score nor --fraction", param_hint="--dense")
-    names = ("--restore", "--protect")
-    measurement = Measurement(
-        score, restore or [], protect or [], own, names=names, where=where, samples=samples, seed=seed
+    """Undo just the changes that hurt earlier domains, in a new checkpoint, in place, or as a history's new stage."""
+    wanted = list(restore or [])
+    by_hand = {"--rule": rule, "--budget": budget, "--own": own, "--evaluate": evaluate or None}
+    by_hand["--strength"] = None if strength == 1.0 else strength
+    for option, value in by_hand.items():
+        if auto and value is not None:
+            raise typer.BadParameter("--auto sees to that itself", param_hint=option)
+    if plot is not None and not auto:
+        raise typer.BadParameter("it draws what --auto tried", param_hint="--plot")
+    if budget is not None and rule in (None, *CORRECTIONS):
+        raise typer.BadParameter("it goes with a --rule that puts back old bits", param_hint="--budget")
+    place = place_of(
+        model,
+        delta,
+        history,
+        base,
+        out=out,
+        in_place=in_place,
+        restore=wanted,
+        protect=list(protect or []),
+        force=force,
     )
-    out_or_in_place(out, in_place)
-    if out is not None:
-        check_new_folder(out, force=force)
-    elif model == "miniature":
-        raise typer.BadParameter("the shipped miniature is not changed in place", param_hint="--in-place")
-    changes = load_changes(delta, model)
-    loaded = load_fitting(model, changes, device)
-    what: Coordinates | ConflictSubspace
-    if dense:
-        what = measurement.subspace(loaded, changes)
-    else:
-        what = measurement.conflict(loaded, changes).top(FRACTION if fraction is None else fraction)
-    held = None if out is not None else _fingerprints(loaded)
+    names = ("--restore", "--protect")
+    measured: dict[str, Any] = {"samples": samples, "seed": seed}
+    measurement = Measurement(
+        _RULE if rule is None else rule,
+        wanted,
+        place.protect,
+        own,
+        names=names,
+        where=where,
+        corrections=True,
+        **measured,
+    )
+    if auto:
+        _automatic(place, measurement, plot, device, validation, force=force, dry_run=dry_run, as_json=as_json)
+        return
+    loaded, changes = place.load(device)
+    what = measurement.what(loaded, changes, budget)
     shown = measurement.earlier + measurement.later if evaluate else []
-    before = models.rewards(loaded, shown, samples=samples, seed=seed)
-    report = undo_part(loaded.model, changes, what, strength=strength, seed=seed).report
-    after = models.rewards(loaded, shown, samples=samples, seed=seed)
-    if not dry_run:
-        _save(loaded, out, held, note=f"rollback of {delta}", force=force)
+    before = models.rewards(loaded, shown, **measured)
+    done = _undo(loaded, changes, what, strength=strength, seed=seed)
+    after = models.rewards(loaded, shown, **measured)
+    config = {"rule": measurement.score, "budget": budget, "strength": strength, "restore": wanted, **measured}
+    kept = place.save(
+        loaded,
+        {"message": f"rollback by {measurement.score}", "config": config, "metrics": done.report.to_dict()},
+        dry_run=dry_run,
+    )
     if as_json:
         rewards = {"before": before, "after": after} if evaluate else None
-        places = {"out": None if dry_run else out, "in_place": in_place and not dry_run}
-        output.json_object({**report.to_dict(), "rewards": rewards, **places})
+        output.json_object({**done.report.to_dict(), "rewards": rewards, **kept})
         return
     if evaluate:
         models.show_rewards(before, after)
-    moved = output.percent(report.norm_share)
-    output.line(f"{report.written:,} of {changes.numel:,} coordinates written, {moved} of the change's norm")
-    output.written(loaded.folder if out is None else out, dry_run=dry_run)
+    _show_written(done, changes)
+    place.show(kept, dry_run=dry_run)
 
 
-def _fingerprints(loaded: models.Loaded) -> dict[str, tuple[int, int]]:
-    """Return what the model is before anything is done to it."""
-    from rlforget.weights import open_weights
-    from rlforget.weights.digest import lanes_of
-
-    live = open_weights(loaded.model)
-    return {name: lanes_of(live, name) for name in live.names()}
-
-
-def _save(
-    loaded: models.Loaded, out: Path | None, held: dict[str, tuple[int, int]] | None, *, note: str, force: bool
+def _automatic(
+    place: Place,
+    measurement: Measurement,
+    plot: Path | None,
+    device: str,
+    validation: int,
+    *,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Write the model as a new checkpoint, or into the one that it came from and that must still be as `held` says."""
-    if out is not None:
-        models.save(loaded.model, loaded.tokenizer, out, like=loaded.folder, force=force)
-        return
-    from rlforget.delta.in_place import write_difference
-    from rlforget.weights import open_weights
-    from rlforget.weights.checkpoint import CheckpointWeights
+    """Search, roll back what was found, keep it, and say what was done in five lines."""
+    from rlforget.recovery import auto_rollback
+    from rlforget.report.front import check_picture, save_front
 
-    with output.bar(f"writing {loaded.folder}") as progress:
-        checkpoint = CheckpointWeights(loaded.folder)
-        write_difference(checkpoint, open_weights(loaded.model), held=held, note=note, progress=progress)
+    if not measurement.later:
+        raise typer.BadParameter("--auto weighs what is restored against what is kept", param_hint="--protect")
+    if plot is not None:
+        check_picture(plot, force=force)
+    loaded, changes = place.load(device)
+    with output.steps() as say:
+        search = auto_rollback(
+            loaded.model,
+            loaded.tokenizer,
+            changes,
+            restore=measurement.earlier,
+            protect=measurement.later,
+            samples=measurement.samples,
+            validation=validation,
+            evaluation=2 * validation,
+            seed=measurement.seed,
+            say=say,
+        )
+    for name, why in search.left_out.items():
+        output.note(f"{name} {why}: left out of the shares")
+    done = _undo(loaded, changes, search.what, strength=1.0, seed=search.seed)
+    label = search.chosen.candidate.label
+    config = {"rule": label, "samples": measurement.samples, "validation": validation, "seed": search.seed}
+    domains = {"restore": list(search.restore), "protect": list(search.protect)}
+    message = f"rollback, found by search: {label}"
+    kept = place.save(
+        loaded, {"message": message, "config": config | domains, "metrics": search.to_dict()}, dry_run=dry_run
+    )
+    if plot is not None and not dry_run:
+        save_front(search, plot, force=force)
+    if as_json:
+        output.json_object({**search.to_dict(), "rollback": done.report.to_dict(), **kept})
+        return
+    output.line(
+        f"tried {len(search.trials)} rollbacks of what changed since {place.since}, on {validation} prompts each"
+    )
+    output.line(f"took {label}")
+    _show_shares(search, 2 * validation)
+    _show_written(done, changes)
+    place.show(kept, dry_run=dry_run)
+
+
+def _show_shares(search: Search, prompts: int) -> None:
+    report = search.report
+
+    def course(names: tuple[str, ...]) -> str:
+        then, now, after = search.report_then, search.report_now, report.rewards
+        return ", ".join(f"{name} {then[name]:.3f} → {now[name]:.3f} → {after[name]:.3f}" for name in names)
+
+    regained, kept = (f"{one.value:.0%} ± {one.stderr:.0%}" for one in (report.regained, report.kept))
+    output.line(
+        f"on {prompts} evaluation prompts regained {regained} ({course(search.restore)}), "
+        f"kept {kept} ({course(search.protect)})"
+    )
+
+
+def _undo(loaded: models.Loaded, changes: Delta, what: Any, *, strength: float, seed: int) -> Rollback:
+    from rlforget.recovery import rollback as undo_part
+
+    return undo_part(loaded.model, changes, what, strength=strength, seed=seed)
+
+
+def _show_written(done: Rollback, changes: Delta) -> None:
+    moved = output.percent(done.report.norm_share)
+    output.line(f"{done.report.written:,} of {changes.numel:,} coordinates written, {moved} of the change's norm")

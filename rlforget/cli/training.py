@@ -93,6 +93,14 @@ def refresh(
     method: Annotated[Literal["grpo", "sft"], typer.Option(help="How to train.")] = "grpo",
     learning_rate: Annotated[float, typer.Option(help="Of AdamW.", min=0.0)] = 1e-3,
     prompts: Annotated[int, typer.Option(help="Different prompts a step.", min=1)] = 16,
+    protect: Annotated[list[str] | None, typer.Option(help="A domain to spare; may be repeated.")] = None,
+    protection: Annotated[
+        Literal["project", "fisher"],
+        typer.Option(
+            help="How to spare: take off each step what lies in the span of those domains' gradients, or shorten it "
+            "where their Fishers are large."
+        ),
+    ] = "project",
     seed: Seed = 0,
     evaluate: Evaluate = False,
     samples: Samples = 256,
@@ -108,7 +116,7 @@ def refresh(
     from rlforget.weights import open_weights
     from rlforget.weights.atomic import check_new_folder
 
-    chosen = domains.get(domain)
+    chosen, spared = domains.get(domain), [domains.get(one) for one in protect or []]
     check_new_folder(out, force=force)
     if dry_run:
         open_weights(models.folder_of(model))
@@ -116,7 +124,8 @@ def refresh(
         _show_plan(out, [planned], as_json=as_json)
         return
     loaded = models.load(model, device)
-    before = models.rewards(loaded, [chosen] if evaluate else [], samples=samples, seed=seed)
+    shown = [chosen, *spared] if evaluate else []
+    before = models.rewards(loaded, shown, samples=samples, seed=seed)
     result = tune(
         loaded.model,
         loaded.tokenizer,
@@ -125,9 +134,12 @@ def refresh(
         method=method,
         learning_rate=learning_rate,
         prompts=prompts,
+        protect=spared,
+        protection=protection,
+        protect_samples=samples,
         seed=seed,
     )
-    after = models.rewards(loaded, [chosen] if evaluate else [], samples=samples, seed=seed)
+    after = models.rewards(loaded, shown, samples=samples, seed=seed)
     models.save(loaded.model, loaded.tokenizer, out, like=loaded.folder, force=force)
     _show_result(result, out, before, after, as_json=as_json)
 

@@ -10,8 +10,8 @@ from rlforget.errors import ConfigError, UnknownNameError
 BUDGETS = (0.01, 0.02, 0.05)
 
 RULES: dict[str, tuple[float, ...]] = {
-    "dense": (1.0, 10.0),
     "dense_twice": (1.0, 10.0),
+    "dense": (1.0, 10.0),
     "kronecker": (0.3,),
     "subspace": (1.0,),
     "soft": (0.1, 1.0, 10.0),
@@ -19,7 +19,7 @@ RULES: dict[str, tuple[float, ...]] = {
     "fisher": (),
 }
 """The rules by preference, where several are as good as each other, each with the weights of the protected domains that
-are tried: λ, or ε of `two_fisher`, where less spares more. The dense ones held up on every pair of domains measured."""
+are tried: λ, or ε of `two_fisher`, where less spares more. The dense ones held up wherever they were measured."""
 
 CONTROLS: dict[str, tuple[float, ...]] = {"magnitude": (), "random": (), "random_subspace": ()}
 """What a rule has to beat; a search never chooses one."""

@@ -23,16 +23,23 @@ def missing(point: Point) -> float:
 
 
 def knee(points: Sequence[Point], noise: Callable[[int, int], float]) -> int:
-    """Return the position of the point to take: the one on the front that is nearest to all regained and all kept.
+    """Return the position of the point to take: the nearest to all regained and all kept, but for the noise.
 
-    Nearest is by the sum of the two shares that are missing. Of those on the front that are as near as the nearest, but
-    for the noise, the first one is taken: so the points come in the order in which they are preferred.
+    Nearest is by the sum of the two shares that are missing. Of the points that are as near as the nearest one, but for
+    the noise, the first one is taken: so they come in the order in which they are preferred. A point that another one
+    exceeds on both shares is never taken, whatever the noise.
 
     Args:
         points: One or more.
         noise: The standard error of the difference between what two points, given by position, are missing.
     """
-    candidates = front(points)
-    nearest = min(candidates, key=lambda at: missing(points[at]))
-    least = missing(points[nearest])
-    return next(at for at in candidates if at == nearest or missing(points[at]) <= least + noise(at, nearest))
+    least = min(map(missing, points))
+    nearest = next(at for at in front(points) if missing(points[at]) == least)
+
+    def exceeded(point: Point) -> bool:
+        return any(other[0] > point[0] and other[1] > point[1] for other in points)
+
+    for at, point in enumerate(points):
+        if not exceeded(point) and (at == nearest or missing(point) <= least + noise(at, nearest)):
+            return at
+    raise AssertionError("the nearest is exceeded by none")

@@ -62,7 +62,7 @@ class Search:
         now: Likewise after it.
         trials: Every candidate, the controls last, on validation prompts.
         front: Those that are not controls, and that no other one beats on both shares.
-        chosen: The one to take.
+        chosen: The one to take, see `knee`: on the front, but for the noise.
         report: The chosen one on prompts of the evaluation split, which nothing was measured or chosen on.
         report_then: Mean reward of each domain before the later change, on those prompts.
         report_now: Likewise after it.

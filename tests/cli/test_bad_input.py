@@ -60,7 +60,7 @@ def writers(checkpoints: Checkpoints, folder: Path) -> dict[str, tuple[object, .
         "diff": ("diff", checkpoints.base, checkpoints.tuned),
         "apply": ("apply", checkpoints.base, checkpoints.delta),
         "revert": ("revert", checkpoints.tuned, checkpoints.delta),
-        "rollback": ("rollback", checkpoints.tuned, checkpoints.delta, "--score", "random"),
+        "rollback": ("rollback", checkpoints.tuned, checkpoints.delta, "--rule", "random"),
         "refresh": ("refresh", checkpoints.tuned, "--domain", "math", "--method", "sft", "--steps", 1, "--prompts", 2),
         "train": ("train", config),
         "sequence": ("sequence", config),
@@ -91,7 +91,7 @@ def test_what_is_no_checkpoint_is_named(
             ("apply", bad, checkpoints.delta, *out),
             ("revert", bad, checkpoints.delta, *out),
             ("conflict", bad, checkpoints.delta, "--score", "random"),
-            ("rollback", bad, checkpoints.delta, "--score", "random", *out),
+            ("rollback", bad, checkpoints.delta, "--rule", "random", *out),
             ("refresh", bad, "--domain", "math", *out),
             ("refresh", bad, "--domain", "math", *out, "--dry-run"),
             ("train", config, *out),
@@ -106,7 +106,7 @@ def test_weights_without_a_model_are_named(checkpoints: Checkpoints, tmp_path: P
     folder.mkdir()
     shutil.copy(checkpoints.tuned / "model.safetensors", folder)
     with unchanged(tmp_path):
-        fault = run("rollback", folder, checkpoints.delta, "--score", "random", "-o", tmp_path / "out").fault
+        fault = run("rollback", folder, checkpoints.delta, "--rule", "random", "-o", tmp_path / "out").fault
     assert str(folder) in fault
 
 
@@ -132,8 +132,8 @@ def test_what_is_no_delta_is_named(content: bytes | str | None, checkpoints: Che
             ("apply", checkpoints.base, delta, *out),
             ("revert", checkpoints.tuned, delta, *out),
             ("conflict", checkpoints.tuned, delta, "--score", "random"),
-            ("rollback", checkpoints.tuned, delta, "--score", "random", *out),
-            ("rollback", checkpoints.tuned, checkpoints.delta, "--score", "opposed", "--own", delta, *out),
+            ("rollback", checkpoints.tuned, delta, "--rule", "random", *out),
+            ("rollback", checkpoints.tuned, checkpoints.delta, "--rule", "opposed", "--own", delta, *out),
         ):
             assert str(delta) in run(*command).fault
 
@@ -161,7 +161,8 @@ def test_an_unknown_domain_is_named(domain: str, said: str, checkpoints: Checkpo
 def test_an_unknown_score_is_named(checkpoints: Checkpoints, tmp_path: Path) -> None:
     for command in ("conflict", "rollback"):
         out = ("-o", tmp_path / "out") if command == "rollback" else ()
-        fault = run(command, checkpoints.tuned, checkpoints.delta, "--score", "fishers", *out).fault
+        how = "--rule" if command == "rollback" else "--score"
+        fault = run(command, checkpoints.tuned, checkpoints.delta, how, "fishers", *out).fault
         assert "'fishers'" in fault
         assert "two_fisher" in fault
 

@@ -15,6 +15,7 @@ from rlforget.delta.naming import kind_of, layer_of
 from tests.cli.conftest import Checkpoints, differing, run, tensors, unchanged
 
 FEW = ("--samples", 4)
+HOW = {"conflict": "--score", "rollback": "--rule"}
 MATH = ("--restore", "math", "--protect", "writing")
 
 
@@ -37,7 +38,7 @@ def test_conflict_counts_the_set_by_layer_and_kind(checkpoints: Checkpoints) -> 
 
 
 @pytest.mark.parametrize(
-    ("score", "options"),
+    ("rule", "options"),
     [
         ("fisher", ("--restore", "math")),
         ("taylor", ("--restore", "math", "--restore", "code", "--where", "now")),
@@ -48,11 +49,11 @@ def test_conflict_counts_the_set_by_layer_and_kind(checkpoints: Checkpoints) -> 
     ],
 )
 def test_rollback_puts_old_bits_at_few_coordinates(
-    score: str, options: tuple[object, ...], checkpoints: Checkpoints, tmp_path: Path
+    rule: str, options: tuple[object, ...], checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    asked = ("rollback", checkpoints.tuned, checkpoints.delta, "--score", score, *options, *FEW, "-o", out)
-    report = run(*asked, "--fraction", 0.05, "--json").json
+    asked = ("rollback", checkpoints.tuned, checkpoints.delta, "--rule", rule, *options, *FEW, "-o", out)
+    report = run(*asked, "--budget", 0.05, "--json").json
     numel = rf.DeltaFile(checkpoints.delta).numel
     assert report["coordinates"] == report["written"] == round(0.05 * numel)
     assert differing(out, checkpoints.tuned) == report["written"]
@@ -62,14 +63,16 @@ def test_rollback_puts_old_bits_at_few_coordinates(
 def test_rollback_with_the_earlier_domains_own_delta(checkpoints: Checkpoints, tmp_path: Path) -> None:
     own = tmp_path / "own.delta.safetensors"
     assert run("diff", checkpoints.tuned, checkpoints.base, "-o", own).code == 0  # exactly opposed
-    asked = ("rollback", checkpoints.tuned, checkpoints.delta, "--score", "opposed", "--own", own, "--fraction", 1)
+    asked = ("rollback", checkpoints.tuned, checkpoints.delta, "--rule", "opposed", "--own", own, "--budget", 1)
     assert run(*asked, "-o", tmp_path / "out").code == 0
     assert differing(tmp_path / "out", checkpoints.base) == 0
 
 
-def test_rollback_of_the_whole_correction(checkpoints: Checkpoints, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", ["dense", "dense_twice", "kronecker", "soft"])
+def test_rollback_of_a_whole_correction(rule: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    report = run("rollback", checkpoints.tuned, checkpoints.delta, *MATH, *FEW, "--dense", "-o", out, "--json").json
+    asked = ("rollback", checkpoints.tuned, checkpoints.delta, *MATH, *FEW, "--rule", rule, "-o", out)
+    report = run(*asked, "--json").json
     assert report["written"] == differing(out, checkpoints.tuned) > 0
     assert 0 < report["norm_share"] < 1
     assert report["out"] == str(out)
@@ -77,7 +80,7 @@ def test_rollback_of_the_whole_correction(checkpoints: Checkpoints, tmp_path: Pa
 
 def test_rollback_by_a_share(checkpoints: Checkpoints, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    asked = ("rollback", checkpoints.tuned, checkpoints.delta, "--score", "magnitude", "--fraction", 1)
+    asked = ("rollback", checkpoints.tuned, checkpoints.delta, "--rule", "magnitude", "--budget", 1)
     assert run(*asked, "--strength", 0.5, "-o", out).code == 0
     before, after, now = tensors(checkpoints.base), tensors(checkpoints.tuned), tensors(out)
     for name, value in now.items():
@@ -97,7 +100,7 @@ def test_rollback_tells_the_rewards(checkpoints: Checkpoints, tmp_path: Path) ->
 
 def test_the_same_seed_gives_the_same_bits(checkpoints: Checkpoints, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        asked = ("rollback", checkpoints.tuned, checkpoints.delta, *MATH, *FEW, "--dense", "-o", tmp_path / name)
+        asked = ("rollback", checkpoints.tuned, checkpoints.delta, *MATH, *FEW, "-o", tmp_path / name)
         assert run(*asked).code == 0
     assert differing(tmp_path / "one", tmp_path / "two") == 0
 
@@ -108,7 +111,7 @@ def test_a_delta_without_changes_is_nothing_to_do(command: str, checkpoints: Che
     assert run("diff", checkpoints.base, checkpoints.base, "-o", empty).code == 0
     out = ("-o", tmp_path / "out") if command == "rollback" else ()
     with unchanged(tmp_path):
-        ended = run(command, checkpoints.base, empty, "--score", "random", *out)
+        ended = run(command, checkpoints.base, empty, HOW[command], "random", *out)
     assert ended.code == 3
     assert "nothing to do" in ended.err
 
@@ -119,15 +122,16 @@ def test_a_model_that_the_delta_does_not_lead_to_is_refused(
 ) -> None:
     out = ("-o", tmp_path / "out") if command == "rollback" else ()
     with unchanged(tmp_path):
-        assert "apply the delta" in run(command, checkpoints.base, checkpoints.delta, "--score", "random", *out).fault
-        assert "float32[64, 16]" in run(command, other, checkpoints.delta, "--score", "random", *out).fault
+        how = (HOW[command], "random", *out)
+        assert "apply the delta" in run(command, checkpoints.base, checkpoints.delta, *how).fault
+        assert "float32[64, 16]" in run(command, other, checkpoints.delta, *how).fault
 
 
 def test_an_existing_output_is_refused_before_any_work(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rlforget.cli.models.load", lambda *_: pytest.fail("the model was loaded"))
-    ended = run("rollback", checkpoints.tuned, checkpoints.delta, "--score", "random", "-o", tmp_path)
+    ended = run("rollback", checkpoints.tuned, checkpoints.delta, "--rule", "random", "-o", tmp_path)
     assert "exist" in ended.fault
 
 
@@ -139,7 +143,7 @@ def _layer(name: str) -> str:
 def test_rollback_in_place_is_undone_by_a_later_process(checkpoints: Checkpoints, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(checkpoints.tuned, model)
-    asked = ("rollback", model, checkpoints.delta, "--score", "magnitude", "--fraction", 0.01, "--in-place", "--json")
+    asked = ("rollback", model, checkpoints.delta, "--rule", "magnitude", "--budget", 0.01, "--in-place", "--json")
     report = run(*asked).json
     assert report["in_place"]
     assert report["written"] == differing(model, checkpoints.tuned) > 0
@@ -149,6 +153,6 @@ def test_rollback_in_place_is_undone_by_a_later_process(checkpoints: Checkpoints
 
 
 def test_the_shipped_miniature_is_not_changed_in_place(checkpoints: Checkpoints) -> None:
-    refused = run("rollback", "miniature", checkpoints.delta, "--score", "magnitude", "--in-place")
+    refused = run("rollback", "miniature", checkpoints.delta, "--rule", "magnitude", "--in-place")
     assert refused.code == 2
     assert "miniature" in refused.err

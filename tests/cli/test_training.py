@@ -80,6 +80,18 @@ def test_refresh_writes_a_checkpoint_like_its_model(checkpoints: Checkpoints, tm
     assert shown.splitlines() == [shown.splitlines()[0], f"wrote {out}"]
 
 
+def test_refresh_spares_what_it_is_told_to(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    options = ("--domain", "math", "--steps", 1, "--method", "sft", "--prompts", 4, "--samples", 4)
+    asked = ("refresh", checkpoints.tuned, *options)
+    assert run(*asked, "-o", tmp_path / "plain").code == 0
+    for kind in ("project", "fisher"):
+        out = tmp_path / kind
+        found = run(*asked, "--protect", "writing", "--protection", kind, "--evaluate", "-o", out, "--json").json
+        assert set(found["rewards"]["after"]) == {"math", "writing"}
+        assert differing(out, tmp_path / "plain") > 0
+    assert "poetry" in run(*asked, "--protect", "poetry", "-o", tmp_path / "out").fault
+
+
 @pytest.mark.parametrize("flags", [(), ("--json",)])
 def test_dry_run_shows_the_plan_and_writes_nothing(
     flags: tuple[str, ...], config: Path, checkpoints: Checkpoints, tmp_path: Path

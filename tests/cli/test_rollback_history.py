@@ -1,0 +1,154 @@
+"""`rollback` on a history, and `--auto` on either: what it starts from, what it says, what it leaves."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rlforget as rf
+from rlforget.domains import BUILT_IN
+from rlforget.recovery import candidates
+from rlforget.training.quiet import quiet
+from tests.cli.conftest import differing, run, unchanged
+from tests.recovery.digits import Digits, forgetful
+
+FEW = ("--samples", 8, "--validation", 16)
+SKILLS = {"math": ("M", "7"), "writing": ("Q", "3"), "code": ("X", "5")}
+
+
+def toy(name: str) -> Callable[[], Digits]:
+    def make() -> Digits:
+        domain = Digits(*SKILLS[name])
+        domain.name = name
+        return domain
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the toy skills the names of built-in ones, and try few rules: the search has tests of its own."""
+    monkeypatch.setattr(candidates, "RULES", {"dense": (1.0,), "fisher": ()})
+    for name in SKILLS:
+        monkeypatch.setitem(BUILT_IN, name, toy(name))  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints `math` and `writing`, the second trained on from the first, and a history of both on `base`."""
+    root = tmp_path_factory.mktemp("stages")
+    scene = forgetful()
+    base = forgetful_base(scene)
+    for name, model in (("base", base), ("math", scene.earlier), ("writing", scene.model)):
+        with quiet():
+            model.save_pretrained(root / name)
+            scene.tokenizer.save_pretrained(root / name)
+    history = rf.History.init(root / "history", root / "base")
+    for name in ("math", "writing"):
+        history.commit(root / name, domain=name, message=f"{name}, trained")
+    scene.delta.save(root / "writing.delta.safetensors")
+    return root
+
+
+def forgetful_base(scene: Any) -> Any:
+    """What the sequence began with: here simply other weights."""
+    import copy
+
+    import torch
+
+    base = copy.deepcopy(scene.earlier)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.mul_(0.5)
+    return base
+
+
+@pytest.fixture
+def history(stages: Path, tmp_path: Path) -> Path:
+    shutil.copytree(stages / "history", tmp_path / "history")
+    shutil.copytree(stages / "base", tmp_path / "base")
+    return tmp_path / "history"
+
+
+def test_auto_adds_a_stage_and_says_in_five_lines_what_it_did(history: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "front.svg"
+    ended = run("rollback", history, "--restore", "math", "--auto", *FEW, "--plot", picture)
+    assert ended.code == 0, ended.err
+    tried, took, shares, written, kept = ended.out.splitlines()
+    assert "since stage math" in tried
+    assert took.startswith("took ")
+    assert "regained" in shares
+    assert "math" in shares
+    assert "writing" in shares  # what was committed since
+    assert "coordinates written" in written
+    assert kept == "committed stage math-2 on writing"
+    svg = picture.read_text()
+    assert all(word in svg for word in ("math", "writing", "controls", "front"))
+    opened = rf.History.open(history)
+    stage = opened.stage("HEAD")
+    assert stage is not None
+    assert (stage.domain, opened.stage("HEAD~1")) == ("math", opened.stage("writing"))
+    assert took.removeprefix("took ") in stage.message
+    assert stage.config["restore"] == ["math"]
+    assert stage.metrics["evaluation"]["chosen"]["regained"]["value"] > 0.7
+    assert opened.verify().sound
+    assert opened.delta("writing", "HEAD").changed > 0
+
+
+def test_a_dry_run_tells_all_and_writes_nothing(history: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "front.png"
+    asked = ("rollback", "-H", history, "--restore", "math", "--auto", *FEW, "--plot", picture, "--dry-run", "--json")
+    with unchanged(tmp_path):
+        found = run(*asked).json
+    assert found["stage"] is None
+    assert found["parent"] == "writing"
+    assert found["restore"] == ["math"]
+    assert found["protect"] == ["writing"]
+    assert len(found["validation"]["trials"]) == 1 + 3 + 3 + 3 + 1
+    assert {"random", "magnitude", "random_subspace"} == {
+        trial["candidate"]["rule"] for trial in found["validation"]["trials"] if trial["control"]
+    }
+    assert found["rollback"]["written"] > 0
+
+
+def test_the_rule_of_ones_choice_on_a_history(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(history)
+    asked = ("rollback", "--restore", "math", "--rule", "two_fisher", "--budget", 0.05, *FEW[:2])
+    found = run(*asked, "--json").json
+    opened = rf.History.open(history)
+    stage = opened.stage("HEAD")
+    assert stage is not None
+    assert found["stage"] == stage.name == "math-2"
+    assert stage.config["rule"] == "two_fisher"
+    assert opened.delta("writing", "HEAD").changed == found["written"] == round(0.05 * opened.delta("base").numel)
+    again = run("rollback", "--restore", "math", *FEW[:2])
+    assert again.code == 3  # the rollback is math's last stage, and nothing changed since
+    assert "nothing to do" in again.err
+
+
+def test_auto_on_a_checkpoint_and_its_delta(stages: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ("rollback", stages / "writing", stages / "writing.delta.safetensors", "--restore", "math")
+    ended = run(*asked, "--protect", "writing", "--auto", *FEW, "-o", out)
+    assert ended.code == 0, ended.err
+    assert len(ended.out.splitlines()) == 5
+    assert ended.out.splitlines()[-1] == f"wrote {out}"
+    assert differing(out, stages / "writing") > 0
+
+
+def test_what_a_history_does_not_have_is_named(history: Path, tmp_path: Path) -> None:
+    with unchanged(tmp_path):
+        fault = run("rollback", history, "--restore", "code", "--auto").fault
+        assert "'code'" in fault
+        assert "math, writing" in fault
+        fault = run("rollback", history, "--restore", "math", "--protect", "code", "--auto", *FEW).fault
+        assert "code gained nothing" in fault
+        for wrong in (("-o", tmp_path / "out"), ("--in-place",)):
+            assert run("rollback", history, "--restore", "math", *wrong).code == 2
+        assert run("rollback", history).code == 2
+        assert run("rollback", history, "--restore", "math", "--auto", "--plot", tmp_path / "x.pdf").code == 1
+    assert "history.json" in run("rollback", "-H", tmp_path, "--restore", "math").fault
