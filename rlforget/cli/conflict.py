@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import csv
+import io
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from rlforget.cli import output
+from rlforget.cli.conflict_parts import PARTS, Case, Finding, lacking
 from rlforget.cli.measurement import FRACTION, Measurement, Own, Score, Where, load_changes, load_fitting
-from rlforget.cli.options import Delta, Device, Json, Model, Samples, Seed
-
-if TYPE_CHECKING:
-    from rlforget.interference import Coordinates
+from rlforget.cli.options import Delta, Device, DryRun, Force, Json, Model, Samples, Seed
+from rlforget.errors import RlforgetError
 
 
 def conflict(
@@ -19,56 +21,128 @@ def conflict(
     delta: Delta,
     earlier: Annotated[list[str] | None, typer.Option(help="A domain that lost; may be repeated.")] = None,
     later: Annotated[list[str] | None, typer.Option(help="A domain to spare; may be repeated.")] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What to measure, with commas: {', '.join(PARTS)}.", show_default="all that the options allow"
+        ),
+    ] = None,
     score: Score = "subspace",
     fraction: Annotated[
         float, typer.Option(help="Size of the conflict set, as a share of all coordinates.", min=0.0, max=1.0)
     ] = FRACTION,
+    top: Annotated[
+        float, typer.Option(help="Share of channels and heads that count as a domain's route.", min=0.0, max=1.0)
+    ] = 0.1,
     where: Where = "midpoint",
     own: Own = None,
     samples: Samples = 256,
     seed: Seed = 0,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Measure the subspace's curve by rewards, too, on evaluation prompts.")
+    ] = False,
     device: Device = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Save JSON, tables and plots in a new folder.", metavar="FOLDER"),
+    ] = None,
+    force: Force = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Show where the changes lie that hurt an earlier domain: the conflict set, by layer and kind."""
-    names = ("--earlier", "--later")
+    """Show which changes hurt an earlier domain and where they lie: conflict set, routes, gradients, geometry."""
+    asked = _asked(parts)
     measurement = Measurement(
-        score, earlier or [], later or [], own, names=names, where=where, samples=samples, seed=seed
+        score if "set" in asked else "random",
+        earlier or [],
+        later or [],
+        own,
+        names=("--earlier", "--later"),
+        where=where,
+        samples=samples,
+        seed=seed,
     )
+    left_out = {part: f"it needs {lack}" for part in asked if (lack := lacking(part, measurement)) is not None}
+    if parts is not None and left_out:
+        part, why = next(iter(left_out.items()))
+        raise typer.BadParameter(f"{part}: {why}", param_hint="--parts")
+    _check_out(out, force=force)
     changes = load_changes(delta, model)
-    loaded = load_fitting(model, changes, device)
-    chosen = measurement.conflict(loaded, changes).top(fraction)
-    summary = {"score": score, "count": chosen.count, "changed": changes.changed, "numel": changes.numel}
+    case = Case(measurement, load_fitting(model, changes, device), changes, fraction, top, evaluate)
+    found: dict[str, Finding] = {}
+    for part in asked:
+        if part in left_out:
+            continue
+        try:
+            found[part] = PARTS[part](case)
+        except RlforgetError as fault:
+            if parts is not None or part == "set":
+                raise
+            left_out[part] = str(fault)
+    summary = {
+        "changed": changes.changed,
+        "numel": changes.numel,
+        "samples": samples,
+        **{part: finding.json for part, finding in found.items()},
+        "left_out": left_out,
+    }
+    if out is not None and not dry_run:
+        _save(out, summary, found, force=force)
     if as_json:
-        tensors = [{"name": name, "picked": len(indices)} for name, indices in chosen.items()]
-        output.json_object({**summary, "groups": _by_layer(chosen), "tensors": tensors})
-    else:
-        _show_set(chosen)
-        share = output.percent(chosen.count / changes.numel)
-        output.line(f"{chosen.count:,} coordinates ({share} of all), of {changes.changed:,} that changed")
+        output.json_object({**summary, "out": None if dry_run else out})
+        return
+    for number, finding in enumerate(found.values()):
+        if number:
+            output.line()
+        finding.show()
+    for part, why in left_out.items():
+        output.note(f"left out {part}: {why}")
+    if out is not None:
+        output.written(out, dry_run=dry_run)
 
 
-def _by_layer(chosen: Coordinates) -> dict[str, dict[str, int]]:
-    """Count coordinates by layer, in order, and therein by kind of tensor."""
-    from rlforget.delta.naming import kind_of, layer_of
-
-    order = sorted(chosen, key=lambda name: (layer_of(name) is None, layer_of(name) or 0))
-    counts: dict[str, dict[str, int]] = {}
-    for name in order:
-        layer = layer_of(name)
-        group = counts.setdefault("outside" if layer is None else str(layer), {})
-        group[kind_of(name)] = group.get(kind_of(name), 0) + len(chosen[name])
-    return counts
+def _asked(parts: str | None) -> list[str]:
+    """Return the parts to measure, in their order."""
+    if parts is None:
+        return list(PARTS)
+    wanted = [part.strip() for part in parts.split(",")]
+    unknown = next((part for part in wanted if part not in PARTS), None)
+    if unknown is not None:
+        raise typer.BadParameter(f"{unknown!r} is none of {', '.join(PARTS)}", param_hint="--parts")
+    return [part for part in PARTS if part in wanted]
 
 
-def _show_set(chosen: Coordinates) -> None:
-    from rlforget.delta.naming import KINDS
+def _check_out(out: Path | None, *, force: bool) -> None:
+    """Hold that the results could be saved, before anything is measured."""
+    if out is None:
+        return
+    from rlforget.report.conflict_picture import check_drawing
+    from rlforget.weights.atomic import check_free
 
-    groups = _by_layer(chosen)
-    kinds = [kind for kind in KINDS if any(kind in group for group in groups.values())]
-    rows: list[Any] = [
-        (layer, *(f"{group.get(kind, 0):,}" for kind in kinds), f"{sum(group.values()):,}")
-        for layer, group in groups.items()
-    ]
-    totals = [sum(group.get(kind, 0) for group in groups.values()) for kind in kinds]
-    output.table(("layer", *kinds, "all"), [*rows, ("all", *(f"{n:,}" for n in totals), f"{chosen.count:,}")])
+    check_free(out, force=force)
+    check_drawing()
+
+
+def _save(out: Path, summary: dict[str, Any], found: dict[str, Finding], *, force: bool) -> None:
+    """Write `conflict.json`, and a table and a plot for each part."""
+    from rlforget.report.conflict_picture import draw
+    from rlforget.weights.atomic import new_file
+
+    out.mkdir(exist_ok=True)
+
+    def write(name: str, content: bytes) -> None:
+        with new_file(out / name, force=force) as file:
+            file.write(content)
+
+    for part, finding in found.items():
+        write(f"{part}.csv", _csv(finding.rows))
+        write(f"{part}.svg", draw(part, finding.rows))
+    write("conflict.json", output.json_text(summary).encode())
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -38,13 +38,13 @@ class Covariance:
         self._squares = torch.zeros(width, dtype=torch.float64, device=device)
         self._leading: tuple[Tensor, Tensor] | None = None
 
-    def add_(self, vectors: Tensor) -> None:
-        """Add the outer products of `vectors`, [n, width] of any float dtype."""
+    def add_(self, vectors: Tensor, weight: float = 1.0) -> None:
+        """Add the outer products of `vectors`, [n, width] of any float dtype, `weight` times."""
         self._leading = None
         for start in range(0, vectors.shape[0], _ROWS):
             part = vectors[start : start + _ROWS].float()
-            self._sum += part.T @ (part if self._test is None else part @ self._test.float())
-            self._squares += part.square().sum(0)
+            self._sum += weight * (part.T @ (part if self._test is None else part @ self._test.float()))
+            self._squares += weight * part.square().sum(0)
 
     def scale_(self, factor: float) -> None:
         """Multiply by `factor`."""

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rlforget.errors import ConfigError, NonFiniteError
-from rlforget.interference.completions import Batches, collect
+from rlforget.errors import NonFiniteError
+from rlforget.interference.completions import Batches
 from rlforget.interference.covariance import Covariance
+from rlforget.interference.forms import check_settings, refuse_unless, sources_of
 from rlforget.interference.moments import Moments, linear_layers, second_moments
-from rlforget.interference.point import changed_parameters, check_at_after, moved, toward_before
-from rlforget.weights import open_weights
+from rlforget.interference.point import Frozen, moved, toward_before
 from rlforget_kernels.common.pair_checks import LARGEST_RANK
 
 if TYPE_CHECKING:
@@ -109,8 +109,11 @@ def kronecker_rule(
     protect: Sequence[Batches] = (),
     *,
     samples: int = 256,
+    restore_weights: Sequence[float] | None = None,
+    protect_weights: Sequence[float] | None = None,
     lam: float = 0.3,
     damping: float = 0.3,
+    frozen: Frozen = "error",
     seed: int = 0,
     tokenizer: Any = None,
 ) -> KroneckerRule:
@@ -128,8 +131,11 @@ def kronecker_rule(
         restore: Domains (or batches, see `Batches`) that were damaged; their completions count alike.
         protect: Domains whose present skill is to stay, likewise; none leaves the damping alone to hold back.
         samples: Completions a domain, sampled from the model where the moments are taken.
+        restore_weights: What the curvature of each domain to restore counts; by default all count 1.
+        protect_weights: Likewise for those to protect.
         lam: λ, positive: the larger, the less is undone.
         damping: Multiple of its mean curvature that the protected side gets in every direction. Positive.
+        frozen: "skip" leaves frozen parameters and quantised tensors where they are.
         seed: Seed of prompts and completions.
         tokenizer: Encodes a domain's prompts; by default the one in the model's folder.
 
@@ -138,19 +144,33 @@ def kronecker_rule(
         EmptyDomainError: A domain without samples.
         LayoutError: The delta is of another architecture.
         NonFiniteError: A gradient, an activation or the delta is NaN or infinite; the message names the tensor.
+        ParameterError: The delta changed a frozen or quantised tensor, and `frozen` is "error".
         WrongBaseError: The model is not at the delta's after bits.
     """
-    _check_arguments(restore, lam=lam, damping=damping)
-    parameters = changed_parameters(model, delta)
-    check_at_after(open_weights(model), delta)
-    owners = linear_layers(model, parameters)
-    restored, protected = (
-        [collect(model, one, samples=samples, seed=seed, tokenizer=tokenizer) for one in several]
-        for several in (restore, protect)
+    check_settings(restore, samples=samples, rows="sequence", row_budget=None, lam=lam, form="auto", block=1)
+    refuse_unless(
+        ("lam", 0.0 < lam < math.inf, "a positive number", repr(lam)),
+        ("damping", 0.0 < damping < math.inf, "a positive number", repr(damping)),
     )
+    sources = sources_of(
+        model,
+        delta,
+        restore,
+        protect,
+        samples=samples,
+        rows="sequence",
+        row_budget=None,
+        restore_weights=restore_weights,
+        protect_weights=protect_weights,
+        frozen=frozen,
+        seed=seed,
+        tokenizer=tokenizer,
+    )
+    parameters = {name: column.parameter for name, column in sources.columns.items()}
+    owners = linear_layers(model, parameters)
     with moved(parameters, toward_before(delta, 0.5)):
-        earlier = second_moments(model, owners, restored, seed=seed, tokenizer=tokenizer)
-    later = second_moments(model, owners, protected, seed=seed, tokenizer=tokenizer)
+        earlier = second_moments(model, owners, sources.restore, sources.restore_shares, seed=seed, tokenizer=tokenizer)
+    later = second_moments(model, owners, sources.protect, sources.protect_shares, seed=seed, tokenizer=tokenizer)
     layers: dict[str, KroneckerLayer] = {}
     for name in owners.values():
         if name in earlier and earlier[name].rows.mean * earlier[name].columns.mean > 0.0:
@@ -159,16 +179,6 @@ def kronecker_rule(
             change = change.view(delta[name].shape).to(parameters[name].device)
             layers[name] = _solve(name, change, earlier.pop(name), later.pop(name, None), lam=lam, damping=damping)
     return KroneckerRule(layers, tuple(name for name in parameters if name not in owners.values()), lam, damping)
-
-
-def _check_arguments(restore: Sequence[Batches], *, lam: float, damping: float) -> None:
-    if isinstance(restore, str) or not isinstance(restore, Sequence) or not restore:
-        raise ConfigError(
-            "restore", expected="a list of one domain or more", found=type(restore).__name__, fix="Give a list."
-        )
-    for name, value in (("lam", lam), ("damping", damping)):
-        if not 0.0 < value < float("inf"):
-            raise ConfigError(name, expected="a positive number", found=repr(value), fix=f"Give another {name}=.")
 
 
 def _solve(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -13,7 +13,7 @@ from rlforget.interference.covariance import Covariance
 from rlforget.interference.gradient_factors import factors_rule_for
 from rlforget.interference.sample_gradients import layer_calls, measuring
 
-_SAMPLES_AT_ONCE = 16  # whose activations and gradients, of all layers, are held
+_BYTES_AT_ONCE = 1 << 30  # of the inputs and output gradients of all layers
 
 
 class Moments(NamedTuple):
@@ -41,7 +41,13 @@ def linear_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> d
 
 
 def second_moments(
-    model: nn.Module, owners: Mapping[nn.Module, str], domains: list[list[Batch]], *, seed: int, tokenizer: Any
+    model: nn.Module,
+    owners: Mapping[nn.Module, str],
+    domains: Sequence[list[Batch]],
+    weights: Sequence[float],
+    *,
+    seed: int,
+    tokenizer: Any,
 ) -> dict[str, Moments]:
     """Average both moments of every weight over the completions of some domains, streamed through the model.
 
@@ -49,6 +55,7 @@ def second_moments(
         model: The model, at the weights where completions are sampled and gradients taken.
         owners: The layers, and the names of their weights.
         domains: For each domain its batches.
+        weights: What each domain's completions count.
         seed: Seed of the completions, and of sketches.
         tokenizer: Names the padding and the end token.
 
@@ -60,12 +67,14 @@ def second_moments(
         NonFiniteError: An activation or a gradient is NaN or infinite; the message names the weight.
     """
     moments: dict[str, Moments] = {}
-    positions: dict[str, int] = {}
+    positions: dict[str, float] = {}
     completions = 0
-    for batches in domains:
+    held = max(1, sum(map(_bytes_a_position, owners)))
+    for batches, weight in zip(domains, weights, strict=True):
         for batch in completed(model, batches, seed=seed, tokenizer=tokenizer):
-            for start in range(0, batch["input_ids"].shape[0], _SAMPLES_AT_ONCE):
-                part = {name: value[start : start + _SAMPLES_AT_ONCE] for name, value in batch.items()}
+            size = max(1, _BYTES_AT_ONCE // (batch["input_ids"].shape[1] * held))
+            for start in range(0, batch["input_ids"].shape[0], size):
+                part = {name: value[start : start + size] for name, value in batch.items()}
                 completions += part["input_ids"].shape[0]
                 with measuring(model):
                     _, calls = layer_calls(model, owners, part)
@@ -79,9 +88,9 @@ def second_moments(
                         moments[name] = Moments(
                             *(Covariance(v.shape[-1], v.device, seed=seed) for v in (rows, columns))
                         )
-                    moments[name].rows.add_(rows)
-                    moments[name].columns.add_(columns)
-                    positions[name] = positions.get(name, 0) + rows.shape[0]
+                    moments[name].rows.add_(rows, weight)
+                    moments[name].columns.add_(columns, weight)
+                    positions[name] = positions.get(name, 0.0) + weight * rows.shape[0]
     for name, one in moments.items():
         if not (one.rows.finite and one.columns.finite):
             raise NonFiniteError(
@@ -91,5 +100,11 @@ def second_moments(
                 fix="Look for NaN or Inf in the weights on either side of the delta.",
             )
         one.rows.scale_(1 / completions)
-        one.columns.scale_(1 / max(positions[name], 1))
+        one.columns.scale_(1 / (positions[name] or 1.0))
     return moments
+
+
+def _bytes_a_position(layer: nn.Module) -> int:
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    return sum(weight.shape) * weight.element_size()

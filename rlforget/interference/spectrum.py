@@ -21,7 +21,7 @@ from rlforget.interference.forms import PLAIN_BYTES, Form, check_settings, flat,
 from rlforget.interference.gradient_stack import GradientStack
 from rlforget.interference.linearisation import Linearisation, SampleSpace, Sources
 from rlforget.interference.measured_subspace import Curve, CurvePoint, GradientSpectrum, MeasuredSubspace
-from rlforget.interference.point import moved
+from rlforget.interference.point import Frozen, moved
 from rlforget.interference.rows import Kind
 from rlforget_kernels.subtract import subtract_
 
@@ -42,10 +42,13 @@ def measure_subspace(
     samples: int = 256,
     rows: Kind = "sequence",
     row_budget: int | None = None,
+    restore_weights: Sequence[float] | None = None,
+    protect_weights: Sequence[float] | None = None,
     counts: Sequence[int] | None = None,
     evaluate: Callable[[], float] | None = None,
     form: Form = "auto",
     block: int = 16,
+    frozen: Frozen = "error",
     seed: int = 0,
     tokenizer: Any = None,
 ) -> MeasuredSubspace:
@@ -62,11 +65,14 @@ def measure_subspace(
         samples: Completions a domain.
         rows: See `conflict_subspace`.
         row_budget: Rows a domain at most.
+        restore_weights: What each domain to restore counts; by default all count 1.
+        protect_weights: Likewise for those to protect.
         counts: Numbers of directions of the curves' points; by default the powers of two, and all.
         evaluate: Called with the model held where each point of each curve leads, rounded stochastically to the stored
             dtype; for instance the share of the loss regained, by reward, which needs prompts of its own.
         form: "plain", "streamed" or "auto", as in `conflict_subspace`.
         block: Rows whose activations the streamed form holds at once.
+        frozen: "skip" leaves frozen parameters and quantised tensors out of δ.
         seed: Seed of prompts, completions, drawn rows and random directions.
         tokenizer: Encodes a domain's prompts; by default the one in the model's folder.
 
@@ -75,6 +81,7 @@ def measure_subspace(
         EmptyDomainError: A domain without samples.
         LayoutError: The delta is of another architecture.
         NonFiniteError: A gradient is NaN or infinite; the message names the tensor.
+        ParameterError: The delta changed a frozen or quantised tensor, and `frozen` is "error".
         NothingLostError: The change does not change what the domains to restore put out.
         WrongBaseError: The model is not at the delta's after bits.
     """
@@ -89,6 +96,9 @@ def measure_subspace(
         samples=samples,
         rows=rows,
         row_budget=row_budget,
+        restore_weights=restore_weights,
+        protect_weights=protect_weights,
+        frozen=frozen,
         seed=seed,
         tokenizer=tokenizer,
     )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlforget.errors import NonFiniteError
 from rlforget.interference.forward_mode import completion_derivative
@@ -120,7 +120,7 @@ class StreamedGradients:
         ends = _ends(blocks)
         result = torch.zeros(ends[-1], dtype=torch.float64)
         tangents = {
-            self._named[name]: direction[column.span].view(column.parameter.shape).to(column.parameter.device)
+            self._named[name]: _tangent(direction[column.span], column.parameter)
             for name, column in self._columns.items()
         }
         with self._point(protect=protect):
@@ -158,6 +158,12 @@ class StreamedGradients:
 
     def _point(self, *, protect: bool) -> AbstractContextManager[None]:
         return self._at.present() if protect else self._at.midpoint()
+
+
+def _tangent(direction: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Part of a direction beside its parameter; in float16, where small changes vanish, it is left in float32."""
+    dtype = torch.float32 if parameter.dtype == torch.float16 else parameter.dtype
+    return direction.view(parameter.shape).to(parameter.device, dtype)
 
 
 def _ends(blocks: Sequence[Rows]) -> list[int]:

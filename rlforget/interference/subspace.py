@@ -251,4 +251,4 @@ def _probes(space: SampleSpace, report: Pass, seed: int) -> Tensor:
     signs = torch.zeros(probes, report.restore_rows + report.protect_rows, dtype=torch.float64)
     drawn = torch.randint(0, 2, (probes, report.restore_rows), generator=torch.Generator().manual_seed(seed))
     signs[:, : report.restore_rows] = drawn.mul_(2).sub_(1) / math.sqrt(probes)
-    return space.combined(signs)
+    return space.combined(signs.to(space.device))

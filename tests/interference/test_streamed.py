@@ -19,6 +19,7 @@ from rlforget.interference.weighted_gradient import add_weighted_gradient_
 from rlforget.recovery import rollback
 
 from .conftest import perturbed, tiny_model
+from .test_gram import LargestTensor
 
 Batch = dict[str, Tensor]
 Make = Callable[..., list[Batch]]
@@ -65,6 +66,17 @@ def test_blocks_do_not_matter_and_bits_repeat(after: nn.Module, delta: Delta, co
     )
     assert all(torch.equal(one.correction[name], again.correction[name]) for name in one.correction)
     assert relative(other, one) < 1e-5
+
+
+def test_no_tensor_of_rows_times_weights_is_made(after: nn.Module, delta: Delta, completions: Make) -> None:
+    size = sum(parameter.numel() for parameter in after.parameters())
+    largest = {}
+    for form in ("plain", "streamed"):
+        with LargestTensor() as seen:
+            conflict_subspace(after, delta, [completions(6)], [completions(6, seed=2)], form=form, block=2)
+        largest[form] = seen.numel
+    assert largest["plain"] >= 12 * size
+    assert largest["streamed"] <= 4 * size  # the probes
 
 
 def test_some_tensors_changed_and_sampled_completions(completions: Make) -> None:
@@ -167,3 +179,15 @@ def test_overflow_in_a_backward_pass_is_named(completions: Make, untouched: Any)
     with pytest.raises(NonFiniteError, match="gradient of"):
         add_weighted_gradient_(torch.zeros(width(columns)), model, columns, [(rows, torch.ones(2).double())])
     check()
+
+
+def test_equals_the_plain_form_on_the_shipped_miniature() -> None:
+    from rlforget.domains import miniature
+
+    before, tokenizer = miniature.load()
+    after = perturbed(before, 0.005, seed=1)
+    plain, streamed = (
+        conflict_subspace(after, diff(before, after), ["math"], ["code"], samples=8, tokenizer=tokenizer, form=form)
+        for form in ("plain", "streamed")
+    )
+    assert relative(streamed, plain) < 1e-4
