@@ -149,7 +149,7 @@ class Measurement:
             score=self.score,
             earlier=self._fishers(loaded, delta, self.earlier) if "earlier" in needs else None,
             later=self._fishers(loaded, delta, self.later) if "later" in needs else None,
-            own=None if self._own is None else _read_own(self._own, loaded, delta),
+            own=self.own_delta(loaded, delta),
             subspace=self.subspace(loaded, delta) if "subspace" in needs else None,
             seed=self.seed,
         )

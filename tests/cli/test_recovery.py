@@ -11,30 +11,11 @@ import pytest
 import torch
 
 import rlforget as rf
-from rlforget.delta.naming import kind_of, layer_of
 from tests.cli.conftest import Checkpoints, differing, run, tensors, unchanged
 
 FEW = ("--samples", 4)
 HOW = {"conflict": "--score", "rollback": "--rule"}
 MATH = ("--restore", "math", "--protect", "writing")
-
-
-def test_conflict_counts_the_set_by_layer_and_kind(checkpoints: Checkpoints) -> None:
-    asked = ("conflict", checkpoints.tuned, checkpoints.delta, "--earlier", "math", "--later", "qa", *FEW)
-    found = run(*asked, "--json").json
-    assert found["count"] == round(0.02 * found["numel"])
-    assert found["score"] == "subspace"
-    assert sum(tensor["picked"] for tensor in found["tensors"]) == found["count"]
-    for layer, group in found["groups"].items():
-        for kind, count in group.items():
-            inside = [
-                t["picked"] for t in found["tensors"] if kind_of(t["name"]) == kind and _layer(t["name"]) == layer
-            ]
-            assert sum(inside) == count
-    shown = run(*asked).out.splitlines()
-    assert shown[0].split()[0] == "layer"
-    assert [line.split()[0] for line in shown[1:-1]] == [*found["groups"], "all"]
-    assert shown[-2].split()[-1] == str(found["count"])
 
 
 @pytest.mark.parametrize(
@@ -133,11 +114,6 @@ def test_an_existing_output_is_refused_before_any_work(
     monkeypatch.setattr("rlforget.cli.models.load", lambda *_: pytest.fail("the model was loaded"))
     ended = run("rollback", checkpoints.tuned, checkpoints.delta, "--rule", "random", "-o", tmp_path)
     assert "exist" in ended.fault
-
-
-def _layer(name: str) -> str:
-    layer = layer_of(name)
-    return "outside" if layer is None else str(layer)
 
 
 def test_rollback_in_place_is_undone_by_a_later_process(checkpoints: Checkpoints, tmp_path: Path) -> None:
