@@ -38,6 +38,7 @@ class Results:
 
 RESULTS = pytest.StashKey[Results]()
 CIRCUIT_ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+CONFLICT_ROWS = pytest.StashKey[list[tuple[str, ...]]]()
 OWN = ("ours", "ceiling")
 ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 QUICK_ELEMENTS = 2**12
@@ -54,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make room for what is measured."""
     config.stash[RESULTS] = Results()
     config.stash[CIRCUIT_ROWS] = []
+    config.stash[CONFLICT_ROWS] = []
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -90,6 +92,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     _table(terminalreporter, "operators", header, [_row(record) for record in config.stash[RESULTS].operators])
     circuits = ("circuits", "beside", "times faster", "share of memory", "correlation")
     _table(terminalreporter, "circuits", circuits, config.stash[CIRCUIT_ROWS])
+    _table(terminalreporter, "conflict", ("conflict", "beside", "times", "at most"), config.stash[CONFLICT_ROWS])
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
