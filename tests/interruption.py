@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
+
 
 class Interrupter:
     """Raises KeyboardInterrupt when the `at`-th line of Python is about to run, in whatever file; counts them all.
@@ -38,7 +40,7 @@ class Interrupter:
         def started() -> None:
             work()
 
-        usual = signal.signal(signal.SIGINT, self._interrupt)
+        usual, differentiating = signal.signal(signal.SIGINT, self._interrupt), torch.is_grad_enabled()
         if self.twice:
             sys.setprofile(self._after)
         sys.settrace(self)
@@ -51,6 +53,7 @@ class Interrupter:
             sys.settrace(None)
             sys.setprofile(None)
             left = signal.signal(signal.SIGINT, usual)
+            torch.set_grad_enabled(differentiating)  # an interrupt between the lines of `torch.no_grad` leaves it on
             assert left == self._interrupt  # whoever takes the signal gives it back
         return False
 
