@@ -116,7 +116,7 @@ def _check_out(out: Path | None, *, force: bool) -> None:
     """Hold that the results could be saved, before anything is measured."""
     if out is None:
         return
-    from rlforget.report.conflict_picture import check_drawing
+    from rlforget.report.drawing import check_drawing
     from rlforget.weights.atomic import check_free
 
     check_free(out, force=force)

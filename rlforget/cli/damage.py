@@ -40,11 +40,12 @@ def damage(
     from rlforget import domains
     from rlforget.interference import damage as predict
     from rlforget.interference import damage_curve
-    from rlforget.report.damage_picture import check_picture, save_damage_picture
+    from rlforget.report.damage_picture import save_damage_picture
+    from rlforget.report.drawing import check_picture
 
     wanted = [domains.get(name) for name in dict.fromkeys(earlier)]
     if plot is not None:
-        check_picture(plot)
+        check_picture(plot, force=force)
     changes = load_changes(delta, model)
     loaded = load_fitting(model, changes, device)
     found: dict[str, tuple[Damage, DamageCurve]] = {}

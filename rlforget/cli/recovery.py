@@ -138,7 +138,8 @@ def _automatic(
 ) -> None:
     """Search, roll back what was found, keep it, and say what was done in five lines."""
     from rlforget.recovery import auto_rollback
-    from rlforget.report.front import check_picture, save_front
+    from rlforget.report.drawing import check_picture
+    from rlforget.report.front import save_front
 
     if not measurement.later:
         raise typer.BadParameter("--auto weighs what is restored against what is kept", param_hint="--protect")

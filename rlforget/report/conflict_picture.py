@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlforget.errors import missing_extra
-from rlforget.report.picture import _COLOURS, _GRID, _MUTED, _STYLE, _plain
+from rlforget.report.drawing import COLOURS, CONTROL, GRID, MUTED, drawn, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = Sequence[dict[str, Any]]
 
 _SIZE = (6.4, 3.8)  # inches
-_CHANCE = "#aab3bb"  # the colour of controls
 _MOST_BARS = 24
-
-
-def check_drawing() -> None:
-    """Hold that pictures can be drawn, before what they show is measured.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise missing_extra("matplotlib", "report") from None
 
 
 def draw(part: str, rows: Rows) -> bytes:
@@ -44,18 +30,13 @@ def draw(part: str, rows: Rows) -> bytes:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    check_drawing()
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained", facecolor="white")
+    def fill(figure: Figure) -> None:
         axes = figure.subplots()
         axes.tick_params(length=0, labelsize=8)
         _DRAWN[part](axes, rows)
-        out = io.BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
+
+    return drawn(fill, _SIZE)
 
 
 def _set(axes: Axes, rows: Rows) -> None:
@@ -73,7 +54,7 @@ def _stack(axes: Axes, cells: list[tuple[str, str, float]], label: str) -> None:
     below = [0.0] * len(layers)
     for number, kind in enumerate(dict.fromkeys(kind for _, kind, _ in cells)):
         heights = [sum(v for where, k, v in cells if (where, k) == (layer, kind)) for layer in layers]
-        axes.bar(layers, heights, bottom=below, width=0.7, color=_COLOURS[number % len(_COLOURS)], label=kind)
+        axes.bar(layers, heights, bottom=below, width=0.7, color=COLOURS[number % len(COLOURS)], label=kind)
         below = [low + height for low, height in zip(below, heights, strict=True)]
     axes.set_xlabel("layer")
     axes.set_ylabel(label)
@@ -81,9 +62,9 @@ def _stack(axes: Axes, cells: list[tuple[str, str, float]], label: str) -> None:
 
 
 def _routes(axes: Axes, rows: Rows) -> None:
-    labels = [_plain(f"{row['first']}, {row['second']}: {row['part']}") for row in rows]
+    labels = [plain(f"{row['first']}, {row['second']}: {row['part']}") for row in rows]
     places = range(len(rows))
-    axes.barh(places, [row["overlap"] for row in rows], height=0.6, color=_COLOURS[0], label="overlap")
+    axes.barh(places, [row["overlap"] for row in rows], height=0.6, color=COLOURS[0], label="overlap")
     chance = [row["by_chance"] for row in rows]
     axes.plot(chance, places, "|", color="black", markersize=11, label="by chance")
     axes.set_yticks(places, labels)
@@ -115,10 +96,10 @@ def _points(axes: Axes, rows: Rows, series: dict[str, str]) -> None:
     """Draw a row a module, a point a series."""
     places = range(len(rows))
     for number, (label, key) in enumerate(series.items()):
-        colour = _COLOURS[0] if number == 0 else _CHANCE
+        colour = COLOURS[0] if number == 0 else CONTROL
         axes.plot([row[key] for row in rows], places, "o", color=colour, markersize=4, label=label, zorder=3 - number)
-    axes.axvline(0, color=_MUTED, linewidth=0.8)
-    axes.set_yticks(places, [_plain(_short(row["module"])) for row in rows], fontsize=6)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    axes.set_yticks(places, [plain(_short(row["module"])) for row in rows], fontsize=6)
     _finish(axes, "x")
 
 
@@ -133,10 +114,10 @@ def _geometry(axes: Axes, rows: Rows) -> None:
     """Draw the turn of each matrix against that of the shuffled update."""
     known = [row for row in rows if row["turn_largest"] > 0 and row["turn_by_chance_largest"] > 0]
     across, up = [row["turn_by_chance_largest"] for row in known], [row["turn_largest"] for row in known]
-    axes.plot(across, up, "o", color=_COLOURS[0], markersize=4)
+    axes.plot(across, up, "o", color=COLOURS[0], markersize=4)
     if known:
         ends = [min(across + up), max(across + up)]
-        axes.plot(ends, ends, color=_MUTED, linewidth=0.8, linestyle=":", label="as by chance")
+        axes.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle=":", label="as by chance")
         axes.set_xscale("log")
         axes.set_yscale("log")
     axes.set_xlabel("turn of the leading subspaces by the shuffled update, rad")
@@ -149,7 +130,7 @@ def _subspace(axes: Axes, rows: Rows) -> None:
     labels = {"by_share": "those that carry most", "by_eigenvalue": "of the largest eigenvalues", "random": "random"}
     for number, (curve, label) in enumerate(labels.items()):
         points = [row for row in rows if row["curve"] == curve]
-        colour = _CHANCE if curve == "random" else _COLOURS[number]
+        colour = CONTROL if curve == "random" else COLOURS[number]
         directions = [row["directions"] for row in points]
         axes.plot(directions, [row["explained"] for row in points], "o-", color=colour, markersize=4, label=label)
     if rows:
@@ -160,7 +141,7 @@ def _subspace(axes: Axes, rows: Rows) -> None:
 
 
 def _finish(axes: Axes, grid: str) -> None:
-    axes.grid(axis=grid, color=_GRID, linewidth=0.7)  # type: ignore[arg-type]
+    axes.grid(axis=grid, color=GRID, linewidth=0.7)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)

@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlforget.errors import OutputError, ReportError, missing_extra
+from rlforget.errors import ReportError
+from rlforget.report.drawing import COLOURS, CONTROL, GRID, INK, MARKERS, MUTED, check_picture, plain, save_drawing
 from rlforget.report.families import Family
-from rlforget.report.figure import printable
 from rlforget.report.over_seeds import OverSeeds, RepairOverSeeds, over_seeds
 from rlforget.report.results import parse_results
 from rlforget.report.spread import Spread
 from rlforget.report.wording import percent
-from rlforget.weights.atomic import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _SIZE = (9.0, 4.09)  # inches, 2.2 to 1
-_DPI = 200
-_FORMATS = (".svg", ".png")
-_INK, _MUTED, _GRID = "#1a1f24", "#5f676f", "#dfe4e8"
-# The page's colours in light.
-_COLOURS = ("#0089d9", "#d67100", "#08723f", "#ae3593", "#6d6a19", "#323898")
-_MARKERS = ("o", "s", "D", "^", "v", "P")
 _FAMILY_COLOURS = {
-    Family.SUBSPACE: _COLOURS[0],
-    Family.SCORE: _COLOURS[1],
-    Family.TRAINING: _COLOURS[2],
-    Family.CONTROL: "#aab3bb",
+    Family.SUBSPACE: COLOURS[0],
+    Family.SCORE: COLOURS[1],
+    Family.TRAINING: COLOURS[2],
+    Family.CONTROL: CONTROL,
 }
 _MOST_BARS = 9
 _MOST_CONTROLS = 3
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _INK,
-    "svg.hashsalt": "rlforget",  # the same picture, the same bytes
-}
 
 
 def save_picture(results: dict[str, Any], path: Path, *, force: bool = False) -> None:
@@ -59,58 +41,45 @@ def save_picture(results: dict[str, Any], path: Path, *, force: bool = False) ->
         OutputError: `path` is no `.svg` or `.png`, exists already, or cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
-    if path.suffix.lower() not in _FORMATS:
-        fix = "Name it so."
-        raise OutputError(str(path), expected=" or ".join(_FORMATS), found=path.suffix or "no suffix", fix=fix)
+    check_picture(path, force=force)
     found = over_seeds(parse_results(results))
     if not found.domains or not found.repairs:
         lacking = "repairs" if found.domains else "rewards"
         raise ReportError("results", expected="rewards and repairs", found=f"no {lacking}", fix="Make the run again.")
-    drawn = _drawn(found, path.suffix.lower().removeprefix("."))
-    with new_file(path, force=force) as file:
-        file.write(drawn)
+    save_drawing(lambda figure: _draw(figure, found), _SIZE, path, force=force)
 
 
-def _drawn(found: OverSeeds, form: str) -> bytes:
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError:
-        raise missing_extra("matplotlib", "report") from None
-    with rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained", facecolor="white")
-        rewards, regained, kept = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-        _draw_rewards(rewards, found)
-        shown = _shown(found)
-        _draw_bars(regained, shown, [repair.regained for repair in shown], "2  Undo: loss regained")
-        _draw_bars(kept, shown, [repair.kept for repair in shown], "3  Later gains kept")
-        kept.set_yticklabels([])
-        families = [family for family in Family if any(repair.family is family for repair in shown)]
-        patches = [Patch(color=_FAMILY_COLOURS[family], label=family.value) for family in families]
-        figure.legend(handles=patches, loc="outside lower right", ncols=4, frameon=False, fontsize=9, handlelength=0.9)
-        out = io.BytesIO()
-        figure.savefig(out, format=form, dpi=_DPI, metadata={"Date": None} if form == "svg" else None)
-    return out.getvalue()
+def _draw(figure: Figure, found: OverSeeds) -> None:
+    from matplotlib.patches import Patch
+
+    rewards, regained, kept = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    _draw_rewards(rewards, found)
+    shown = _shown(found)
+    _draw_bars(regained, shown, [repair.regained for repair in shown], "2  Undo: loss regained")
+    _draw_bars(kept, shown, [repair.kept for repair in shown], "3  Later gains kept")
+    kept.set_yticklabels([])
+    families = [family for family in Family if any(repair.family is family for repair in shown)]
+    patches = [Patch(color=_FAMILY_COLOURS[family], label=family.value) for family in families]
+    figure.legend(handles=patches, loc="outside lower right", ncols=4, frameon=False, fontsize=9, handlelength=0.9)
 
 
 def _draw_rewards(axes: Axes, found: OverSeeds) -> None:
     """The means as lines, and a last step: the best rollback."""
     best = found.best(Family.SUBSPACE, Family.SCORE)
-    names = [_plain(stage.name) for stage in found.stages] + (["rollback"] if best else [])
+    names = [plain(stage.name) for stage in found.stages] + (["rollback"] if best else [])
     for position, domain in enumerate(found.domains):
-        colour = _COLOURS[position % len(_COLOURS)]
+        colour = COLOURS[position % len(COLOURS)]
         rewards = [stage.rewards.get(domain, Spread(())).mean for stage in found.stages]
         places = list(range(len(rewards)))
-        style: dict[str, Any] = {"color": colour, "marker": _MARKERS[position % len(_MARKERS)], "markersize": 5}
-        axes.plot(places, rewards, linewidth=2, label=_plain(domain), **style)
+        style: dict[str, Any] = {"color": colour, "marker": MARKERS[position % len(MARKERS)], "markersize": 5}
+        axes.plot(places, rewards, linewidth=2, label=plain(domain), **style)
         if best and domain in best.rewards:
             axes.plot([places[-1], len(places)], [rewards[-1], best.rewards[domain].mean], ":", linewidth=2, **style)
     if best:
         axes.axvspan(len(found.stages) - 0.5, len(found.stages) + 0.35, color="#eaf3fa", zorder=0)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 1.04)
-    axes.grid(axis="y", color=_GRID, linewidth=0.7)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.tick_params(length=0, labelsize=9)
     axes.set_ylabel("sampled reward")
     axes.set_title("1  Train one skill after another", loc="left", fontsize=11, fontweight="bold")
@@ -126,13 +95,13 @@ def _draw_bars(axes: Axes, repairs: list[RepairOverSeeds], shares: list[Spread],
     left = min(0.0, *(value for share in shares for value in share.known), 0.0)
     for row, share in zip(rows, shares, strict=True):
         if len(share.known) > 1:
-            axes.plot(share.known, [row] * len(share.known), ".", color=_INK, markersize=3, alpha=0.6)
+            axes.plot(share.known, [row] * len(share.known), ".", color=INK, markersize=3, alpha=0.6)
         axes.text(right * 1.06, row, percent(share.mean), va="center", fontsize=9)
-    axes.set_yticks(rows, [_plain(repair.label) for repair in repairs], fontsize=9)
+    axes.set_yticks(rows, [plain(repair.label) for repair in repairs], fontsize=9)
     axes.set_ylim(len(repairs) - 0.4, -0.6)
     axes.set_xlim(left - 0.02, right * 1.32)  # room for half a dot
     axes.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
-    axes.axvline(1, color=_MUTED, linewidth=0.8, linestyle=":")
+    axes.axvline(1, color=MUTED, linewidth=0.8, linestyle=":")
     axes.tick_params(length=0)
     axes.spines["bottom"].set_visible(False)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
@@ -148,9 +117,3 @@ def _shown(found: OverSeeds) -> list[RepairOverSeeds]:
     controls = [repair for repair in ordered if repair.family is Family.CONTROL][:_MOST_CONTROLS]
     others = [repair for repair in ordered if repair.family is not Family.CONTROL]
     return others[: max(1, _MOST_BARS - len(controls))] + controls
-
-
-def _plain(name: str) -> str:
-    """A name as matplotlib shows it: `$` would begin a formula, a leading `_` would hide a legend's entry."""
-    text = printable(name)[:24].replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlforget.report import picture, plots
+from rlforget.report import drawing, plots
 from rlforget.report.over_seeds import over_seeds
 from rlforget.report.results import parse_results
 from tests.report.pages import page_of
@@ -169,4 +169,4 @@ def test_contrast_meets_wcag(theme: dict[str, str]) -> None:
 
 
 def test_the_picture_has_the_colours_of_the_page() -> None:
-    assert list(picture._COLOURS) == [LIGHT[f"c{position}"] for position in range(1, 7)]
+    assert list(drawing.COLOURS) == [LIGHT[f"c{position}"] for position in range(1, 7)]

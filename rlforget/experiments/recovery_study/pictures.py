@@ -7,31 +7,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlforget.errors import missing_extra
 from rlforget.experiments.recovery_study.bars import MAIN
 from rlforget.experiments.recovery_study.reading import by, mean_of, select
 from rlforget.experiments.recovery_study.scene import Row
+from rlforget.report.drawing import COLOURS, GRID, MARKERS, MUTED, drawn
 from rlforget.weights.atomic import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0089d9", "#d67100", "#08723f", "#ae3593", "#6d6a19", "#323898")
-_MUTED, _GRID = "#8a939b", "#dfe4e8"
-_MARKERS = ("o", "s", "D", "^", "v", "P")
 _CONTROLS = ("random", "magnitude", "random subspace", "along δ")
 _STYLE: Any = {
-    "font.size": 10,
-    "axes.edgecolor": _GRID,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.titlesize": 11,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "svg.hashsalt": "rlforget",
 }
 Draw = Callable[["Axes", list[Row]], bool]
 
@@ -46,28 +38,25 @@ def draw_pictures(rows: list[Row], folder: Path) -> dict[str, Path]:
         MissingExtraError: matplotlib is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {}
+    written = {}
     for name, panels in PICTURES.items():
         if _draw(panels, rows, folder / f"recovery-{name}.png"):
-            drawn[name] = folder / f"recovery-{name}.png"
-    return drawn
+            written[name] = folder / f"recovery-{name}.png"
+    return written
 
 
 def _draw(panels: Sequence[Draw], rows: list[Row], path: Path) -> bool:
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "report") from None
-    with rc_context(_STYLE):
-        figure: Figure = Figure(figsize=(4.6 * len(panels), 3.9), layout="constrained", facecolor="white")
+    told: list[bool] = []
+
+    def fill(figure: Figure) -> None:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        drawn = [panel(one, rows) for panel, one in zip(panels, axes, strict=True)]
-        if not all(drawn):
-            return False
+        told.extend(panel(one, rows) for panel, one in zip(panels, axes, strict=True))
+
+    image = drawn(fill, (4.6 * len(panels), 3.9), form="png", style=_STYLE)
+    if all(told):
         with new_file(path, force=True) as file:
-            figure.savefig(file, format="png", dpi=160)
-    return True
+            file.write(image)
+    return all(told)
 
 
 def _stages(axes: Axes, rows: list[Row]) -> bool:
@@ -81,7 +70,7 @@ def _stages(axes: Axes, rows: list[Row]) -> bool:
     after = _mean_rewards(rolled)
     names = [*(str(same[0]["later"]) for same in steps.values()), "rollback"]
     for place, domain in enumerate(after):
-        style: dict[str, Any] = {"color": _COLOURS[place % 6], "marker": _MARKERS[place % 6], "markersize": 5}
+        style: dict[str, Any] = {"color": COLOURS[place % 6], "marker": MARKERS[place % 6], "markersize": 5}
         values = [reward[domain] for reward in rewards]
         axes.plot(range(len(values)), values, linewidth=2, label=domain, **style)
         axes.plot([len(values) - 1, len(values)], [values[-1], after[domain]], ":", linewidth=2, **style)
@@ -101,20 +90,20 @@ def _rules(axes: Axes, rows: list[Row]) -> bool:
     """What every rule gives back against what it leaves, means over scenes; a line joins one score's budgets."""
     found = [row for row in rows if row["part"] in MAIN and row["regained"] is not None]
     shown = ("dense subspace", "few prompts", "subspace", "fisher", "two_fisher", "auto", *_CONTROLS)
-    drawn = 0
+    place = 0
     for rule in shown:
         groups = by(select(found, rule=rule), lambda row: (row["budget"], row["passes"]))
         if not groups:
             continue
         points = [(mean_of(s, "regained").mean, mean_of(s, "kept").mean) for _, s in sorted(groups.items(), key=str)]
-        colour = _MUTED if rule in _CONTROLS else _COLOURS[drawn % 6]
-        marker = _MARKERS[drawn % 6]
+        colour = MUTED if rule in _CONTROLS else COLOURS[place % 6]
+        marker = MARKERS[place % 6]
         axes.plot(*zip(*points, strict=True), marker=marker, color=colour, linewidth=1, markersize=5, label=rule)
-        drawn += 1
-    if drawn < 2:
+        place += 1
+    if place < 2:
         return False
-    axes.axhline(1, color=_GRID, linewidth=0.8)
-    axes.axvline(1, color=_GRID, linewidth=0.8)
+    axes.axhline(1, color=GRID, linewidth=0.8)
+    axes.axvline(1, color=GRID, linewidth=0.8)
     axes.set(xlabel="share of the loss regained", ylabel="share of the gain kept", title="Undo: every rule")
     axes.legend(loc="lower left")
     return True
@@ -133,13 +122,13 @@ def _damage(curvature: str) -> Draw:
                 [row["value"] for row in same],
                 s=10,
                 alpha=0.6,
-                color=_COLOURS[place],
+                color=COLOURS[place],
                 label=method,
             )
         if not found:
             return False
         values = [row[side] for row in found for side in ("predicted", "value")]
-        axes.plot([min(values), max(values)], [min(values), max(values)], color=_GRID, linewidth=1)
+        axes.plot([min(values), max(values)], [min(values), max(values)], color=GRID, linewidth=1)
         axes.set(xscale="log", yscale="log")
         axes.set(xlabel=f"predicted by {curvature}, nats", ylabel="measured rise of the loss, nats", title="Damage")
         axes.legend(loc="upper left")
@@ -155,7 +144,7 @@ def _curve(axes: Axes, rows: list[Row]) -> bool:
         points = [(n, mean_of(same, "regained").mean) for n, same in sorted(groups.items())]
         if not points:
             return False
-        colour = (_COLOURS[0], _COLOURS[1], _MUTED)[place]
+        colour = (COLOURS[0], COLOURS[1], MUTED)[place]
         axes.plot(
             *zip(*points, strict=True), marker="o", markersize=4, color=colour, label=rule.removeprefix("curve, ")
         )
@@ -176,7 +165,7 @@ def _sizes(axes: Axes, rows: list[Row]) -> bool:
             *zip(*points, strict=True),
             marker="o",
             markersize=4,
-            color=_COLOURS[sizes.index(size) % 6],
+            color=COLOURS[sizes.index(size) % 6],
             linestyle="-" if kind == "sequence" else ":",
             label=f"{size}, {kind}",
         )
