@@ -195,7 +195,8 @@ def _solve(
         )
     a, p = _generalised(earlier.rows, None if later is None else later.rows, damping)
     c, q = _generalised(earlier.columns, None if later is None else later.columns, damping)
-    read = (earlier.rows @ p).float(), (earlier.columns @ q).float()
+    # Where a domain's curvature is 0, so is what is read there: of A p only its rounding is left, which p may blow up.
+    read = ((earlier.rows @ p) * (a > 0)).float(), ((earlier.columns @ q) * (c > 0)).float()
     layer = KroneckerLayer(read, (p.float(), q.float()), (1 / (torch.outer(a, c) + lam)).float())
     correction = layer.correction(change.float()).double()
     return replace(
@@ -218,7 +219,8 @@ def _generalised(earlier: Covariance, later: Covariance | None, damping: float) 
     leading directions of both.
 
     Returns:
-        The largest eigenvalues c, float64 [k], not negative, and the vectors [width, k].
+        The largest eigenvalues c, float64 [k], and the vectors [width, k]. Eigenvalues that the float32 products of
+        A's sum hide are 0.
     """
     mean = later.mean if later is not None and later.mean > 0.0 else earlier.mean
     wide = earlier.wide
@@ -231,7 +233,8 @@ def _generalised(earlier: Covariance, later: Covariance | None, damping: float) 
     a = basis.T @ (earlier @ basis)
     b = ridge if later is None else ridge + basis.T @ (later @ basis)
     values, vectors = _eigh(a, b)
-    return values.to(basis.device).clamp_min(0.0), basis @ vectors.to(basis.device)
+    hidden = values <= torch.finfo(torch.float32).eps * len(values) * values.max()
+    return values.masked_fill(hidden, 0.0).to(basis.device), basis @ vectors.to(basis.device)
 
 
 def _eigh(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

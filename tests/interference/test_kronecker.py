@@ -97,6 +97,16 @@ def test_without_protection_the_damping_alone_holds_back() -> None:
     assert layer.side_effect == 0.0
 
 
+@pytest.mark.parametrize("faint", [1e-6, 1e-10])
+def test_a_protected_domain_that_hardly_has_gradients_any_more_lets_no_rounding_through(faint: float) -> None:
+    earlier = Moments(covariance_of(drawn(6, 24, 0)), covariance_of(drawn(6, 20, 1)))  # of rank 6
+    later = Moments(covariance_of(faint * drawn(40, 24, 2)), covariance_of(drawn(40, 20, 3)))
+    change = torch.randn(24, 20, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    layer = _solve("w", change, earlier, later, lam=0.3, damping=0.3)
+    assert float(layer.correction(change.float()).norm()) < 2 * float(change.norm())
+    assert layer.damage_left < 1e-3 * layer.damage
+
+
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(covariance, "WIDE", 10)
