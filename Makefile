@@ -83,7 +83,7 @@ miniature: .venv/.ready
 induction: .venv/.ready
 	$(BIN)/python -m tests.circuits.planted.induction
 
-# The figures of docs/results.md, under three hours on two cores; killed, it goes on where it was.
+# Makes docs/results.md, the recovery study; killed, it goes on where it was.
 results: .venv/.ready
 	$(BIN)/rlforget experiment configs/miniature.yaml --out runs/experiment --jobs 2
 	mkdir -p docs/images

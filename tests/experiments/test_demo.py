@@ -76,7 +76,7 @@ def test_an_interrupted_run_leaves_the_former_one_and_goes_on_where_it_was(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_effect_is_there(tmp_path: Path) -> None:
-    """The bars of docs/results.md, on one seed, with the slack that one seed needs."""
+    """The bars of docs/demo.md, on one seed, with the slack that one seed needs."""
     results = demo.run_demo([0], tmp_path / "demo", echo=lambda _: None, progress=Silent())
     (run,) = results["runs"]
     found = {(repair["rule"], repair["fraction"]): repair for repair in run["repairs"]}
