@@ -75,17 +75,28 @@ class StreamedGradients:
 
     def _by_layers(self, layers: LayerGradients) -> Tensor | None:
         """One sweep down the model, where two rows show that it can be taken apart."""
+        try:
+            if self._comes_apart(layers):
+                return layered_gram(layers, [(self._restore, self._at.midpoint), (self._protect, self._at.present)])
+        except NotLayeredError as fault:  # rows that two did not stand for, such as those an expert takes
+            logger.info("%s is taken whole, not layer by layer: %r", type(self._model).__name__, fault)
+        return None
+
+    def _comes_apart(self, layers: LayerGradients) -> bool:
         few = {name: value[:2] for name, value in self._restore[0].items()}
         with self._at.midpoint():
             expected = layers.gram(layers.capture(few))
         try:
             found = layered_gram(layers, [([few], self._at.midpoint)])
-            if layers.looped or float((found - expected).norm()) > 1e-2 * float(expected.norm()):
-                raise NotLayeredError
-            return layered_gram(layers, [(self._restore, self._at.midpoint), (self._protect, self._at.present)])
-        except (NotLayeredError, TypeError, KeyError, IndexError, AttributeError) as fault:
+        except (
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+        ) as fault:  # a model of another build: anything may break
             logger.info("%s is taken whole, not layer by layer: %r", type(self._model).__name__, fault)
-            return None
+            return False
+        return not layers.looped and float((found - expected).norm()) <= 1e-2 * float(expected.norm())
 
     def _by_pairs(self, layers: LayerGradients) -> Tensor:
         """All layers of two blocks at a time; blocks are dealt to the ranks."""
