@@ -58,7 +58,7 @@ def miniature(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Train a miniature model from nothing: five minutes for the shipped size, half an hour for 4M."""
+    """Train a miniature model from nothing: five minutes for the shipped size, about twenty for 4M."""
     from rlforget.domains.miniature.pretrain import recipe_for
     from rlforget.weights.atomic import check_new_folder, new_folder
 
