@@ -110,7 +110,7 @@ def fewest(
     if not budget or not sources.columns:
         return Coordinates({})
     change = flat(delta, sources.columns)
-    space = space_of(Linearisation.draw(sources, change, torch.zeros_like(change)), form, block=block)
+    space = space_of(Linearisation.draw(sources, [change] * len(restore), torch.zeros_like(change)), form, block=block)
     shares = _shares(space, change.to(space.device), budget, lam=lam, steps=steps)
     scores = {
         name: shares[sources.columns[name].span].cpu()[tensor.indices.to(torch.int64)]

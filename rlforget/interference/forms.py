@@ -14,7 +14,7 @@ from rlforget.interference.gradient_stack import GradientStack
 from rlforget.interference.linearisation import Linearisation, Sources
 from rlforget.interference.point import Frozen, check_at_after, measured_parameters
 from rlforget.interference.ranks import world
-from rlforget.interference.rows import KINDS, Kind
+from rlforget.interference.rows import KINDS, Kind, total
 from rlforget.interference.sample_gradients import Column, columns_for, width
 from rlforget.interference.streamed import StreamedGradients
 from rlforget.weights import open_weights
@@ -97,17 +97,18 @@ def space_of(
         block: Rows that the streamed form holds at once.
         into: A stack of an earlier pass, to be overwritten.
     """
-    fits = world() == 1 and 4 * at.height * width(at.sources.columns) <= PLAIN_BYTES
+    fits = world() == 1 and 4 * total(at.blocks) * width(at.sources.columns) <= PLAIN_BYTES
     if form == "streamed" or (form == "auto" and not fits):
         return StreamedGradients(at, block=block)
     return GradientStack.of(at, into=into.rows if isinstance(into, GradientStack) else None)
 
 
 def flat(delta: Delta, columns: Mapping[str, Column]) -> Tensor:
-    """Return δ over the columns, float32 [width], 0 where nothing changed."""
+    """Return δ over the columns, float32 [width], 0 where nothing changed, or where the delta has no such tensor."""
     values = torch.zeros(width(columns))
     for name, column in columns.items():
-        values[column.span][delta[name].indices.to(torch.int64)] = delta[name].values
+        if name in delta.layout:
+            values[column.span][delta[name].indices.to(torch.int64)] = delta[name].values
     return values
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rlforget.errors import NonFiniteError
 from rlforget.interference import sample_space
-from rlforget.interference.linearisation import Linearisation
-from rlforget.interference.rows import Rows, count
+from rlforget.interference.linearisation import Directions, Linearisation
+from rlforget.interference.rows import Rows, count, total
 from rlforget.interference.sample_gradients import SampleGradients, width
 
 
@@ -19,10 +19,10 @@ class GradientStack:
 
     Args:
         rows: float32 [n, N], G_A's first.
-        restoring: How many of them are G_A's.
+        restoring: How many of them are of each side of G_A.
     """
 
-    def __init__(self, rows: Tensor, restoring: int) -> None:
+    def __init__(self, rows: Tensor, *restoring: int) -> None:
         self.rows, self._restoring = rows, restoring
 
     @classmethod
@@ -37,17 +37,16 @@ class GradientStack:
             NonFiniteError: A gradient is NaN or infinite; the message names the tensor.
         """
         source = linearisation.sources
-        shape = (linearisation.height, width(source.columns))
+        heights = [total(side.rows) for side in linearisation.sides]
+        shape = (sum(heights), width(source.columns))
         rows = into
         if rows is None or tuple(rows.shape) != shape:
             rows = torch.empty(shape, device=next(source.model.parameters()).device)
         writer = _Writer(linearisation)
-        restoring = linearisation.restoring
-        with linearisation.midpoint():
-            writer.write(linearisation.restore, rows[:restoring])
-        with linearisation.present():
-            writer.write(linearisation.protect, rows[restoring:])
-        return cls(rows, restoring)
+        for side, part in zip(linearisation.sides, torch.split(rows, heights), strict=True):
+            with linearisation.at(side):
+                writer.write(side.rows, part)
+        return cls(rows, *heights[:-1])
 
     @classmethod
     def random(cls, count: int, like: Tensor, seed: int) -> GradientStack:
@@ -73,16 +72,20 @@ class GradientStack:
     @property
     def restoring(self) -> int:
         """How many rows G_A has."""
-        return self._restoring
+        return sum(self._restoring)
 
     def gram(self) -> Tensor:
         """Return W Wᵀ, float64 [n, n]."""
         return sample_space.gram(self.rows)
 
-    def along(self, direction: Tensor, *, protect: bool = False) -> Tensor:
-        """Return G_A v, or G_B v, float64, for v [N] float32."""
-        part = self.rows[self.restoring :] if protect else self.rows[: self.restoring]
-        return sample_space.forward(part, direction)
+    def along(self, direction: Directions, *, protect: bool = False) -> Tensor:
+        """Return G_A v, or G_B v, float64, for v [N] float32; of several v, each side of G_A takes its own."""
+        if protect:
+            parts = [self.rows[self.restoring :]]
+        else:
+            parts = list(torch.split(self.rows[: self.restoring], list(self._restoring)))
+        several = [direction] * len(parts) if isinstance(direction, Tensor) else direction
+        return torch.cat([sample_space.forward(part, one) for part, one in zip(parts, several, strict=True)])
 
     def combined(self, weights: Tensor) -> Tensor:
         """Return Wᵀ y for y float64 [n], float32 [N]."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from rlforget.interference.completions import Batch
 from rlforget.interference.point import moved
-from rlforget.interference.rows import Kind, Rows, domain_rows, total
+from rlforget.interference.rows import Kind, Rows, domain_rows
 from rlforget.interference.sample_gradients import Column
 from rlforget_kernels.common.arithmetic import widened
+
+Directions = Tensor | Sequence[Tensor]
 
 
 class SampleSpace(Protocol):
@@ -35,8 +38,8 @@ class SampleSpace(Protocol):
     def gram(self) -> Tensor:
         """Return W Wᵀ, float64 [n, n]."""
 
-    def along(self, direction: Tensor, *, protect: bool = False) -> Tensor:
-        """Return G_A v, or G_B v."""
+    def along(self, direction: Directions, *, protect: bool = False) -> Tensor:
+        """Return G_A v, or G_B v; of several v, each of G_A's sides takes its own."""
 
     def combined(self, weights: Tensor) -> Tensor:
         """Return Wᵀ y."""
@@ -72,80 +75,88 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Side:
+    """Rows of G that are taken at one point.
+
+    Attributes:
+        change: δ since the stage of the domains to restore, float32 [width]; None for domains to protect.
+        rows: The rows, in blocks, with completions sampled at the point.
+    """
+
+    change: Tensor | None
+    rows: list[Rows] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Linearisation:
-    """Rows for a correction of what `correction` leaves of `change`, and the points that their gradients are taken at.
+    """Rows for a correction of what `correction` leaves of the changes, and the points that they are taken at.
 
     Attributes:
         sources: What the rows are made of.
-        change: δ, float32 [width].
         correction: What earlier passes took off, float32 [width].
-        restore: The rows of G_A, in blocks, with completions sampled at the midpoint before + (δ − correction)/2.
-        protect: The rows of G_B, with completions sampled at the present, now − correction.
-        restore_domain: For each row of G_A, the position of its domain, int64.
-        protect_domain: Likewise.
+        restoring: The sides of G_A, one for each change, each taken at its midpoint before + (δ − correction)/2.
+        protecting: The one side of G_B, taken at the present, now − correction.
     """
 
     sources: Sources
-    change: Tensor
     correction: Tensor
-    restore: list[Rows] = field(default_factory=list)
-    protect: list[Rows] = field(default_factory=list)
-    restore_domain: list[int] = field(default_factory=list)
-    protect_domain: list[int] = field(default_factory=list)
+    restoring: tuple[Side, ...]
+    protecting: Side
 
     @classmethod
-    def draw(cls, sources: Sources, change: Tensor, correction: Tensor) -> Linearisation:
-        """Sample the completions and take rows of them. The model's bits are put back."""
-        drawn = cls(sources, change, correction)
-        with drawn.midpoint():
-            drawn._fill(sources.restore, sources.restore_shares, drawn.restore, drawn.restore_domain)
-        with drawn.present():
-            drawn._fill(sources.protect, sources.protect_shares, drawn.protect, drawn.protect_domain)
+    def draw(cls, sources: Sources, changes: Sequence[Tensor], correction: Tensor) -> Linearisation:
+        """Sample the completions and take rows of them. The model's bits are put back.
+
+        Args:
+            sources: What the rows are made of.
+            changes: δ for each domain to restore. Neighbours with the same one, the object itself, share a side.
+            correction: What earlier passes took off.
+        """
+        runs = [list(run) for _, run in groupby(range(len(changes)), key=lambda i: id(changes[i]))]
+        drawn = cls(sources, correction, tuple(Side(changes[run[0]]) for run in runs), Side(None))
+        for side, run in zip(drawn.restoring, runs, strict=True):
+            drawn._fill(side, [sources.restore[i] for i in run], [sources.restore_shares[i] for i in run])
+        drawn._fill(drawn.protecting, sources.protect, sources.protect_shares)
         return drawn
 
-    def midpoint(self, only: Iterable[nn.Parameter] | None = None) -> AbstractContextManager[None]:
-        """Hold the model, or `only` some of its parameters, half-way between before and now − correction."""
-        return self._moved(lambda span: (self.change[span] + self.correction[span]) / 2, only)
-
-    def present(self, only: Iterable[nn.Parameter] | None = None) -> AbstractContextManager[None]:
-        """Hold the model, or `only` some of its parameters, at now − correction."""
-        return self._moved(lambda span: self.correction[span], only)
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """G_A's, then G_B's."""
+        return (*self.restoring, self.protecting)
 
     @property
-    def restoring(self) -> int:
-        """How many rows G_A has."""
-        return total(self.restore)
+    def blocks(self) -> list[Rows]:
+        """The rows of all sides."""
+        return [rows for side in self.sides for rows in side.rows]
 
-    @property
-    def height(self) -> int:
-        """How many rows G_A and G_B have together."""
-        return self.restoring + total(self.protect)
-
-    def _fill(
-        self, domains: Sequence[list[Batch]], shares: Sequence[float], rows: list[Rows], domain_of: list[int]
-    ) -> None:
-        for domain, batches in enumerate(domains):
-            found = domain_rows(
-                self.sources.model,
-                batches,
-                kind=self.sources.kind,
-                budget=self.sources.budget,
-                share=shares[domain],
-                seed=self.sources.seed,
-                tokenizer=self.sources.tokenizer,
-            )
-            rows += found
-            domain_of += [domain] * total(found)
-
-    def _moved(
-        self, shift: Callable[[slice], Tensor], only: Iterable[nn.Parameter] | None
-    ) -> AbstractContextManager[None]:
-        columns = self.sources.columns
+    def at(self, side: Side, only: Iterable[nn.Parameter] | None = None) -> AbstractContextManager[None]:
+        """Hold the model, or `only` some of its parameters, where a side's rows are taken."""
+        columns, change = self.sources.columns, side.change
         wanted = None if only is None else set(map(id, only))
 
         def shifted(name: str, now: Tensor) -> Tensor:
-            part = shift(columns[name].span).to(now.device).view(now.shape)
-            return (widened(now) - part).to(now.dtype)
+            span = columns[name].span
+            part = self.correction[span] if change is None else (change[span] + self.correction[span]) / 2
+            return (widened(now) - part.to(now.device).view(now.shape)).to(now.dtype)
 
         kept = {n: c.parameter for n, c in columns.items() if wanted is None or id(c.parameter) in wanted}
         return moved(kept, shifted)
+
+    def left(self) -> list[Tensor]:
+        """Return δ − correction for each side to restore, float32 [width]."""
+        return [side.change - self.correction for side in self.restoring if side.change is not None]
+
+    def _fill(self, side: Side, domains: Sequence[list[Batch]], shares: Sequence[float]) -> None:
+        with self.at(side):
+            for batches, share in zip(domains, shares, strict=True):
+                side.rows.extend(
+                    domain_rows(
+                        self.sources.model,
+                        batches,
+                        kind=self.sources.kind,
+                        budget=self.sources.budget,
+                        share=share,
+                        seed=self.sources.seed,
+                        tokenizer=self.sources.tokenizer,
+                    )
+                )

@@ -104,7 +104,7 @@ def measure_subspace(
     )
     refuse_unless(("delta", bool(sources.columns), "a changed parameter that takes a gradient", "none"))
     change = flat(delta, sources.columns)
-    space = space_of(Linearisation.draw(sources, change, torch.zeros_like(change)), form, block=block)
+    space = space_of(Linearisation.draw(sources, [change] * len(restore), torch.zeros_like(change)), form, block=block)
     change = change.to(space.device)
     gram, target = space.gram(), space.along(change)
     if not float(target.norm()) > 0.0:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +21,9 @@ from rlforget.interference.forward_mode import completion_derivative
 from rlforget.interference.gram import LayerGradients
 from rlforget.interference.layer_chain import NotLayeredError
 from rlforget.interference.layered import layered_gram
-from rlforget.interference.linearisation import Linearisation
+from rlforget.interference.linearisation import Directions, Linearisation
 from rlforget.interference.ranks import mine, summed, world
-from rlforget.interference.rows import Rows, cut, total
+from rlforget.interference.rows import Rows, count, cut, total
 from rlforget.interference.weighted_gradient import add_weighted_gradient_
 
 logger = logging.getLogger(__name__)
@@ -45,17 +47,17 @@ class StreamedGradients:
         self._columns = linearisation.sources.columns
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
         self._named = {name: names[id(column.parameter)] for name, column in self._columns.items()}
-        self._restore, self._protect = (cut(rows, block) for rows in (linearisation.restore, linearisation.protect))
+        self._sides = [cut(side.rows, block) for side in linearisation.sides]
 
     @property
     def device(self) -> torch.device:
         """Where vectors over the weights are: in the host's memory, where the change is."""
-        return self._at.change.device
+        return self._at.correction.device
 
     @property
     def restoring(self) -> int:
         """How many rows G_A has."""
-        return self._at.restoring
+        return sum(map(total, self._sides[:-1]))
 
     def gram(self) -> Tensor:
         """Return W Wᵀ, float64 [n, n], on the CPU.
@@ -66,7 +68,7 @@ class StreamedGradients:
         """
         counted = set(self._named.values())
         layers = LayerGradients(self._model, only=counted.__contains__)
-        blocks = [*self._restore, *self._protect]
+        blocks = [rows for side in self._sides for rows in side]
         gram = self._by_layers(layers) if world() == 1 and len(blocks) >= _MANY_BLOCKS else None
         if gram is None:
             gram = self._by_pairs(layers)
@@ -77,17 +79,18 @@ class StreamedGradients:
         """One sweep down the model, where two rows show that it can be taken apart."""
         try:
             if self._comes_apart(layers):
-                return layered_gram(layers, [(self._restore, self._at.midpoint), (self._protect, self._at.present)])
+                return layered_gram(layers, [(side, self._point(i)) for i, side in enumerate(self._sides)])
         except NotLayeredError as fault:  # rows that two did not stand for, such as those an expert takes
             logger.info("%s is taken whole, not layer by layer: %r", type(self._model).__name__, fault)
         return None
 
     def _comes_apart(self, layers: LayerGradients) -> bool:
-        few = {name: value[:2] for name, value in self._restore[0].items()}
-        with self._at.midpoint():
+        few = {name: value[:2] for name, value in self._sides[0][0].items()}
+        point = self._point(0)
+        with point():
             expected = layers.gram(layers.capture(few))
         try:
-            found = layered_gram(layers, [([few], self._at.midpoint)])
+            found = layered_gram(layers, [([few], point)])
         except (
             TypeError,
             KeyError,
@@ -100,45 +103,52 @@ class StreamedGradients:
 
     def _by_pairs(self, layers: LayerGradients) -> Tensor:
         """All layers of two blocks at a time; blocks are dealt to the ranks."""
-        blocks = [*self._restore, *self._protect]
-        first = len(self._restore)  # of G_B's
+        blocks = [rows for side in self._sides for rows in side]
         ends = _ends(blocks)
+        spans = [slice(*pair) for pair in pairwise(ends)]
+        firsts = [0, *accumulate(map(len, self._sides))]  # the first block of each side
         gram = torch.zeros(ends[-1], ends[-1], dtype=torch.float64)
-        for i, rows in enumerate(blocks):
-            if not mine(i):
-                continue
-            here = slice(ends[i], ends[i + 1])
-            with self._point(protect=i >= first):
-                held = layers.capture(rows)
-                gram[here, here] = layers.gram(held)
-                for j in range(first if i >= first else 0, i):
-                    gram[here, ends[j] : ends[j + 1]] = layers.gram(held, layers.capture(blocks[j]))
-            if i < first < len(blocks):
-                with self._point(protect=True):
-                    for j in range(first, len(blocks)):
-                        there = slice(ends[j], ends[j + 1])
-                        gram[there, here] = layers.gram(held, layers.capture(blocks[j])).T
+        for own in range(len(self._sides)):
+            for i in range(firsts[own], firsts[own + 1]):
+                if not mine(i):
+                    continue
+                with self._point(own)():
+                    held = layers.capture(blocks[i])
+                    gram[spans[i], spans[i]] = layers.gram(held)
+                    for j in range(firsts[own], i):
+                        gram[spans[i], spans[j]] = layers.gram(held, layers.capture(blocks[j]))
+                for later in range(own + 1, len(self._sides)):
+                    others = range(firsts[later], firsts[later + 1])
+                    if others:
+                        with self._point(later)():
+                            for j in others:
+                                gram[spans[j], spans[i]] = layers.gram(held, layers.capture(blocks[j])).T
         lower = summed(gram).tril()
         return lower + lower.tril(-1).T
 
-    def along(self, direction: Tensor, *, protect: bool = False) -> Tensor:
-        """Return G_A v, or G_B v, float64, on the CPU, for v [N] float32.
+    def along(self, direction: Directions, *, protect: bool = False) -> Tensor:
+        """Return G_A v, or G_B v, float64, on the CPU, for v [N] float32; of several v, each side takes its own.
 
         Raises:
             NonFiniteError: A derivative is NaN or infinite.
         """
-        blocks = self._protect if protect else self._restore
-        ends = _ends(blocks)
-        result = torch.zeros(ends[-1], dtype=torch.float64)
-        tangents = {
-            self._named[name]: _tangent(direction[column.span], column.parameter)
-            for name, column in self._columns.items()
-        }
-        with self._point(protect=protect):
-            for i, rows in enumerate(blocks):
-                if mine(i):
-                    _, derivative = completion_derivative(self._model, tangents, rows)
-                    result[ends[i] : ends[i + 1]] = derivative.double().cpu()
+        chosen = [len(self._sides) - 1] if protect else range(len(self._sides) - 1)
+        directions = [direction] * len(chosen) if isinstance(direction, Tensor) else direction
+        blocks = [rows for side in chosen for rows in self._sides[side]]
+        result = torch.zeros(total(blocks), dtype=torch.float64)
+        number = start = 0
+        for side, one in zip(chosen, directions, strict=True):
+            tangents = {
+                self._named[name]: _tangent(one[column.span], column.parameter)
+                for name, column in self._columns.items()
+            }
+            with self._point(side)():
+                for rows in self._sides[side]:
+                    end = start + count(rows)
+                    if mine(number):
+                        _, derivative = completion_derivative(self._model, tangents, rows)
+                        result[start:end] = derivative.double().cpu()
+                    number, start = number + 1, end
         if not bool(summed(result).isfinite().all()):
             raise NonFiniteError(
                 "the derivative of log π along the change",
@@ -156,19 +166,20 @@ class StreamedGradients:
         """
         if weights.dim() > 1:
             return torch.stack([self.combined(one) for one in weights])
-        result = torch.zeros(self._at.change.numel(), device=next(self._model.parameters()).device)
-        sides = (self._restore, weights[: self.restoring]), (self._protect, weights[self.restoring :])
-        for protect, (blocks, y) in enumerate(sides):
+        result = torch.zeros(self._at.correction.numel(), device=next(self._model.parameters()).device)
+        for i, (blocks, y) in enumerate(
+            zip(self._sides, torch.split(weights, list(map(total, self._sides))), strict=True)
+        ):
             if not bool(y.any()):
                 continue
             ends = _ends(blocks)
-            own = [(rows, y[ends[i] : ends[i + 1]].to(result.device)) for i, rows in enumerate(blocks) if mine(i)]
-            with self._point(protect=bool(protect)):
+            own = [(rows, y[ends[j] : ends[j + 1]].to(result.device)) for j, rows in enumerate(blocks) if mine(j)]
+            with self._point(i)():
                 add_weighted_gradient_(result, self._model, self._columns, own)
         return summed(result).to(self.device)
 
-    def _point(self, *, protect: bool) -> AbstractContextManager[None]:
-        return self._at.present() if protect else self._at.midpoint()
+    def _point(self, side: int) -> partial[AbstractContextManager[None]]:
+        return partial(self._at.at, self._at.sides[side])
 
 
 def _tangent(direction: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -23,10 +23,11 @@ from rlforget.interference.completions import Batches
 from rlforget.interference.forms import Form, check_settings, flat, refuse_unless, sources_of, space_of
 from rlforget.interference.gradient_stack import GradientStack
 from rlforget.interference.linearisation import Linearisation, SampleSpace
-from rlforget.interference.point import Frozen
+from rlforget.interference.point import Frozen, check_at_after
 from rlforget.interference.rows import Kind
 from rlforget.interference.sample_gradients import Column
 from rlforget.interference.streamed import StreamedGradients
+from rlforget.weights import open_weights
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
@@ -92,6 +93,7 @@ def conflict_subspace(
     restore: Sequence[Batches],
     protect: Sequence[Batches] = (),
     *,
+    since: Sequence[Delta] | None = None,
     samples: int = 256,
     rows: Kind = "sequence",
     row_budget: int | None = None,
@@ -121,6 +123,9 @@ def conflict_subspace(
         delta: The later change, from the stage to restore to now.
         restore: Domains (or batches, see `Batches`) that were damaged; stacked in G_A.
         protect: Domains whose present skill is to stay; stacked in G_B.
+        since: For each domain to restore the change from its own best stage to now, where they were best at different
+            stages: each then has a midpoint and a G_A δ of its own, and one correction serves all. `delta` is the one
+            that reaches back farthest. By default `delta` for each.
         samples: Completions a domain, sampled from the model at the point of the gradient. Rows are divided by the root
             of their domain's count.
         rows: A row a completion ("sequence"), a token ("token"), or a likely token at each place ("logit"), see
@@ -172,36 +177,59 @@ def conflict_subspace(
     if not columns:
         return ConflictSubspace({}, (), {})
     change = flat(delta, columns)
+    changes = [change] * len(restore) if since is None else _changes(since, model, delta, columns, len(restore))
     if random:
         change = change.to(next(model.parameters()).device)
         control = GradientStack.random(len(restore) * samples, change, seed)
-        correction, report = _solved(control, change, mu=mu, lam=0.0)
+        correction, report = _solved(control, change, [change], mu=mu, lam=0.0)
         return _result(control, correction, [report], columns, seed)
     correction = torch.zeros_like(change)
     space: GradientStack | StreamedGradients | None = None
     reports: list[Pass] = []
     for _ in range(passes):
-        at = Linearisation.draw(sources, change, correction)
+        at = Linearisation.draw(sources, changes, correction)
         space = space_of(at, form, block=block, into=space)
+        prompts = torch.cat([rows["prompt"].cpu() for rows in at.blocks])
         change, correction = change.to(space.device), correction.to(space.device)
-        step, report = _solved(space, change - correction, mu=mu, lam=lam, prompts=_prompts(at))
+        left = [one.to(space.device) for one in at.left()]
+        step, report = _solved(space, change - correction, left, mu=mu, lam=lam, prompts=prompts)
         correction += step
         reports.append(report)
     assert space is not None
     return _result(space, correction, reports, columns, seed)
 
 
-def _prompts(at: Linearisation) -> Tensor:
-    """For each row the number of its prompt in its domain, int64 [n]."""
-    return torch.cat([rows["prompt"].cpu() for rows in [*at.restore, *at.protect]])
+def _changes(
+    since: Sequence[Delta], model: nn.Module, delta: Delta, columns: Mapping[str, Column], domains: int
+) -> list[Tensor]:
+    """Return δ over the columns for each domain to restore; of equal deltas, one object."""
+    refuse_unless(("since", len(since) == domains, f"a delta for each of {domains} domains", f"{len(since)} deltas"))
+    found: dict[int, Tensor] = {}
+    for one in since:
+        if id(one) in found:
+            continue
+        check_at_after(open_weights(model), one)
+        beyond = [name for name, t in one.items() if t.changed and not (name in delta.layout and delta[name].changed)]
+        told = f"another that changed {beyond[0]!r} too" if beyond else ""
+        refuse_unless(("delta", not beyond, "the delta that reaches back farthest of those in since=", told))
+        found[id(one)] = flat(one, columns)
+    return [found[id(one)] for one in since]
 
 
 def _solved(
-    space: SampleSpace, change: Tensor, *, mu: float | str, lam: float | str, prompts: Tensor | None = None
+    space: SampleSpace,
+    whole: Tensor,
+    left: Sequence[Tensor],
+    *,
+    mu: float | str,
+    lam: float | str,
+    prompts: Tensor | None = None,
 ) -> tuple[Tensor, Pass]:
-    """Return u, float32 [N], for δ = `change`; `prompts` are needed where μ or λ is "auto"."""
+    """Return u, float32 [N], for what is `left` of the change for each side of G_A; its norm is told as a share of
+    `whole`. `prompts` are needed where μ or λ is "auto".
+    """
     product = space.gram()
-    target = space.along(change)
+    target = space.along(left)
     restoring, height = target.numel(), product.shape[0]
     if not bool(product.diagonal()[:restoring].any()):
         raise ZeroGradientError(
@@ -213,7 +241,7 @@ def _solved(
         )
     if isinstance(mu, str) or isinstance(lam, str):
         assert prompts is not None
-        gone = space.along(change, protect=True) if height > restoring else None
+        gone = space.along(whole, protect=True) if height > restoring else None
         mu, lam = choose(Problem(product, target, gone, prompts.to(product.device)), mu, lam)
     weights, reached = solve(product, target, mu=mu, lam=lam)
     correction = space.combined(weights)
@@ -225,7 +253,7 @@ def _solved(
         damage=float(target.norm()),
         damage_left=float((target - reached[:restoring]).norm()),
         side_effect=float(reached[restoring:].norm()),
-        norm_share=float(correction.double().norm() / change.double().norm()),
+        norm_share=float(correction.double().norm() / whole.double().norm()),
     )
 
 

@@ -28,9 +28,9 @@ def main(folder: str) -> None:
     if distributed.is_torchelastic_launched():
         distributed.init_process_group("gloo")
     form = "auto" if distributed.is_initialized() else "streamed"
-    found = conflict_subspace(
-        after, delta, [prompts(0)], [prompts(1)], rows="token", row_budget=9, form=form, block=2, mu=1e-3, lam=0.5
-    )
+    since = [delta, diff(perturbed(before, 0.01, seed=2), after)]
+    rows = {"rows": "token", "row_budget": 9, "form": form, "block": 2, "mu": 1e-3, "lam": 0.5}
+    found = conflict_subspace(after, delta, [prompts(0), prompts(2)], [prompts(1)], since=since, **rows)
     rank = distributed.get_rank() if distributed.is_initialized() else "alone"
     torch.save({"correction": found.correction, "damage": found.passes[0].damage}, Path(folder) / f"{rank}.pt")
     if distributed.is_initialized():

@@ -16,7 +16,7 @@ from rlforget.interference import ConflictSubspace, conflict, conflict_subspace
 from rlforget.interference.completions import completion_log_probs
 from rlforget.recovery import rollback
 
-from .conftest import tiny_model
+from .conftest import perturbed, tiny_model
 
 Batch = dict[str, Tensor]
 
@@ -99,6 +99,50 @@ def test_is_the_minimiser(
     assert one.damage_left < 0.1 * one.damage
     assert found.norm == pytest.approx(np.linalg.norm(u))
     assert found.to_dict()["passes"][0]["mu"] == pytest.approx(1e-3 * (g_a**2).sum(1).mean(), rel=1e-3)
+
+
+@pytest.mark.parametrize("form", ["plain", "streamed"])
+def test_each_domain_comes_back_from_its_own_stage(
+    form: Any,
+    after: nn.Module,
+    delta: Delta,
+    points: tuple[np.ndarray, np.ndarray],
+    completions: Callable[..., list[Batch]],
+    untouched: Any,
+) -> None:
+    earlier, now = points
+    middle = perturbed(after, 0.03, seed=9)
+    since = diff(middle, after)
+    check = untouched(after)
+    restore, protect = [completions(6), completions(5, seed=1), completions(4, seed=4)], [completions(7, seed=2)]
+    found = conflict_subspace(
+        after, delta, restore, protect, since=[delta, since, delta], mu=1e-3, lam=0.7, form=form, block=3
+    )
+    check()
+    then = flat(middle.parameters())
+    sides = [
+        (jacobian(at((start + now) / 2), batches), now - start)
+        for start, batches in zip((earlier, then, earlier), restore, strict=True)
+    ]
+    g_a, target = np.concatenate([g for g, _ in sides]), np.concatenate([g @ change for g, change in sides])
+    g_b = jacobian(at(now), protect[0])
+    ridge = 1e-3 * (g_a**2).sum(1).mean() * np.eye(len(now))
+    expected = np.linalg.solve(g_a.T @ g_a + 0.7 * g_b.T @ g_b + ridge, g_a.T @ target)
+    assert relative(correction(found), expected) < 1e-3
+    assert found.passes[0].damage == pytest.approx(np.linalg.norm(target), rel=1e-3)
+
+
+def test_stages_of_their_own_are_checked(
+    after: nn.Module, delta: Delta, completions: Callable[..., list[Batch]]
+) -> None:
+    restore = [completions(3), completions(3, seed=1)]
+    with pytest.raises(ConfigError, match="a delta for each of 2 domains"):
+        conflict_subspace(after, delta, restore, since=[delta])
+    with pytest.raises(WrongBaseError):
+        conflict_subspace(after, delta, restore, since=[delta, diff(after, perturbed(after, 0.1, seed=3))])
+    part = delta.restrict([next(name for name, _ in delta.items())])
+    with pytest.raises(ConfigError, match="reaches back farthest"):
+        conflict_subspace(after, part, restore, since=[part, delta])
 
 
 def test_the_correction_brings_the_log_probabilities_back(
