@@ -41,6 +41,9 @@ CORRECTIONS = {
 }
 """The rules that correct every coordinate, and what each is measured from; a score puts back old bits instead."""
 
+SEVERAL_STAGES = ("dense", "dense_twice")
+"""The rules that restore each domain from a stage of its own."""
+
 NOTHING_TO_DO = 3
 
 
@@ -109,13 +112,16 @@ class Measurement:
         """Read the earlier domain's own delta, where it was given."""
         return None if self._own is None else _read_own(self._own, loaded, later)
 
-    def what(self, loaded: models.Loaded, delta: Delta, budget: float | None) -> What:
+    def what(
+        self, loaded: models.Loaded, delta: Delta, budget: float | None, *, since: Sequence[Delta] | None = None
+    ) -> What:
         """Measure what a rollback by this rule is to undo.
 
         Args:
             loaded: The model, at the delta's after bits.
             delta: The later change.
             budget: Share of all coordinates that get old bits, for a score; None: `FRACTION`.
+            since: For each domain that lost the change since its own stage, for a rule of `SEVERAL_STAGES`.
         """
         from rlforget.interference import kronecker_rule, soft_rule
 
@@ -126,16 +132,18 @@ class Measurement:
             with output.step(f"measuring the second moments of every layer, {self.samples} completions a domain"):
                 return kronecker_rule(loaded.model, delta, self.earlier, self.later, **self._draws(loaded))
         if self.score in CORRECTIONS:
-            return self.subspace(loaded, delta, passes=2 if self.score == "dense_twice" else 1)
+            return self.subspace(loaded, delta, passes=2 if self.score == "dense_twice" else 1, since=since)
         return self.conflict(loaded, delta).top(FRACTION if budget is None else budget)
 
-    def subspace(self, loaded: models.Loaded, delta: Delta, *, passes: int = 1) -> ConflictSubspace:
+    def subspace(
+        self, loaded: models.Loaded, delta: Delta, *, passes: int = 1, since: Sequence[Delta] | None = None
+    ) -> ConflictSubspace:
         """Solve the conflict subspace."""
         from rlforget.interference import conflict_subspace
 
         with output.step(f"solving the conflict subspace, {self.samples} completions a domain"):
             return conflict_subspace(
-                loaded.model, delta, self.earlier, self.later, passes=passes, **self._draws(loaded)
+                loaded.model, delta, self.earlier, self.later, since=since, passes=passes, **self._draws(loaded)
             )
 
     def conflict(self, loaded: models.Loaded, delta: Delta) -> Conflict:

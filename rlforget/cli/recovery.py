@@ -9,7 +9,7 @@ import typer
 
 from rlforget.cli import models, output
 from rlforget.cli.history import In
-from rlforget.cli.measurement import CORRECTIONS, FRACTION, Measurement, Own, Where
+from rlforget.cli.measurement import CORRECTIONS, FRACTION, SEVERAL_STAGES, Measurement, Own, Where
 from rlforget.cli.options import Base, Device, DryRun, Evaluate, Force, InPlace, Json, OutFolderOrNone, Samples, Seed
 from rlforget.cli.rollback_places import Place, place_of
 
@@ -86,6 +86,7 @@ def rollback(
         in_place=in_place,
         restore=wanted,
         protect=list(protect or []),
+        apart=not auto and (rule or _RULE) in SEVERAL_STAGES,
         force=force,
     )
     names = ("--restore", "--protect")
@@ -103,8 +104,8 @@ def rollback(
     if auto:
         _automatic(place, measurement, plot, device, validation, force=force, dry_run=dry_run, as_json=as_json)
         return
-    loaded, changes = place.load(device)
-    what = measurement.what(loaded, changes, budget)
+    loaded, changes, since = place.load(device)
+    what = measurement.what(loaded, changes, budget, since=since)
     shown = measurement.earlier + measurement.later if evaluate else []
     before = models.rewards(loaded, shown, **measured)
     done = _undo(loaded, changes, what, strength=strength, seed=seed)
@@ -145,7 +146,7 @@ def _automatic(
         raise typer.BadParameter("--auto weighs what is restored against what is kept", param_hint="--protect")
     if plot is not None:
         check_picture(plot, force=force)
-    loaded, changes = place.load(device)
+    loaded, changes, _ = place.load(device)
     with output.steps() as say:
         search = auto_rollback(
             loaded.model,

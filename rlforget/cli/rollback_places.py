@@ -30,8 +30,12 @@ class Place(Protocol):
     protect: list[str]
     since: str
 
-    def load(self, device: str) -> tuple[models.Loaded, Delta]:
-        """Load the model and the later change that leads to it, or end the command where nothing changed."""
+    def load(self, device: str) -> tuple[models.Loaded, Delta, list[Delta] | None]:
+        """Load the model and the later change that leads to it, or end the command where nothing changed.
+
+        Returns:
+            The model; the change; and where domains are restored from stages of their own, the change since each.
+        """
 
     def save(self, loaded: models.Loaded, done: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
         """Keep the model as it was rolled back.
@@ -62,13 +66,13 @@ class CheckpointPlace:
         self._model, self._delta, self._out, self._force = model, delta, out, force
         self.protect, self.since = protect, f"the beginning of {delta.name}"
 
-    def load(self, device: str) -> tuple[models.Loaded, Delta]:
+    def load(self, device: str) -> tuple[models.Loaded, Delta, list[Delta] | None]:
         """Load the delta and the model, which has to be at its after bits."""
         changes = load_changes(self._delta, self._model)
         loaded = load_fitting(self._model, changes, device)
         self._folder = loaded.folder
         self._held = None if self._out is not None else _fingerprints(loaded)
-        return loaded, changes
+        return loaded, changes, None
 
     def save(self, loaded: models.Loaded, done: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
         """Write the model as a new checkpoint, or into the one that it came from and that must still be as it was."""
@@ -97,11 +101,12 @@ class HistoryPlace:
 
     Args:
         history: The history.
-        restore: The domains to restore, as they were committed. The change begins with the last stage of any of them.
+        restore: The domains to restore, as they were committed.
         protect: The domains to spare; none: those committed since.
+        apart: Whether each domain is restored from its own last stage. Else all are from the last stage of any of them.
     """
 
-    def __init__(self, history: History, restore: list[str], protect: list[str]) -> None:
+    def __init__(self, history: History, restore: list[str], protect: list[str], *, apart: bool) -> None:
         from rlforget.errors import HistoryError
         from rlforget.history.stage import lineage
 
@@ -116,23 +121,29 @@ class HistoryPlace:
                     found=", ".join(dict.fromkeys(one for one in reversed(trained) if one)) or "no domain",
                     fix="Name one of those, or commit its stage with --domain.",
                 )
-        last = min(trained.index(domain) for domain in restore)
+        places = [trained.index(domain) for domain in restore]
+        last = min(places)
         since = [stage.domain for stage in reversed(line[:last]) if stage.domain and stage.domain not in restore]
         self._history, self._restore = history, restore
-        self._head, self._origin = line[0], line[last]
+        self._head = line[0]
+        self._origins = [line[place if apart else last] for place in places]
+        self._farthest = line[max(places) if apart else last]
         self.protect = protect or list(dict.fromkeys(since))
-        self.since = f"stage {self._origin.name}"
+        names = list(dict.fromkeys(stage.name for stage in self._origins))
+        self.since = f"stage{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
-    def load(self, device: str) -> tuple[models.Loaded, Delta]:
+    def load(self, device: str) -> tuple[models.Loaded, Delta, list[Delta] | None]:
         """Load HEAD, and what changed since."""
-        delta = self._history.delta(self._origin, self._head)
+        deltas = {stage.id: self._history.delta(stage, self._head) for stage in self._origins}
+        delta = deltas[self._farthest.id]
+        apart = [deltas[stage.id] for stage in self._origins] if len(deltas) > 1 else None
         if not delta.changed:
             output.note(f"nothing to do: nothing changed since {self.since}")
             raise typer.Exit(NOTHING_TO_DO)
         with tempfile.TemporaryDirectory(prefix="rlforget-") as folder:
             head = Path(folder) / "head"
             self._history.checkout(self._head, head)
-            return models.load(str(head), device), delta
+            return models.load(str(head), device), delta, apart
 
     def save(self, loaded: models.Loaded, done: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
         """Commit the model on what it came from."""
@@ -143,7 +154,7 @@ class HistoryPlace:
             domain=self._restore[0],
             message=done["message"],
             parent=self._head,
-            config={**done["config"], "since": self._origin.name},
+            config={**done["config"], "since": [stage.name for stage in self._origins]},
             metrics=done["metrics"],
             wait=_WAIT,
         )
@@ -165,6 +176,7 @@ def place_of(
     in_place: bool,
     restore: list[str],
     protect: list[str],
+    apart: bool,
     force: bool,
 ) -> Place:
     """Tell from what was typed whether a history or a checkpoint is meant, and check that the rest fits to it.
@@ -186,7 +198,8 @@ def place_of(
                 raise typer.BadParameter("a history gets a new stage; see checkout", param_hint=option)
         if not restore:
             raise typer.BadParameter("a history is rolled back toward a domain", param_hint="--restore")
-        return HistoryPlace(opened(history or (Path(model) if named and model else None), base), restore, protect)
+        where = opened(history or (Path(model) if named and model else None), base)
+        return HistoryPlace(where, restore, protect, apart=apart)
     if delta is None:
         raise typer.BadParameter("a model is rolled back along a delta; or name a history", param_hint="DELTA")
     out_or_in_place(out, in_place)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import rlforget as rf
+from rlforget.cli import models
 from rlforget.domains import BUILT_IN
 from rlforget.recovery import candidates
 from rlforget.training.quiet import quiet
@@ -128,6 +129,48 @@ def test_the_rule_of_ones_choice_on_a_history(history: Path, monkeypatch: pytest
     again = run("rollback", "--restore", "math", *FEW[:2])
     assert again.code == 3  # the rollback is math's last stage, and nothing changed since
     assert "nothing to do" in again.err
+
+
+def test_each_domain_comes_back_from_its_own_stage(stages: Path, history: Path, tmp_path: Path) -> None:
+    opened = rf.History.open(history)
+    for name, seed in (("code", 1), ("writing", 2)):
+        opened.commit(nudged(stages / "writing", tmp_path / name, seed), domain=name, message=f"{name}, trained")
+    found = run("rollback", history, "--restore", "math", "--restore", "code", *FEW[:2], "--json").json
+    opened = rf.History.open(history)
+    stage, parent = opened.stage("HEAD"), opened.stage("HEAD~1")
+    assert stage is not None
+    assert parent is not None
+    assert (found["stage"], stage.config["since"]) == (stage.name, ["math", "code"])
+
+    model, tokenizer = loaded(opened, "HEAD~1", tmp_path / "now")
+    since = [opened.delta(name, parent) for name in ("math", "code")]
+    toys = [Digits(*SKILLS[name]) for name in ("math", "code", "writing")]
+    subspace = rf.conflict_subspace(
+        model, since[0], toys[:2], toys[2:], since=since, samples=8, seed=0, tokenizer=tokenizer
+    )
+    rf.rollback(model, since[0], subspace, seed=0)
+    assert not rf.diff(loaded(opened, "HEAD", tmp_path / "after")[0], model).changed
+
+
+def nudged(checkpoint: Path, out: Path, seed: int) -> Path:
+    """The checkpoint with every weight a little off."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(checkpoint, out)  # with its tokenizer
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad(), quiet():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+        model.save_pretrained(out)
+    return out
+
+
+def loaded(history: rf.History, stage: str, folder: Path) -> tuple[Any, Any]:
+    history.checkout(stage, folder)
+    found = models.load(str(folder), "cpu")
+    return found.model, found.tokenizer
 
 
 def test_auto_on_a_checkpoint_and_its_delta(stages: Path, tmp_path: Path) -> None:
