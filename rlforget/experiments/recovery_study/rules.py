@@ -99,13 +99,24 @@ def selectivity(live: Live) -> Iterator[Row]:
 def peaks(live: Live) -> Iterator[Row]:
     """How far every domain is from its best reward along the sequence: at the end, and after one rollback.
 
-    `value` is the largest gap.
+    Each domain whose best stage is an earlier one comes back from that stage, the others are protected. `value` is the
+    largest gap.
     """
     line = [stage.name for stage in live.line(live.scene.now)]
-    best = {name: max(live.rewards_at(stage)[name] for stage in line) for name in live.now}
-    yield _gaps(live.row("peaks, now"), best, live.now)
-    for row in by_passes(live, "peaks, rollback", 2, n=live.study.samples, rows="sequence"):
-        yield _gaps(row, best, json.loads(row["rewards"]))
+    best = {name: max(line, key=lambda stage: live.rewards_at(stage)[name]) for name in live.now}
+    peak = {name: live.rewards_at(stage)[name] for name, stage in best.items()}
+    yield _gaps(live.row("peaks, now"), peak, live.now)
+    older = sorted((name for name in best if best[name] != line[-1]), key=lambda name: line.index(best[name]))
+    since = [live.since(best[name]) for name in older]
+    protect = [name for name in best if name not in older]
+    for passes in (1, 2):
+        found, seconds = live.subspace_of(since[0], restore=older, protect=protect, since=since, passes=passes)
+        with rollback(live.model, since[0], found, seed=live.course.seed):
+            row = live.judged(
+                "peaks, rollback", n=live.study.samples, rows="sequence", passes=passes, seconds=seconds,
+                norm_share=live.moved(),
+            )  # fmt: skip
+        yield _gaps(row, peak, json.loads(row["rewards"]))
 
 
 def _gaps(row: Row, best: dict[str, float], rewards: dict[str, float]) -> Row:

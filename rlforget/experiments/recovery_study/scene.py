@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from typing import Any
 
 from torch import Tensor
@@ -149,6 +149,12 @@ class Live(Lost):
         started = time.perf_counter()
         found = conflict_subspace(self.model, delta, **{**given, **options})
         return found, time.perf_counter() - started
+
+    def since(self, stage: str) -> deltas.Delta:
+        """Return everything between an earlier stage on the way to the later one, and that one."""
+        after = [one.name for one in self.line(self.scene.now)]
+        parts = [self.folders[name].delta() for name in after[after.index(stage) + 1 :]]
+        return reduce(deltas.Delta.then, parts)
 
     def moved(self) -> float:
         """Norm of how far the model is from the later stage, over the norm of δ."""
