@@ -42,7 +42,7 @@ def foreach_delta_stats(before: Sequence[Tensor], after: Sequence[Tensor]) -> tu
     """See `rlforget_kernels.delta_stats`."""
     pairs = [_Pair(*sides) for sides in zip(before, after, strict=True)]
     ends = np.cumsum([pair.tiles for pair in pairs]).tolist()
-    tile_sums = np.zeros((2, ends[-1]))
+    tile_sums = np.zeros((ends[-1], 2))  # of a pair or of many, a part that lies in one piece: one kernel is compiled
     counts, exponents, steps = (np.zeros((len(pairs), bins), np.int64) for bins in (_COUNTS, _EXPONENTS, _STEPS))
     largest = np.zeros(len(pairs))
     with borrowed() as scratch:
@@ -51,7 +51,7 @@ def foreach_delta_stats(before: Sequence[Tensor], after: Sequence[Tensor]) -> tu
         def work(position: int, start: int, stop: int) -> _Found:
             pair, room = pairs[position], rooms.get()
             try:
-                return pair.measure(start, stop, tile_sums[:, ends[position] - pair.tiles : ends[position]], room)
+                return pair.measure(start, stop, tile_sums[ends[position] - pair.tiles : ends[position]], room)
             finally:
                 rooms.put(room)
 
@@ -59,7 +59,8 @@ def foreach_delta_stats(before: Sequence[Tensor], after: Sequence[Tensor]) -> tu
             for total, part in zip((counts, exponents, steps), found, strict=True):
                 total[position] += part
             largest[position] = max(largest[position], most)
-    totals = segment_sums(torch.from_numpy(tile_sums).view(-1), ends + [ends[-1] + end for end in ends]).view(2, -1)
+    columns_of_sums = torch.from_numpy(tile_sums).T.reshape(-1)
+    totals = segment_sums(columns_of_sums, ends + [ends[-1] + end for end in ends]).view(2, -1)
     sums = torch.cat([totals, torch.from_numpy(largest)[None]]).T.contiguous()
     by_exponent, by_steps = (torch.from_numpy(bins[:, :-1].copy()) for bins in (exponents, steps))
     return torch.from_numpy(counts), sums, by_exponent, by_steps
@@ -100,7 +101,7 @@ class _Pair:
         self.tiles = -(-self.old.size // TILE)
 
     def measure(self, start: int, stop: int, tile_sums: Array, room: Array) -> _Found:
-        """Measure the changes of [start, stop), and write the sums of each tile into float64 `tile_sums` [2, tiles]."""
+        """Measure the changes of [start, stop), and write the sums of each tile into float64 `tile_sums` [tiles, 2]."""
         index = np.dtype(np.int32 if self.old.size < 2**31 else np.int64)
         bits = self.old.dtype
         indices, old, new, a, b = columns(room, (index, bits, bits, self._working, self._working), _CHUNK + LANES)
@@ -202,8 +203,8 @@ def _measure(indices, old, new, a, b, absolute, relative, infinity, magnitude, t
             exponents[j % np.uint64(_COPIES), exponent_bins[j]] += 1
             steps[j % np.uint64(_COPIES), step_bins[j]] += 1
         total, squares = _part_sums(size[:length], most)
-        tile_sums[0, tile] += total
-        tile_sums[1, tile] += squares
+        tile_sums[tile, 0] += total
+        tile_sums[tile, 1] += squares
         largest = most if most > largest else largest
         start = stop
     return largest
