@@ -6,6 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
+CUTOFF = 1e-5
+"""Directions whose eigenvalue is below this share of the largest are left out: the Gram matrix's float32 products hide
+them."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,19 @@ class GradientSpectrum:
     rank: int
     participation_ratio: float
     effective_rank: float
+
+    @classmethod
+    def of(cls, eigenvalues: Tensor) -> GradientSpectrum:
+        """Describe eigenvalues, float64 [n], descending and not negative."""
+        total = eigenvalues.sum()
+        rank = int((eigenvalues > CUTOFF * eigenvalues[0]).sum())
+        parts = eigenvalues[eigenvalues > 0] / total
+        return cls(
+            tuple(eigenvalues.tolist()),
+            rank,
+            float(total.square() / eigenvalues.square().sum()) if rank else 0.0,
+            float(torch.exp(-(parts * parts.log()).sum())) if rank else 0.0,
+        )
 
 
 @dataclass(frozen=True)

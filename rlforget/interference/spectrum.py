@@ -28,10 +28,6 @@ from rlforget_kernels.subtract import subtract_
 if TYPE_CHECKING:
     from rlforget.delta import Delta
 
-CUTOFF = 1e-5
-"""Directions whose eigenvalue is below this share of the largest are left out: the Gram matrix's float32 products hide
-them."""
-
 
 def measure_subspace(
     model: nn.Module,
@@ -148,16 +144,8 @@ class _Side:
     def of(cls, gram: Tensor) -> _Side:
         values, vectors = torch.linalg.eigh(gram)
         values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
-        rank = int((values > CUTOFF * values[0]).sum())
-        total = values.sum()
-        parts = values[values > 0] / total
-        spectrum = GradientSpectrum(
-            tuple(values.tolist()),
-            rank,
-            float(total.square() / values.square().sum()) if rank else 0.0,
-            float(torch.exp(-(parts * parts.log()).sum())) if rank else 0.0,
-        )
-        return cls(spectrum, values[:rank], vectors[:, :rank])
+        spectrum = GradientSpectrum.of(values)
+        return cls(spectrum, values[: spectrum.rank], vectors[:, : spectrum.rank])
 
     @property
     def rank(self) -> int:

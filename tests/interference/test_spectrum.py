@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlforget.delta import Delta, diff
 from rlforget.errors import ConfigError, NothingLostError, WrongBaseError
 from rlforget.interference import MeasuredSubspace, measure_subspace
-from rlforget.interference.spectrum import CUTOFF
+from rlforget.interference.measured_subspace import CUTOFF
 
 from .conftest import tiny_model
 from .test_subspace import at, flat, jacobian

@@ -22,8 +22,9 @@ _MOST = 256  # completions; the standard error of a mean rise is small beside th
 def predicted_and_measured(live: Live) -> Iterator[Row]:
     """Predict the rise of the earlier domains' loss by every curvature, and measure it, at several strengths of δ.
 
-    Completions are sampled once, at the earlier stage, and the loss is theirs, so the measured rise is also an estimate
-    of KL(π_A ‖ π_t): the divergence at the end stands beside it over the whole vocabulary, with its reverse.
+    Completions are sampled once, at the earlier stage, and the loss is theirs: the measured rise is itself an estimate
+    of KL(π_A ‖ π_t), by the tokens that were sampled. That divergence over the whole vocabulary, which is no prediction
+    therefore, stands beside it, and its reverse.
     """
     samples = min(live.study.samples, _MOST)
     parameters = changed_parameters(live.model, live.delta)
@@ -45,10 +46,12 @@ def predicted_and_measured(live: Live) -> Iterator[Row]:
                 row = live.row(f"damage, {curvature}", strength=strength, predicted=found.at(strength), value=rise)
                 yield {**row, **fields}
         pairs = {"KL(then ‖ now)": (then, live.model), "KL(now ‖ then)": (live.model, then)}
-        for name, (reference, other) in pairs.items():
-            found_kl = kl_divergence(reference, other, domain, **drawn)
-            row = live.row(f"damage, {name}", strength=1.0, predicted=found_kl.mean, value=rises[1.0])
-            yield {**row, **fields}
+        for strength, rise in rises.items():
+            with moved(parameters, toward_before(live.delta, 1.0 - strength)):
+                for name, (reference, other) in pairs.items():
+                    found_kl = kl_divergence(reference, other, domain, **drawn)
+                    row = live.row(f"damage, {name}", strength=strength, predicted=found_kl.mean, value=rise)
+                    yield {**row, **fields}
 
 
 @torch.no_grad()

@@ -10,12 +10,15 @@ import torch
 from rlforget.experiments.recovery_study.rules import by_passes
 from rlforget.experiments.recovery_study.scene import Live, Row
 from rlforget.interference.gram import sample_gram
+from rlforget.interference.measured_subspace import GradientSpectrum
 from rlforget.interference.point import changed_parameters, moved, toward_before
 
 _KINDS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("sequence", 512, {}),
     ("sequence", 128, {"mu": "auto", "lam": "auto"}),
+    ("token", 64, {}),
     ("logit", 64, {}),
+    ("logit", 64, {"mu": 1e-3, "lam": 10.0}),
     ("logit", 64, {"mu": "auto", "lam": "auto"}),
 )
 """Kinds of rows, up to how many prompts each is tried, and with which further options."""
@@ -40,7 +43,7 @@ def growth(live: Live) -> Iterator[Row]:
 
 
 def effective_rank(live: Live) -> float:
-    """Return (tr K)² / tr K² of the earlier domain's Gram matrix K at the midpoint: how many directions count."""
+    """Return the effective rank of the earlier domain's Gram matrix at the midpoint: how many directions count."""
     parameters = changed_parameters(live.model, live.delta)
     with moved(parameters, toward_before(live.delta, 0.5)):
         product = sample_gram(
@@ -51,8 +54,7 @@ def effective_rank(live: Live) -> float:
             seed=live.course.seed,
             tokenizer=live.tokenizer,
         )
-    values = torch.linalg.eigvalsh(product)
-    return float(values.sum() ** 2 / values.square().sum())
+    return GradientSpectrum.of(torch.linalg.eigvalsh(product).flip(0).clamp_min(0.0)).effective_rank
 
 
 MEASURES = {"growth": growth}

@@ -67,11 +67,17 @@ def wanted(study: StudyConfig, course: Course, scene: Scene) -> list[str]:
 
 
 def _is_turn(study: StudyConfig, course: Course, scene: Scene, name: str) -> bool:
-    """Whether it is this seed's turn: a costly measurement is made in one pair of so many, another one every seed."""
+    """Whether it is this seed's turn: a costly measurement is made in one pair of so many, another one every seed.
+
+    Turns go by the pairs that it can be made in.
+    """
     every = study.one_in.get(name, 1)
     if every == 1 or scene.part != "pairs":
         return True
-    pairs = [one.name for one in course.scenes if one.part == "pairs"]
+    possible = [one for one in course.scenes if one.part == "pairs"]
+    if name not in OF_ANY_LOSS:
+        possible = [one for one in possible if Lost(study, course, one).counts]
+    pairs = [one.name for one in possible]
     return (pairs.index(scene.name) + study.seeds.index(course.seed)) % every == 0
 
 

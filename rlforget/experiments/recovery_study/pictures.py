@@ -61,7 +61,7 @@ def _draw(panels: Sequence[Draw], rows: list[Row], path: Path) -> bool:
 
 def _stages(axes: Axes, rows: list[Row]) -> bool:
     """Reward of every domain along the sequence, and after one rollback: means over seeds, by GRPO."""
-    found = select(rows, rule="stage", part="sequence", method="grpo")
+    found = select(rows, rule="stage", part="sequence", method="grpo", counts=True)
     rolled = select(rows, rule="dense subspace", part="sequence", method="grpo", passes=2)
     if not found or not rolled:
         return False
@@ -92,7 +92,7 @@ def _rules(axes: Axes, rows: list[Row]) -> bool:
     shown = ("dense subspace", "few prompts", "subspace", "fisher", "two_fisher", "auto", *_CONTROLS)
     place = 0
     for rule in shown:
-        groups = by(select(found, rule=rule), lambda row: (row["budget"], row["passes"]))
+        groups = by(select(found, rule=rule), lambda row: (row["budget"], row["rows"], row["passes"]))
         if not groups:
             continue
         points = [(mean_of(s, "regained").mean, mean_of(s, "kept").mean) for _, s in sorted(groups.items(), key=str)]

@@ -11,6 +11,7 @@ from typing import Any
 from rlforget.experiments.recovery_study.scene import Row
 
 Key = tuple[Any, ...]
+_LEAST_POWER = 0.05  # of n, below which a fitted law says nothing
 SCENE = ("base", "method", "seed", "part", "earlier", "later")
 """The columns that tell scenes apart."""
 
@@ -56,6 +57,16 @@ def shares(rows: Sequence[Row]) -> str:
     return f"{mean_of(rows, 'regained')} / {mean_of(rows, 'kept')} (n = {len(rows)})"
 
 
+def pooled(rows: Sequence[Row]) -> str:
+    """Write the shares of all losses and all gains added up over the scenes, which small losses bear on little."""
+    told = []
+    for start, end, after in (("now", "then", "after"), ("later_then", "later_now", "later_after")):
+        known = [row for row in rows if row[after] is not None]
+        whole = sum(row[end] - row[start] for row in known)
+        told.append(f"{sum(row[after] - row[start] for row in known) / whole:.2f}" if whole else "not measured")
+    return " / ".join(told)
+
+
 def scene_of(row: Row) -> Key:
     """Return what tells a row's scene apart."""
     return tuple(row.get(name) for name in SCENE)
@@ -87,11 +98,13 @@ def first_to(rows: Sequence[Row], share: float) -> Row | None:
 def law_of_growth(rows: Sequence[Row]) -> tuple[float, float, float] | None:
     """Fit what is not regained, 1 − r = c · n^(−a) · N^b, by least squares of its logarithm over rows of several sizes.
 
+    A share above 0.98, or below 0, counts as 0.98 or 0: what is left is then within the noise of the rewards.
+
     Returns:
         a, b and the n at which a model of a million parameters regains 0.9; None where fewer than four rows have a
-        share between 0.02 and 0.98, or they are all of one size or one n.
+        share, where they are all of one size or one n, or where more prompts do not help by any power to speak of.
     """
-    known = [row for row in rows if row["regained"] is not None and 0.02 < row["regained"] < 0.98]
+    known = [row for row in rows if row["regained"] is not None]
     sizes = [math.log(float(str(row["size"]).removesuffix("M"))) for row in known]
     counts = [math.log(row["n"]) for row in known]
     if len(known) < 4 or len(set(sizes)) < 2 or len(set(counts)) < 2:
@@ -99,6 +112,6 @@ def law_of_growth(rows: Sequence[Row]) -> tuple[float, float, float] | None:
     import torch
 
     factors = torch.tensor([[1.0, -n, size] for n, size in zip(counts, sizes, strict=True)], dtype=torch.float64)
-    left = torch.tensor([[math.log(1.0 - row["regained"])] for row in known], dtype=torch.float64)
+    left = torch.tensor([[math.log(1.0 - min(max(row["regained"], 0.0), 0.98))] for row in known], dtype=torch.float64)
     c, a, b = torch.linalg.lstsq(factors, left).solution.flatten().tolist()
-    return a, b, math.exp((c - math.log(0.1)) / a)
+    return (a, b, math.exp((c - math.log(0.1)) / a)) if a > _LEAST_POWER else None

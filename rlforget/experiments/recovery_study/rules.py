@@ -11,11 +11,11 @@ from rlforget import delta as deltas
 from rlforget.experiments.measure import regained
 from rlforget.experiments.recovery_study.scene import Live, Row
 from rlforget.interference import conflict
+from rlforget.interference.empirical_fisher import Where
 from rlforget.recovery import rollback
 
-_FEW_BUDGETS = (0.02, 0.05)
-SCORES = ("subspace", "fisher", "two_fisher", "magnitude", "random")
-_CONTROLS = ("magnitude", "random")
+SCORES = ("subspace", "fisher", "two_fisher", "taylor", "opposed", "magnitude", "random")
+_UNMEASURED = ("opposed", "magnitude", "random")
 
 
 def dense(live: Live) -> Iterator[Row]:
@@ -69,16 +69,22 @@ def few_prompts(live: Live) -> Iterator[Row]:
 
 def coordinates(live: Live) -> Iterator[Row]:
     """Put the old bits back at the coordinates that score highest, for every score and budget."""
-    earlier = [live.fisher(name) for name in live.scene.earlier]
-    later = [live.fisher(name) for name in live.scene.later]
+    earlier, later = live.scene.earlier, live.scene.later
     subspace, _ = live.subspace()
-    seed, samples = live.course.seed, live.study.samples
     for score in SCORES:
-        scored = conflict(live.delta, earlier=earlier, later=later, score=score, subspace=subspace, seed=seed)
+        where: Where = "earlier" if score == "taylor" else "midpoint"  # its formula is of the earlier point
+        scored = conflict(
+            live.delta,
+            earlier=[live.fisher(name, where=where) for name in earlier],
+            later=[live.fisher(name) for name in later],
+            score=score,
+            own=live.own,
+            subspace=subspace,
+            seed=live.course.seed,
+        )
         for budget in live.study.budgets:
-            if score == "subspace" or budget in _FEW_BUDGETS:
-                n = None if score in _CONTROLS else samples
-                yield live.tried(score, scored.top(fraction=budget), budget=budget, n=n)
+            n = None if score in _UNMEASURED else live.study.samples
+            yield live.tried(score, scored.top(fraction=budget), budget=budget, n=n)
 
 
 def selectivity(live: Live) -> Iterator[Row]:
@@ -99,23 +105,19 @@ def selectivity(live: Live) -> Iterator[Row]:
 def peaks(live: Live) -> Iterator[Row]:
     """How far every domain is from its best reward along the sequence: at the end, and after one rollback.
 
-    Each domain whose best stage is an earlier one comes back from that stage, the others are protected. `value` is the
-    largest gap.
+    Every older domain comes back from its own stage, and the last one is protected. `value` is the largest gap.
     """
-    line = [stage.name for stage in live.line(live.scene.now)]
-    best = {name: max(line, key=lambda stage: live.rewards_at(stage)[name]) for name in live.now}
-    peak = {name: live.rewards_at(stage)[name] for name, stage in best.items()}
+    line = live.line(live.scene.now)
+    peak = {name: max(live.rewards_at(stage.name)[name] for stage in line) for name in live.now}
     yield _gaps(live.row("peaks, now"), peak, live.now)
-    older = sorted((name for name in best if best[name] != line[-1]), key=lambda name: line.index(best[name]))
-    since = [live.since(best[name]) for name in older]
-    protect = [name for name in best if name not in older]
+    stages = {stage.record["config"]["domain"]: stage.name for stage in line}
+    *older, last = stages
+    since = [live.since(stages[name]) for name in older]
     for passes in (1, 2):
-        found, seconds = live.subspace_of(since[0], restore=older, protect=protect, since=since, passes=passes)
+        found, seconds = live.subspace_of(since[0], restore=older, protect=[last], since=since, passes=passes)
         with rollback(live.model, since[0], found, seed=live.course.seed):
-            row = live.judged(
-                "peaks, rollback", n=live.study.samples, rows="sequence", passes=passes, seconds=seconds,
-                norm_share=live.moved(),
-            )  # fmt: skip
+            fields = {"n": live.study.samples, "rows": "sequence", "passes": passes, "seconds": seconds}
+            row = live.judged("peaks, rollback", **fields)
         yield _gaps(row, peak, json.loads(row["rewards"]))
 
 

@@ -16,6 +16,7 @@ from rlforget.experiments.measure import Rewards, kept, regained, rewards
 from rlforget.experiments.recovery_study.config import StudyConfig
 from rlforget.experiments.recovery_study.courses import Course, Scene
 from rlforget.interference import ConflictSubspace, Fisher, conflict_subspace, fisher
+from rlforget.interference.empirical_fisher import Where
 from rlforget.recovery import rollback
 from rlforget.training.loading import load_model
 from rlforget.training.run_folder import RunFolder, StageFolder
@@ -119,7 +120,7 @@ class Live(Lost):
         """The earlier domain's own update."""
         return self.folders[self.scene.then].delta()
 
-    def _fisher(self, domain: str) -> Fisher:
+    def _fisher(self, domain: str, where: Where = "midpoint") -> Fisher:
         return fisher(
             self.model,
             domain,
@@ -127,7 +128,7 @@ class Live(Lost):
             samples=self.study.samples,
             seed=self.course.seed,
             tokenizer=self.tokenizer,
-            where="midpoint",
+            where=where,
         )
 
     def _subspace(self, **options: Any) -> tuple[ConflictSubspace, float]:
