@@ -44,7 +44,9 @@ def experiment(
             output.line(", ".join(f"{count} {name}" for name, count in planned.items()))
             output.written(out, dry_run=True)
         return
-    written = run_study(study, out, bases=bases, parts=parts, processes=jobs, progress=choose(True))
+    short = " --fast" if fast else ""
+    command = f"rlforget experiment {config} -o {out}{short} --jobs {jobs}"  # the parts are those that are in `out`
+    written = run_study(study, out, bases=bases, parts=parts, processes=jobs, progress=choose(True), command=command)
     if as_json:
         output.json_object({**planned, "out": out, "files": written})
     else:

@@ -30,7 +30,7 @@ class Bar:
     """One line of the table.
 
     Attributes:
-        what: What is held against it.
+        what: What is held against it, with `{samples}` and `{few}` for the study's settings.
         least: The bar.
         measured: Writes what was measured.
     """
@@ -59,7 +59,13 @@ def _near_zero(rows: Rows) -> str:
     fallen = [row for row in rows if row["now"] is not None and row["now"] < NEAR_ZERO and row["then"] > 0.5]
     dense, refreshed = select(fallen, rule="dense subspace", passes=2), select(fallen, rule="refresh")
     longest = max((row["steps"] for row in refreshed), default=0)
-    return f"{shares(dense)}; refresh of {longest} steps: {shares(select(refreshed, steps=longest))}"
+    last = select(refreshed, steps=longest)
+    told = [shares(dense)]
+    if last:
+        tried = {scene_of(row) for row in last}
+        same = shares([row for row in dense if scene_of(row) in tried])
+        told.append(f"where a refresh of {longest} steps was tried: {same}, the refresh {shares(last)}")
+    return "; ".join(told)
 
 
 def _rounding(rows: Rows) -> str:
@@ -130,23 +136,23 @@ def _auto(rows: Rows) -> str:
     behind = {
         share: [row[share] - chosen[scene_of(row)][share] for row in whole[best]] for share in ("regained", "kept")
     }
-    gaps = " / ".join(f"{Mean(tuple(values))}" for values in behind.values())
+    gaps = " / ".join(f"{Mean(tuple(values))}, at worst {max(values):.2f}" for values in behind.values())
     rule = ", ".join(str(part) for part in best if part is not None)
     return f"behind the best fixed rule ({rule}) by {gaps}; auto itself {shares(list(chosen.values()))}"
 
 
 def _damage(rows: Rows) -> str:
     told = []
-    for curvature, same in by([r for r in rows if str(r["rule"]).startswith("damage, ")], lambda r: r["rule"]).items():
+    for curvature, same in by(select(rows, rule=("damage, ggn", "damage, fisher")), lambda r: r["rule"]).items():
         pairs = [(row["predicted"], row["value"]) for row in same if row["predicted"] is not None]
         told.append(f"{curvature.removeprefix('damage, ')} {spearman(pairs):.2f} (n = {len(pairs)})")
     return ", ".join(told) or "not measured"
 
 
 def _refreshes(rows: Rows) -> str:
-    """Steps to 90%, and what each way of protecting costs the later domain once it has regained as much."""
+    """Of the pairs: steps to 90%, and what each way of protecting costs the later domain at equal recovery."""
     curves = {
-        rule: by([r for r in rows if r["rule"] == rule and r["part"] in ("pairs", "deep")], scene_of)
+        rule: by(select(rows, rule=rule, part="pairs"), scene_of)
         for rule in ("refresh", "refresh, project", "refresh, fisher")
     }
     plain = {scene: first_to(same, 0.9) for scene, same in curves["refresh"].items()}
@@ -191,8 +197,8 @@ def _sizes(rows: Rows) -> str:
 
 
 BARS = (
-    Bar("conflict subspace, one pass, n = 512 a domain", "0.95 / 0.96", lambda rows: shares(_dense(rows, 1))),
-    Bar("32 prompts a domain, `logit` rows, two passes", "0.85 / 0.92", _few),
+    Bar("conflict subspace, one pass, n = {samples} a domain", "0.95 / 0.96", lambda rows: shares(_dense(rows, 1))),
+    Bar("{few} prompts a domain, `logit` rows, two passes", "0.85 / 0.92", _few),
     Bar("old bits at 2% of the coordinates by `subspace`", "0.90 / 0.93 where the loss is under 0.35", _old_bits),
     Bar("two passes, dense", "0.98 / 0.96", lambda rows: shares(_dense(rows, 2))),
     Bar(f"an older domain that fell under {NEAR_ZERO:g}: two passes", "0.95 regained", _near_zero),

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import statistics
 from typing import Any
 
 from rlforget.experiments.markdown import table
 from rlforget.experiments.recovery_study.bars import BARS, MAIN
-from rlforget.experiments.recovery_study.reading import by, law_of_growth, mean_of, select
+from rlforget.experiments.recovery_study.reading import by, law_of_growth, mean_of, pooled, select
 from rlforget.experiments.recovery_study.scene import Row
 
 _READING = """**regained** is Σ(after − now) / Σ(then − now) over the earlier domains, with *then* their stage and *now*
 the later one; **kept** is Σ(after − then) / Σ(now − then) over the later ones. Means over scenes (pairs and sequences ×
 seeds), ± standard deviation over them, n scenes. Every reward is a mean over sampled completions of evaluation prompts,
 which are used for nothing else. A scene whose earlier domain lost, or whose later one gained, less than {least:g} has
-no share to speak of: it stands in the table of losses and nowhere else."""
+no share to speak of: it stands in the tables of losses and of damage alone. A mean of shares weighs a small loss, which
+is measured less surely, like a large one: *pooled* shares are those of all losses, and all gains, added up."""
 
 _KL = """The divergence of the later model from the earlier one, on the earlier domain's prompts, stands beside the
 curvature because M2RL (arXiv 2602.12566) finds that it is gradients and policy divergence, not weights, by which
-domains interfere, and reports synergy where 2606.02398 reports conflict. Both are correlated here with the measured
-rise of the loss over the same scenes and strengths."""
+domains interfere, and reports synergy where 2606.02398 reports conflict. All are correlated with the measured rise of
+the loss over the same scenes and strengths; at full strength alone they are told too, since strengths of one scene are
+easily ranked. The curvatures are taken at the earlier stage, before the change; the divergences are measured after it.
+KL(then ‖ now) is the very thing that the rise estimates, from the same completions: it shows how well that is measured,
+and predicts nothing."""
 
-Columns = Sequence[tuple[str, Callable[[list[Row]], str]]]
+_CONTRACTION = """Contraction: ‖P_S(θ_t − θ_A)‖ over its start, beside the bound of the refresh theorem of 2606.02398.
+The descent is on KL(π_A ‖ π) over all weights, with the model's own curvature; the theorem bounds descent where the
+loss is quadratic, so a bound that is exceeded says how far from quadratic this loss is."""
 
 
 def page(rows: list[Row], settings: dict[str, Any], command: str, versions: str, pictures: dict[str, str]) -> str:
@@ -43,7 +49,7 @@ def page(rows: list[Row], settings: dict[str, Any], command: str, versions: str,
             "",
             _READING.format(least=settings["least_loss"]),
         ],
-        ["## Against the bars", "", *table(("what", "at least", "measured"), _against_bars(rows))],
+        ["## Against the bars", "", *table(("what", "at least", "measured"), _against_bars(rows, settings))],
         ["## What was lost", *_picture(pictures, "stages"), *_losses(rows)],
         ["## Every rule", *_picture(pictures, "rules"), "", *_rules(rows)],
         ["## Refreshes", "", *_refreshes(rows)],
@@ -62,6 +68,9 @@ def _intro(rows: list[Row], settings: dict[str, Any], command: str, versions: st
             f"{stage} {one['steps']} steps at {one['learning_rate']:g}" for stage, one in several.items() if one
         )
         lengths.append(f"{method} ({told})")
+    if rates := {one["size"]: one["rate"] for one in settings.get("sizes", []) if one["rate"] != 1.0}:
+        told = ", ".join(f"{size} at {rate:g} of these learning rates" for size, rate in rates.items())
+        lengths.append(told)
     scenes = select(rows, rule="none")
     counted = select(scenes, counts=True)
     return [
@@ -72,8 +81,8 @@ def _intro(rows: list[Row], settings: dict[str, Any], command: str, versions: st
     ]
 
 
-def _against_bars(rows: list[Row]) -> list[tuple[str, str, str]]:
-    return [(bar.what, bar.least, bar.measured(rows)) for bar in BARS]
+def _against_bars(rows: list[Row], settings: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [(bar.what.format_map(settings), bar.least, bar.measured(rows)) for bar in BARS]
 
 
 def _picture(pictures: dict[str, str], name: str) -> list[str]:
@@ -110,6 +119,8 @@ def _rules(rows: list[Row]) -> list[str]:
         "subspace",
         "fisher",
         "two_fisher",
+        "taylor",
+        "opposed",
         "magnitude",
         "random",
         "fewest",
@@ -151,19 +162,21 @@ def _rules(rows: list[Row]) -> list[str]:
             )
             if text
         )
-        told.append((rule, setting, *cells, f"{mean_of(same, 'norm_share').mean:.0%}"))
-    head = ("rule", "setting", "GRPO: regained / kept (n)", "SFT", "deep", "norm moved")
+        main = select(same, part=MAIN)
+        told.append((rule, setting, *cells, pooled(main), f"{mean_of(main or same, 'norm_share').mean:.0%}"))
+    head = ("rule", "setting", "GRPO: regained / kept (n)", "SFT", "deep", "pooled, without deep", "norm moved")
     return table(head, told)
 
 
 def _refreshes(rows: list[Row]) -> list[str]:
     found = [r for r in rows if str(r["rule"]).startswith(("refresh", "rollback, then"))]
     told = []
-    for (method, rule, steps), same in by(found, lambda row: (row["method"], row["rule"], row["steps"])).items():
+    keys = ("part", "method", "rule", "steps")
+    for (part, method, rule, steps), same in by(found, lambda row: tuple(row[key] for key in keys)).items():
         drawn = mean_of(same, "samples").mean
         told.append(
             (
-                method,
+                f"{part}, {method}",
                 rule,
                 str(steps),
                 f"{drawn:.0f}",
@@ -173,13 +186,13 @@ def _refreshes(rows: list[Row]) -> list[str]:
             )
         )
     contraction = [row for row in rows if str(row["rule"]).startswith("contraction")]
-    lines = table(("method", "what", "steps", "completions drawn", "regained", "kept", "n"), told)
+    lines = table(("scenes", "what", "steps", "completions drawn", "regained", "kept", "n"), told)
     if contraction:
         told_of = [
             (str(steps), str(mean_of(same, "value")), str(mean_of(same, "predicted")))
             for steps, same in by(contraction, lambda row: row["steps"]).items()
         ]
-        lines += ["", "Contraction along a refresh: ‖P_S(θ_t − θ_A)‖ over its start, beside the theorem's bound.", ""]
+        lines += ["", _CONTRACTION, ""]
         lines += table(("steps", "measured", "bound"), told_of)
     return lines
 
@@ -188,11 +201,15 @@ def _damage(rows: list[Row]) -> list[str]:
     from rlforget.experiments.recovery_study.reading import spearman
 
     told = []
-    for rule, same in by([r for r in rows if str(r["rule"]).startswith("damage, ")], lambda row: row["rule"]).items():
+    known = [row for row in rows if str(row["rule"]).startswith("damage, ") and row["predicted"] is not None]
+    for rule, same in by(known, lambda row: row["rule"]).items():
         for method, some in {"both": same, **by(same, lambda row: row["method"])}.items():
-            pairs = [(row["predicted"], row["value"]) for row in some if row["predicted"] is not None]
-            told.append((rule.removeprefix("damage, "), method, f"{spearman(pairs):.2f}", str(len(pairs))))
-    return table(("predicted by", "method", "Spearman with the measured rise of the loss", "n"), told)
+            every, full = ([(r["predicted"], r["value"]) for r in part] for part in (some, select(some, strength=1.0)))
+            ratio = statistics.median([a / b for a, b in full if b > 0.0] or [math.nan])
+            cells = (f"{spearman(every):.2f} ({len(every)})", f"{spearman(full):.2f} ({len(full)})", f"{ratio:.2f}")
+            told.append((rule.removeprefix("damage, "), method, *cells))
+    head = ("by", "method", "Spearman, all strengths (n)", "full strength (n)", "median of predicted / measured there")
+    return table(head, told)
 
 
 def _curve(rows: list[Row]) -> list[str]:
@@ -204,9 +221,10 @@ def _curve(rows: list[Row]) -> list[str]:
     spectra, overlaps = select(rows, rule="spectrum"), select(rows, rule="overlap")
     note = (
         f"Effective rank of the earlier domain's Gram matrix of {_first(spectra, 'n')} completions: "
-        f"{mean_of(spectra, 'value')}; directions that explain 90% of the damage in the linear model: "
-        f"{mean_of(spectra, 'predicted')}. Mean squared cosine between the two domains' spans: "
-        f"{mean_of(overlaps, 'value')}, by chance {mean_of(overlaps, 'predicted')}."
+        f"{mean_of(spectra, 'value')}; directions that explain 90% of the damage in the linear model, on the very "
+        f"completions that span them: {mean_of(spectra, 'predicted')}; the table has it by reward, on other prompts. "
+        f"Mean squared cosine between the two domains' spans: {mean_of(overlaps, 'value')}, by chance "
+        f"{mean_of(overlaps, 'predicted')}."
     )
     head = ("directions", "how many", "loss regained", "damage explained", "scenes")
     return [note, "", *table(head, told)]
@@ -237,9 +255,11 @@ def _sizes(rows: list[Row]) -> list[str]:
     laws = by(select(rows, rule="growth"), lambda row: (row["rows"], row["passes"], row["mu"]))
     for (kind, passes, mu), same in laws.items():
         fitted = law_of_growth(same)
-        if fitted is not None:
+        given = "" if mu is None else f", μ {mu}"
+        if fitted is None:
+            lines += ["", f"`{kind}` rows, passes: {passes}{given}: no power of n fits."]
+        else:
             a, b, n = fitted
-            given = "" if mu is None else f", μ {mu}"
             lines += [
                 "",
                 f"Fitted, `{kind}` rows, passes: {passes}{given}: 1 − regained ∝ n^−{a:.2f} · N^{b:.2f}, so that the "

@@ -23,7 +23,6 @@ from rlforget.training.run_folder import RunFolder
 from rlforget.weights.atomic import new_file, new_folder
 
 TABLE, PAGE, PICTURES, SETTINGS = "results.csv", "results.md", "images", "study.json"
-COMMAND = "rlforget experiment configs/miniature.yaml -o runs/experiment --jobs 2"
 _FIXED = ("domains", "methods", "evaluation_prompts", "samples", "few", "budgets", "refresh_steps")
 
 
@@ -50,6 +49,7 @@ def run_study(
     parts: tuple[Part, ...] = PARTS,
     processes: int = 1,
     progress: Progress,
+    command: str,
 ) -> list[Path]:
     """Do what is not in `out` yet.
 
@@ -60,6 +60,7 @@ def run_study(
         parts: The parts to run.
         processes: How many pieces are worked on at a time.
         progress: Told of every piece.
+        command: What the page says that made it.
 
     Returns:
         The files that were written: see `write_page`.
@@ -77,10 +78,10 @@ def run_study(
     run_jobs("stages", [_training(one) for one in planned], processes=processes, progress=progress)
     scenes = [measuring.job(study, course, scene) for course in planned for scene in course.scenes]
     run_jobs("measurements", scenes, processes=processes, progress=progress)
-    return write_page(study, out, bases=bases)
+    return write_page(study, out, bases=bases, command=command)
 
 
-def write_page(study: StudyConfig, out: Path, *, bases: Path) -> list[Path]:
+def write_page(study: StudyConfig, out: Path, *, bases: Path, command: str) -> list[Path]:
     """Write the table of all that has been measured in `out`, the pictures and the page.
 
     Returns:
@@ -93,7 +94,7 @@ def write_page(study: StudyConfig, out: Path, *, bases: Path) -> list[Path]:
     rows = read_table(out / TABLE)
     drawn = draw_pictures(rows, out / PICTURES)
     settings = study.model_dump(mode="json")
-    told = page(rows, settings, COMMAND, _versions(), {name: f"{PICTURES}/{path.name}" for name, path in drawn.items()})
+    told = page(rows, settings, command, _versions(), {name: f"{PICTURES}/{path.name}" for name, path in drawn.items()})
     with new_file(out / PAGE, force=True) as file:
         file.write(told.encode())
     return [out / TABLE, out / PAGE, *drawn.values()]

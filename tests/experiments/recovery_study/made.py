@@ -58,6 +58,8 @@ def row(rule: str, **fields: Any) -> Row:
         "now": 0.5,
         "later_then": 0.4,
         "later_now": 0.9,
+        "after": None,
+        "later_after": None,
         "regained": None,
         "kept": None,
         "norm_share": 0.1,

@@ -8,7 +8,7 @@ import pytest
 
 from rlforget.experiments.recovery_study.bars import BARS, best_coordinates
 from rlforget.experiments.recovery_study.page import page
-from rlforget.experiments.recovery_study.reading import Mean, first_to, law_of_growth, select, shares, spearman
+from rlforget.experiments.recovery_study.reading import Mean, first_to, law_of_growth, pooled, select, shares, spearman
 from rlforget.experiments.recovery_study.table import read_table, write_table
 from tests.experiments.recovery_study.made import TINY, row
 
@@ -69,7 +69,16 @@ def test_auto_is_held_against_the_rule_that_is_best_over_all_its_scenes() -> Non
         row("subspace", seed=0, budget=0.02, regained=2.0, kept=2.0),  # not tried in every scene
     ]
     told = _measured("`--auto`", rows)
-    assert told.startswith("behind the best fixed rule (fisher, 0.05) by 0.02 ± 0.00 / -0.01 ± 0.00")
+    assert told.startswith("behind the best fixed rule (fisher, 0.05) by 0.02 ± 0.00, at worst 0.02 / -0.01")
+
+
+def test_pooled_shares_weigh_losses_by_their_size() -> None:
+    rows = [
+        row("random", then=0.9, now=0.5, after=0.5, later_then=0.0, later_now=0.6, later_after=0.6),
+        row("random", then=0.9, now=0.8, after=0.9, later_then=0.0, later_now=0.2, later_after=0.0),
+    ]
+    assert pooled(rows) == "0.20 / 0.75"
+    assert pooled([row("random")]) == "not measured / not measured"
 
 
 def test_ranks_correlate() -> None:
@@ -87,6 +96,7 @@ def test_a_law_of_growth_is_found_again() -> None:
     assert found is not None
     assert found == pytest.approx((0.5, 0.25, 64.0), rel=1e-3)
     assert law_of_growth(rows[:4]) is None  # one size
+    assert law_of_growth([{**one, "regained": 0.5} for one in rows]) is None  # more prompts do not help
 
 
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -50,13 +50,15 @@ def _run_all(names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyP
     watchers = {name: watched(name) for name in names}
     monkeypatch.setattr(measuring, "MEASURES", watchers)
     monkeypatch.setattr(measuring, "IN_PART", {"pairs": names, "sequence": names[:1]})
-    written = run_study(tiny(), tmp_path, bases=tmp_path, parts=("pairs", "sequence"), progress=Silent())
+    written = run_study(
+        tiny(), tmp_path, bases=tmp_path, parts=("pairs", "sequence"), progress=Silent(), command="rlforget experiment"
+    )
     assert seen == dict.fromkeys(names, True)
     rows = read_table(tmp_path / study.TABLE)
     assert {row["measure"] for row in rows} == {*names, None}
     assert set(rows[0]) == set(COLUMNS)
     page = (tmp_path / study.PAGE).read_text(encoding="utf-8")
-    assert all(bar.what in page for bar in BARS)
+    assert all(bar.what.format_map(tiny().model_dump()) in page for bar in BARS)
     assert {path.name for path in written} >= {study.TABLE, study.PAGE, "recovery-stages.png"}
     return rows
 
@@ -99,7 +101,12 @@ def test_a_killed_run_goes_on_and_repeats_nothing(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sequence, "train_stage", train)
     monkeypatch.setattr(measuring, "MEASURES", {"one": measure, "two": measure})
     monkeypatch.setattr(measuring, "IN_PART", {"pairs": ("one", "two"), "sequence": ("one",)})
-    arguments: dict[str, Any] = {"bases": tmp_path, "parts": ("pairs", "sequence"), "progress": Silent()}
+    arguments: dict[str, Any] = {
+        "bases": tmp_path,
+        "parts": ("pairs", "sequence"),
+        "progress": Silent(),
+        "command": "it",
+    }
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run_study(tiny(), tmp_path, **arguments)
@@ -142,6 +149,13 @@ def test_the_stages_of_a_part_are_the_same_whatever_parts_are_asked_for(tmp_path
     assert {scene.part for scene in alone.scenes} == {"sequence"}
 
 
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a scene be looked at whose stages are not trained."""
+    monkeypatch.setattr(Lost, "__init__", lambda self, study, course, scene: setattr(self, "scene", scene))
+
+
+@pytest.mark.usefixtures("untrained")
 def test_a_costly_measurement_takes_turns_so_that_seeds_share_the_pairs(tmp_path: Path) -> None:
     whole = load_study(CONFIG).model_copy(update={"one_in": {"refresh": 3}})
     turns = [
@@ -153,6 +167,16 @@ def test_a_costly_measurement_takes_turns_so_that_seeds_share_the_pairs(tmp_path
     ]
     assert sorted(turns) == sorted(set(turns))
     assert len(turns) == 12
+
+
+@pytest.mark.usefixtures("untrained")
+def test_turns_go_by_the_pairs_that_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that pairs which lost nothing use up no turns."""
+    whole = load_study(CONFIG).model_copy(update={"one_in": {"auto": 3}})
+    monkeypatch.setattr(Lost, "counts", property(lambda self: self.scene.earlier == ("math",)))
+    for course in courses(whole, tmp_path, tmp_path, ("pairs",)):
+        turns = [scene for scene in course.scenes if "auto" in measuring.wanted(whole, course, scene)]
+        assert len(turns) == (1 if course.base.name == "miniature" else 0)
 
 
 def _note(folder: Path, number: int) -> None:
@@ -185,7 +209,7 @@ def test_what_a_job_raises_is_raised(tmp_path: Path) -> None:
 def test_the_short_form_of_the_whole_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # what counts is what counts
     short = load_study(CONFIG).fast()
-    run_study(short, tmp_path, bases=tmp_path / "bases", processes=2, progress=Silent())
+    run_study(short, tmp_path, bases=tmp_path / "bases", processes=2, progress=Silent(), command="it")
     rows = read_table(tmp_path / study.TABLE)
     dense = [row for row in rows if row["rule"] == "dense subspace" and row["passes"] == 2]
     assert dense
