@@ -117,7 +117,11 @@ def test_error_against_float64_under_the_interpreter(form: str, sides: list[Side
 @given(sides=cases(few, whole=True), start=st.sampled_from([0.0, 0.5, -7.0]))
 @settings(max_examples=8)
 def test_whole_numbers_are_exact_under_the_interpreter(form: str, sides: list[Side], start: float):
-    assert torch.equal(added(gpu, *sides, start=start, form=form), added(reference, *sides, start=start))
+    with pytest.MonkeyPatch.context() as patch:
+        if form == "explicit":
+            patch.setattr(gpu, "_TILE", 16)  # fewer steps of its programs, more tiles; of the others it makes more
+        found = added(gpu, *sides, start=start, form=form)
+    assert torch.equal(found, added(reference, *sides, start=start))
 
 
 @pytest.mark.parametrize("unit", [False, True])
@@ -183,9 +187,10 @@ def test_blocks_of_samples_and_of_the_weight(monkeypatch: pytest.MonkeyPatch, fo
 
 @FORMS
 def test_blocks_of_samples_and_of_the_weight_under_the_interpreter(monkeypatch: pytest.MonkeyPatch, form: str):
-    sides = [side((3, 3, 70, 70), seed, whole=True) for seed in range(2)]
+    sides = [side((3, 3, 20, 20), seed, whole=True) for seed in range(2)]
     monkeypatch.setattr(blocks, "SAMPLES", 2)
-    monkeypatch.setattr(gpu, "_SLAB", 2 * 64**3)
+    monkeypatch.setattr(gpu, "_TILE", 16)
+    monkeypatch.setattr(gpu, "_SLAB", 2 * 16**3)
     for some in (sides[:1], sides):
         assert torch.equal(added(gpu, *some, start=1.0, form=form), added(reference, *some, start=1.0))
 
