@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 
 from rlforget.experiments.settings import SEQUENCE
 from rlforget.training import EvaluationConfig, SequenceConfig, StageConfig, run_sequence
+from tests.cli.conftest import run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,8 +27,8 @@ def blocks(language: str) -> list[str]:
 def folder_of_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `runs/demo/seed-0`: the demo's sequence, one step a stage."""
     folder = tmp_path_factory.mktemp("readme")
-    stages = [StageConfig(domain=name, steps=1, learning_rate=1e-2) for name in SEQUENCE]
-    evaluation = EvaluationConfig(domains=["math"], count=8)
+    stages = [StageConfig(domain=name, method="sft", steps=1, prompts=8, learning_rate=1e-2) for name in SEQUENCE]
+    evaluation = EvaluationConfig(domains=["math"], count=4)
     config = SequenceConfig(model="miniature", stages=stages, evaluation=evaluation)
     (folder / "runs" / "demo").mkdir(parents=True)
     run_sequence(config, folder / "runs" / "demo" / "seed-0", progress=False)
@@ -39,31 +40,47 @@ def inside(folder_of_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder_of_runs)
 
 
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path})
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+def small(block: str) -> str:
+    """The block on a quarter of its samples."""
+    return re.sub(r"((?:samples|count)[= ])64\b", r"\g<1>16", block)
+
+
+def shell(block: str) -> str:
+    """Run a block's commands, words and comments split as a shell does it, in this process: each would load torch anew.
+
+    Returns:
+        What they printed.
+    """
+    printed = ""
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "cd":
+            os.chdir(*arguments)
+            continue
+        assert program == "rlforget"
+        done = run(*arguments)
+        assert done.code == 0, (line, done)
+        printed += done.out
+    return printed
 
 
 def test_library_and_command_line_examples() -> None:
-    checkpoints, first, second = blocks("python")
+    checkpoints, first, second = map(small, blocks("python"))
     exec(compile(checkpoints, "README, checkpoints", "exec"), {})
     exec(compile(first, "README, example 1", "exec"), {})
-    commands, history = [block for block in blocks("sh") if block.startswith(("rlforget diff", "rlforget init"))]
+    commands, history = [small(block) for block in blocks("sh") if block.startswith(("rlforget diff", "rlforget init"))]
     held = Path("checkpoints/writing/model.safetensors").read_bytes()
-    run(["sh", "-e", "-c", commands])
+    shell(commands)
     assert Path("checkpoints/writing/model.safetensors").read_bytes() == held
     assert changed("checkpoints/writing", "checkpoints/repaired") > 0
-    drawn = run(["sh", "-e", "-c", history]).stdout
-    assert "* " in drawn
+    assert "* " in shell(history)
     assert changed("checkpoints/writing", "checkpoints/writing-again") == 0
     exec(compile(second, "README, example 5", "exec"), {})
 
 
 def changed(before: str, after: str) -> float:
     """Return the share of coordinates that differ."""
-    total = json.loads(run(["rlforget", "diff", before, after, "--json"]).stdout)["total"]
+    total = run("diff", before, after, "--json").json["total"]
     return float(total["changed"] / total["numel"])
 
 
@@ -72,7 +89,9 @@ def test_sequence_example() -> None:
     assert "steps: 60" in text
     short = re.sub(r"steps: \d+", "steps: 2", text).replace("count: 256", "count: 16")
     Path("sequence.yaml").write_text(short)
-    run([sys.executable, "-m", "rlforget", "sequence", "sequence.yaml", "-o", "runs/mine"])
+    command = [Path(sys.executable).with_name("rlforget"), "sequence", "sequence.yaml", "-o", "runs/mine"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(Path("runs/mine").rglob("*.safetensors"))) == 2
 
 
