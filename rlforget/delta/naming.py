@@ -24,3 +24,10 @@ def kind_of(name: str) -> str:
 def layer_of(name: str) -> int | None:
     """Return the number of the layer that a tensor lies in: the first number among the parts of its name."""
     return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+
+def module_of(name: str) -> str:
+    """Return what a tensor is within its layer: the last part of its name that is no number, `weight` or `bias`."""
+    parts = [part for part in name.split(".") if part and not part.isdecimal()]
+    named = [part for part in parts if part not in ("weight", "bias")]
+    return (named or parts or [name])[-1]

@@ -107,9 +107,10 @@ class Way:
 
 @dataclass(frozen=True)
 class Circuits:
-    """All of `circuits.json` that a report shows; the base's map comes first."""
+    """All of `circuits.json` that a report shows; the base's map comes first, `prompts` may be unknown."""
 
     task: str
+    prompts: int | None
     method: str
     metric: str
     maps: list[HeadMap]
@@ -169,6 +170,7 @@ def parse_circuits(raw: Any, where: str = "circuits") -> Circuits:
         raise compared["tuned"].fault("a name of its own for every model", ", ".join(names))
     return Circuits(
         task=root["task"].text(),
+        prompts=told.count() if (told := _deep(compared, "settings", "prompts")) else None,
         method=compared["base"]["method"].text(),
         metric=compared["base"]["metric"]["name"].text(),
         maps=maps,
@@ -269,5 +271,11 @@ def _number(node: Node, key: str) -> float:
 
 def _within(node: Node, key: str, inner: str) -> float:
     """A number in an object that the writer may not have: NaN where either is missing."""
+    found = _deep(node, key, inner)
+    return found.number() if found else math.nan
+
+
+def _deep(node: Node, key: str, inner: str) -> Node | None:
+    """A value in an object that the writer may not have."""
     found = node.get(key)
-    return _number(found, inner) if found else math.nan
+    return found.get(inner) if found else None

@@ -34,11 +34,13 @@ class Plot:
     Attributes:
         title: The finding that it shows.
         views: One figure for each choice that its section offers, or one for all of them.
+        reading: One line on how to read it, and what it is over: samples and seeds.
         height: In CSS pixels.
     """
 
     title: str
     views: list[Figure]
+    reading: str
     height: int = 420
 
 
@@ -69,10 +71,10 @@ _AXIS = {
 }
 
 
-def label(text: str) -> str:
+def label(text: str, longest: int = _LONGEST) -> str:
     """Make a text safe to show in a plot: plotly reads some HTML in it. Long ones are cut."""
     line = printable(text)
-    return html.escape(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…")
+    return html.escape(line if len(line) <= longest else f"{line[: longest - 1]}…")
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlforget.report.families import Family, family_of
-from rlforget.report.results import Comparison, Pair, Place, Repair, Results, Run, Shared, Stage, StageDelta, Tuned
+from rlforget.report.results import (
+    Change,
+    Comparison,
+    Pair,
+    Place,
+    Repair,
+    Results,
+    Run,
+    Shared,
+    Stage,
+    StageDelta,
+    Tuned,
+)
 from rlforget.report.spread import Spread
 from rlforget.report.wording import fraction as written_fraction
 
@@ -46,23 +58,45 @@ class RepairOverSeeds:
 
 
 @dataclass(frozen=True)
+class TensorOverSeeds:
+    """The change of one tensor: how many of its `numel` coordinates changed."""
+
+    name: str
+    numel: int
+    changed: Spread
+
+
+@dataclass(frozen=True)
 class PlaceOverSeeds:
-    """The change in one place: share of coordinates changed, norm, root mean square over its coordinates."""
+    """The change in one place: share of coordinates changed, norm, root mean square over coordinates; its tensors."""
 
     share: Spread
     norm: Spread
     per_coordinate: Spread
+    tensors: list[TensorOverSeeds]
 
 
 @dataclass(frozen=True)
 class DeltaOverSeeds:
-    """What a stage did to the weights; `squares` is the sum of (after − before)² by place."""
+    """What a stage did to the weights.
+
+    Attributes:
+        dtypes: The storage dtypes.
+        numel: All coordinates.
+        sparsity: The share of equal coordinates, by the keys of `SPARSITIES`.
+        norm: Euclidean norm of the change.
+        steps: Share of the changed coordinates in each bin of `StageDelta.steps`.
+        places: The change by layer and module.
+        kinds: Sum of (after − before)² by kind of tensor.
+    """
 
     dtypes: tuple[str, ...]
     numel: int
     sparsity: dict[str, Spread]
     norm: Spread
+    steps: list[Spread]
     places: dict[Place, PlaceOverSeeds]
+    kinds: dict[str, Spread]
 
 
 @dataclass(frozen=True)
@@ -125,6 +159,8 @@ class OverSeeds:
 
     Attributes:
         seeds: The seeds, in the order of every `Spread.values`.
+        prompts: Evaluation prompts a domain, as the run's settings say; empty where they do not.
+        samples: Completions a domain for all that is measured on a model's own samples, likewise.
         stages: From the base to the end.
         domains: The domains with rewards, those of the sequence first.
         lost: The earlier domains, and the reward that each lost to the later stages.
@@ -134,6 +170,8 @@ class OverSeeds:
     """
 
     seeds: tuple[int, ...]
+    prompts: str
+    samples: str
     stages: list[StageOverSeeds]
     domains: list[str]
     lost: Rewards
@@ -175,6 +213,8 @@ def over_seeds(results: Results) -> OverSeeds:
     compared = [run.comparison for run in runs]
     return OverSeeds(
         seeds=tuple(run.seed for run in runs),
+        prompts=results.settings.get("evaluation_prompts", ""),
+        samples=results.settings.get("samples", ""),
         stages=stages,
         domains=list(dict.fromkeys([*trained, *measured])),
         lost=_by_name([run.lost for run in runs]),
@@ -198,24 +238,40 @@ def _stage(stages: Sequence[Stage]) -> StageOverSeeds:
 
 def _delta(deltas: Sequence[StageDelta | None]) -> DeltaOverSeeds:
     known = [delta for delta in deltas if delta]
-    places = dict.fromkeys(place for delta in known for place in delta.places)
+    by_place = [delta.places if delta else {} for delta in deltas]
+    by_kind = [delta.kinds if delta else {} for delta in deltas]
+    tensors: dict[Place, list[TensorOverSeeds]] = {}
+    for name, (place, numel) in {n: (t.place, t.change.numel) for d in known for n, t in d.tensors.items()}.items():
+        same = [delta.tensors.get(name) if delta else None for delta in deltas]
+        changed = Spread.of(tensor.change.changed if tensor else None for tensor in same)
+        tensors.setdefault(place, []).append(TensorOverSeeds(name, numel, changed))
+    bins = max(len(delta.steps) for delta in known)
     return DeltaOverSeeds(
         dtypes=known[0].dtypes,
-        numel=sum(change.numel for change in known[0].places.values()),
+        numel=sum(tensor.change.numel for tensor in known[0].tensors.values()),
         sparsity={key: Spread.of(delta.sparsity[key] if delta else None for delta in deltas) for key in SPARSITIES},
         norm=Spread.of(delta.norm if delta else None for delta in deltas),
-        places={place: _place(deltas, place) for place in places},
+        steps=[Spread.of(_step_share(delta, place) for delta in deltas) for place in range(bins)],
+        places={place: _place([changes.get(place) for changes in by_place], found) for place, found in tensors.items()},
+        kinds=_by_name([{kind: change.squares for kind, change in kinds.items()} for kinds in by_kind]),
     )
 
 
-def _place(deltas: Sequence[StageDelta | None], place: Place) -> PlaceOverSeeds:
-    changes = [delta.places.get(place) if delta else None for delta in deltas]
+def _step_share(delta: StageDelta | None, place: int) -> float | None:
+    """The share of the changed coordinates in one bin; None where there are none."""
+    if delta is None or not sum(delta.steps):
+        return None
+    return delta.steps[place] / sum(delta.steps) if place < len(delta.steps) else 0.0
+
+
+def _place(changes: Sequence[Change | None], tensors: list[TensorOverSeeds]) -> PlaceOverSeeds:
     return PlaceOverSeeds(
         share=Spread.of(change.changed / change.numel if change and change.numel else None for change in changes),
         norm=Spread.of(math.sqrt(change.squares) if change else None for change in changes),
         per_coordinate=Spread.of(
             math.sqrt(change.squares / change.numel) if change and change.numel else None for change in changes
         ),
+        tensors=tensors,
     )
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from rlforget.errors import missing_extra
 from rlforget.report.circuits_file import CIRCUITS_FILE, COMMAND, Circuits, read_circuits
+from rlforget.report.figure import Plot
 from rlforget.report.markup import Html, tag
 from rlforget.report.over_seeds import OverSeeds, over_seeds
 from rlforget.report.results import RESULTS_FILE, Results, read_results
 from rlforget.report.sections import Section, sections
+from rlforget.report.sparklines import sparklines
 from rlforget.report.story import seeds_note, story
-from rlforget.report.tables import Table
+from rlforget.report.tables import Cell, Table
 from rlforget.report.wording import listing, number
 from rlforget.weights.atomic import check_free, new_file
 
@@ -140,6 +142,7 @@ def _opening(results: Results, found: OverSeeds) -> Html:
         tag("h1", "What fine-tuning changed, what it cost, and what undoing gave back"),
         tag("p", f"{seeds_note(found.seeds)}{short}", class_="muted"),
         tag("ol", *(tag("li", sentence) for sentence in sentences)) if sentences else Html(),
+        sparklines(found),
         tag("noscript", tag("p", "The plots need JavaScript; the tables hold the same numbers.")),
     )
 
@@ -153,29 +156,33 @@ def _opening_of_circuits() -> Html:
 
 
 def _section(part: Section) -> Html:
-    drawn = [
-        tag(
-            "figure",
-            tag("figcaption", plot.title),
-            tag(
-                "div",
-                id=f"{part.key}-{i}",
-                class_="plot",
-                role="img",
-                aria_label=plot.title,
-                style=f"height:{plot.height}px",
-            ),
-        )
-        for i, plot in enumerate(part.plots)
-    ]
     return tag(
         "section",
         tag("h2", part.heading),
         tag("p", part.text),
         _choice(part.choices) if part.choices else Html(),
-        tag("div", *drawn, class_="plots"),
-        _table(part.table) if part.table else Html(),
+        tag("div", *(_plot(plot, f"{part.key}-{i}") for i, plot in enumerate(part.plots)), class_="plots"),
+        *(_table(table) for table in part.tables),
         id=part.key,
+    )
+
+
+def _plot(plot: Plot, key: str) -> Html:
+    drawn = tag(
+        "div",
+        id=key,
+        class_="plot",
+        role="img",
+        tabindex="0",
+        aria_label=plot.title,
+        aria_describedby=f"{key}-reading",
+        style=f"height:{plot.height}px",
+    )
+    return tag(
+        "figure",
+        tag("figcaption", plot.title),
+        drawn,
+        tag("p", plot.reading, class_="reading", id=f"{key}-reading"),
     )
 
 
@@ -184,10 +191,24 @@ def _choice(choices: tuple[str, ...]) -> Html:
 
 
 def _table(table: Table) -> Html:
-    head = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in table.head)))
-    rows = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in table.rows]
-    grid = tag("table", head, tag("tbody", *rows), aria_label=table.caption)
-    return tag("details", tag("summary", f"Table: {table.caption}"), tag("div", grid, class_="scroll", tabindex="0"))
+    """A table that is closed at first; its heads sort it, and a button saves it."""
+    names = (tag("th", tag("button", name, type="button"), scope="col") for name in table.head)
+    rows = [tag("tr", _cell(row[0], "th", scope="row"), *map(_cell, row[1:])) for row in table.rows]
+    grid = tag("table", tag("thead", tag("tr", *names)), tag("tbody", *rows), aria_label=table.caption)
+    return tag(
+        "details",
+        tag("summary", f"Table: {table.caption}"),
+        tag("button", "Save as CSV", type="button", class_="csv"),
+        tag("div", grid, class_="scroll", tabindex="0", role="region", aria_label=table.caption),
+    )
+
+
+def _cell(cell: str | Cell, name: str = "td", **attributes: str) -> Html:
+    """A cell, with its numbers in full for the script that sorts and saves the table."""
+    if not isinstance(cell, Cell):
+        return tag(name, cell, **attributes)
+    known = {"data_values": " ".join(map(repr, cell.values))} if cell.values else {}
+    return tag(name, cell.text, **attributes, **known)
 
 
 def _missing(headings: list[str]) -> Html:
@@ -203,19 +224,18 @@ def _origin(results: Results, run: Path) -> Html:
         f"rlforget report {folder}",
     ]
     took = [f"seed {one.seed}: {number(one.seconds, 0)} s" for one in results.runs if one.seconds is not None]
-    facts = [
-        ["seeds", ", ".join(str(one.seed) for one in results.runs)],
-        *([["machine", results.machine]] if results.machine else []),
-        *([["time", ", ".join(took)]] if took else []),
-        *(["version of " + name, version] for name, version in results.versions.items()),
-        *([name, value] for name, value in results.settings.items()),
-    ]
+    facts = [("seeds", ", ".join(str(one.seed) for one in results.runs))]
+    facts += [("machine", results.machine)] if results.machine else []
+    facts += [("time", ", ".join(took))] if took else []
+    facts += [(f"version of {name}", version) for name, version in results.versions.items()]
+    facts += results.settings.items()
+    rows: list[list[str | Cell]] = [[what, value] for what, value in facts]
     return tag(
         "section",
         tag("h2", "How this came about"),
         tag("p", "The run and this page are made again by:"),
         tag("pre", "\n".join(commands)),
-        _table(Table("Seeds, machine, versions and settings", ["what", "value"], facts)),
+        _table(Table("Seeds, machine, versions and settings", ["what", "value"], rows)),
         id="origin",
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlforget.delta.naming import module_of
 from rlforget.errors import ReportError
 from rlforget.report.json_node import Node
 
@@ -20,7 +21,7 @@ FORMAT = "rlforget-demo"
 VERSION = 1
 
 Place = tuple[int | None, str]
-"""A layer's number, None outside of all layers, and a kind of tensor."""
+"""A layer's number, None outside of all layers, and a module, e.g. `up_proj`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,15 @@ class Change:
 
 
 @dataclass(frozen=True)
+class TensorChange:
+    """The change of one tensor: where it lies, what kind it is, and how much of it changed."""
+
+    place: Place
+    kind: str
+    change: Change
+
+
+@dataclass(frozen=True)
 class StageDelta:
     """What a stage did to the weights.
 
@@ -49,13 +59,32 @@ class StageDelta:
         dtypes: The storage dtypes.
         sparsity: The share of equal coordinates: by bits, and under the absolute and the relative tolerance.
         norm: Euclidean norm of the change.
-        places: The change by layer and kind.
+        steps: Changed coordinates by the number of representable values they moved: bin 0 none, then bin b from
+            2**(b-1) up to 2**b - 1; empty where the run does not tell.
+        tensors: The change of each tensor, in the model's order.
     """
 
     dtypes: tuple[str, ...]
     sparsity: dict[str, float]
     norm: float
-    places: dict[Place, Change]
+    steps: tuple[int, ...]
+    tensors: dict[str, TensorChange]
+
+    @property
+    def places(self) -> dict[Place, Change]:
+        """The change by layer and module."""
+        found: defaultdict[Place, Change] = defaultdict(lambda: Change(0, 0, 0.0))
+        for tensor in self.tensors.values():
+            found[tensor.place] += tensor.change
+        return dict(found)
+
+    @property
+    def kinds(self) -> dict[str, Change]:
+        """The change by kind of tensor."""
+        found: defaultdict[str, Change] = defaultdict(lambda: Change(0, 0, 0.0))
+        for tensor in self.tensors.values():
+            found[tensor.kind] += tensor.change
+        return dict(found)
 
 
 @dataclass(frozen=True)
@@ -246,18 +275,20 @@ def _stage(node: Node) -> Stage:
 
 def _delta(node: Node) -> StageDelta:
     total = node["total"]
-    places: defaultdict[Place, Change] = defaultdict(lambda: Change(0, 0, 0.0))
-    for _, tensor in node["tensors"].items():
-        layer = tensor.get("layer")
-        place = (layer.count() if layer else None, tensor["kind"].text())
-        norm = tensor["l2"].number()
-        places[place] += Change(tensor["numel"].count(), tensor["changed"].count(), norm * norm)
     return StageDelta(
         dtypes=tuple(dtype.text() for dtype in total["dtypes"].elements()),
         sparsity={key: total[key].number() for key in ("sparsity", "sparsity_absolute", "sparsity_relative")},
         norm=total["l2"].number(),
-        places=dict(places),
+        steps=tuple(step.count() for step in _elements(total, "steps")),
+        tensors={name: _tensor(name, tensor) for name, tensor in node["tensors"].items()},
     )
+
+
+def _tensor(name: str, node: Node) -> TensorChange:
+    layer, norm = node.get("layer"), node["l2"].number()
+    place = (layer.count() if layer else None, module_of(name))
+    change = Change(node["numel"].count(), node["changed"].count(), norm * norm)
+    return TensorChange(place, node["kind"].text(), change)
 
 
 def _pair(node: Node) -> Pair:

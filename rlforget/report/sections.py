@@ -22,7 +22,7 @@ class Section:
         heading: What it is about.
         text: How to read it.
         plots: Its plots; none where the run lacks this part.
-        table: The numbers behind them.
+        tables: The numbers behind them.
         choices: What a reader may switch the plots between.
         remedy: Where there are no plots, what would bring them, if that is not the run itself.
     """
@@ -31,7 +31,7 @@ class Section:
     heading: str
     text: str
     plots: list[Plot] = field(default_factory=list)
-    table: Table | None = None
+    tables: list[Table] = field(default_factory=list)
     choices: tuple[str, ...] = ()
     remedy: str = ""
 
@@ -42,6 +42,7 @@ def sections(found: OverSeeds | None, circuits: Circuits | None = None) -> Itera
         yield _rewards(found)
         yield _repairs(found)
         yield _places(found)
+        yield _steps(found)
         yield _overlaps(found)
         yield _comparison(found)
     yield _circuits(circuits)
@@ -52,7 +53,7 @@ def _rewards(found: OverSeeds) -> Section:
     if not found.domains:
         return Section("rewards", "Rewards along the sequence", text)
     return Section(
-        "rewards", "Rewards along the sequence", text, [plots.rewards_plot(found)], tables.rewards_table(found)
+        "rewards", "Rewards along the sequence", text, [plots.rewards_plot(found)], [tables.rewards_table(found)]
     )
 
 
@@ -71,18 +72,27 @@ def _repairs(found: OverSeeds) -> Section:
         "What undoing gives back, and what it costs",
         text,
         [plots.repairs_plot(found)],
-        tables.repairs_table(found),
+        [tables.repairs_table(found)],
     )
 
 
 def _places(found: OverSeeds) -> Section:
     heading, drawn = "Where the weights changed", plots.place_plots(found)
     text = (
-        "Each stage against the one before it, by layer and kind of tensor. A coordinate is changed where its stored "
+        "Each stage against the one before it, by layer and module. A coordinate is changed where its stored "
         "bits differ, so the share depends on the storage dtype; the colours mean the same in all maps."
     )
-    table = tables.places_table(found) if drawn else None
-    return Section("places", heading, text, drawn, table, plots.PLACE_CHOICES)
+    return Section("places", heading, text, drawn, [tables.places_table(found)] if drawn else [], plots.PLACE_CHOICES)
+
+
+def _steps(found: OverSeeds) -> Section:
+    heading, drawn = "How sparse the updates are", plots.step_plots(found)
+    text = (
+        "What counts as a sparse update depends on the storage dtype and on the tolerance. Equal bits are the truth "
+        "here; the published tolerances stand beside them."
+    )
+    behind = [tables.sparsity_table(found), tables.steps_table(found)] if drawn else []
+    return Section("steps", heading, text, drawn, [table for table in behind if table])
 
 
 def _overlaps(found: OverSeeds) -> Section:
@@ -94,7 +104,7 @@ def _overlaps(found: OverSeeds) -> Section:
     if not found.overlaps:
         return Section("overlaps", heading, text)
     return Section(
-        "overlaps", heading, text, [plots.overlap_plot(found)], tables.overlaps_table(found), plots.OVERLAP_CHOICES
+        "overlaps", heading, text, [plots.overlap_plot(found)], [tables.overlaps_table(found)], plots.OVERLAP_CHOICES
     )
 
 
@@ -106,7 +116,8 @@ def _comparison(found: OverSeeds) -> Section:
         f"The weights before the last stage were trained on {compared.target} by RL, and again by SFT, until both had "
         "the same sampled reward. The question is what each cost the domains that were not trained."
     )
-    return Section("comparison", heading, text, plots.comparison_plots(compared), tables.comparison_table(compared))
+    drawn = plots.comparison_plots(found, compared)
+    return Section("comparison", heading, text, drawn, [tables.comparison_table(compared)])
 
 
 def _circuits(found: Circuits | None) -> Section:
@@ -122,5 +133,5 @@ def _circuits(found: Circuits | None) -> Section:
         "prompts to the other; beside it stands the fine-tune's on the other half, the dashed line."
     )
     return Section(
-        "circuits", heading, text, plots.circuit_plots(found), tables.circuits_table(found), plots.CIRCUIT_CHOICES
+        "circuits", heading, text, plots.circuit_plots(found), [tables.circuits_table(found)], plots.CIRCUIT_CHOICES
     )

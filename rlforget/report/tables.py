@@ -1,16 +1,32 @@
-"""The tables behind the plots, as plain text cells."""
+"""The tables behind the plots."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rlforget.report import circuits_story
 from rlforget.report.circuits_file import Circuits
 from rlforget.report.over_seeds import ComparisonOverSeeds, OverSeeds
+from rlforget.report.plots.steps import MEASURES, bin_name
 from rlforget.report.spread import Spread
 from rlforget.report.story import place_name
-from rlforget.report.wording import NONE, fraction, number, percent
+from rlforget.report.wording import NONE, fraction, number, percent, tenths
+
+
+class Cell(NamedTuple):
+    """A number in a table.
+
+    Attributes:
+        text: As it is shown.
+        values: In full, for sorting and for programs: the mean, and over several seeds the lowest and the highest; none
+            where it is not known.
+    """
+
+    text: str
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -19,30 +35,56 @@ class Table:
 
     caption: str
     head: list[str]
-    rows: list[list[str]]
+    rows: list[list[str | Cell]]
 
 
 def rewards_table(found: OverSeeds) -> Table:
-    """Every domain's reward after every stage, and how much of the weights the stage left."""
-    head = ["after", *found.domains, "same bits", "within 1e-5", "within 0.1%", "norm", "stored as"]
-    rows = []
-    for stage in found.stages:
-        delta = stage.delta
-        left = [_cell(delta.sparsity[key], _tenths) for key in delta.sparsity] if delta else [""] * 3
-        moved = [_cell(delta.norm), ", ".join(delta.dtypes)] if delta else [""] * 2
-        rows.append([stage.name, *_cells(stage.rewards, found.domains), *left, *moved])
-    caption = "Mean sampled reward after every stage; the share of coordinates that the stage left, by three measures"
-    return Table(caption, head, rows)
+    """Every domain's reward after every stage."""
+    rows: list[list[str | Cell]] = [[stage.name, *_cells(stage.rewards, found.domains)] for stage in found.stages]
+    return Table("Mean sampled reward after every stage", ["after", *found.domains], rows)
+
+
+def sparsity_table(found: OverSeeds) -> Table:
+    """How much of the weights each stage left, and how far it moved them."""
+    head = ["stage", *(f"left: {name}" for name in MEASURES.values()), "norm of the change", "stored as"]
+    rows: list[list[str | Cell]] = [
+        [
+            stage.name,
+            *(_cell(stage.delta.sparsity[key], tenths) for key in MEASURES),
+            _cell(stage.delta.norm, _three),
+            ", ".join(stage.delta.dtypes),
+        ]
+        for stage in found.stages
+        if stage.delta
+    ]
+    return Table("The share of coordinates that each stage left, by three measures, and its norm", head, rows)
+
+
+def steps_table(found: OverSeeds) -> Table | None:
+    """How far the changed coordinates moved; None where the run does not tell."""
+    stages = [(stage.name, stage.delta.steps) for stage in found.stages if stage.delta and stage.delta.steps]
+    if not stages:
+        return None
+    none = Spread(())
+    rows: list[list[str | Cell]] = [
+        [
+            Cell(bin_name(place), (2.0 ** (place - 1) if place else 0.0,)),
+            *(_cell(steps[place] if place < len(steps) else none, _hundredths) for _, steps in stages),
+        ]
+        for place in range(max(len(steps) for _, steps in stages))
+    ]
+    caption = "Share of the changed coordinates by the number of representable values they moved"
+    return Table(caption, ["steps", *(name for name, _ in stages)], rows)
 
 
 def repairs_table(found: OverSeeds) -> Table:
     """Every repair."""
     head = ["repair", "sort", "coordinates", "regained", "kept", "norm moved", *found.domains]
-    rows = [
+    rows: list[list[str | Cell]] = [
         [
             repair.rule,
             repair.family.value,
-            fraction(repair.fraction),
+            Cell(fraction(repair.fraction), (1.0 if repair.fraction is None else repair.fraction,)),
             _cell(repair.regained, percent),
             _cell(repair.kept, percent),
             _cell(repair.norm_share, percent),
@@ -54,13 +96,15 @@ def repairs_table(found: OverSeeds) -> Table:
 
 
 def places_table(found: OverSeeds) -> Table:
-    """The change of every stage by layer and kind."""
-    head = ["where", "stage", "coordinates changed", "norm", "root mean square"]
-    rows = [
+    """The change of every stage by layer and module."""
+    head = ["where", "stage", "coordinates", "changed", "share changed", "norm", "root mean square"]
+    rows: list[list[str | Cell]] = [
         [
             place_name(place),
             stage.name,
-            _cell(at.share, _tenths),
+            _count(sum(tensor.numel for tensor in at.tensors)),
+            _cell(_added([tensor.changed for tensor in at.tensors]), _whole),
+            _cell(at.share, tenths),
             _cell(at.norm, _three),
             _cell(at.per_coordinate, _tiny),
         ]
@@ -68,13 +112,13 @@ def places_table(found: OverSeeds) -> Table:
         if stage.delta
         for place, at in stage.delta.places.items()
     ]
-    return Table("The change of every stage, by layer and kind of tensor", head, rows)
+    return Table("The change of every stage, by layer and module", head, rows)
 
 
 def overlaps_table(found: OverSeeds) -> Table:
     """The overlap of every two stages."""
     head = ["stages", "coordinates", "by chance", "top-10% neurons", "by chance"]
-    rows = [
+    rows: list[list[str | Cell]] = [
         [
             f"{pair.first}, {pair.second}",
             *(
@@ -93,17 +137,19 @@ def comparison_table(compared: ComparisonOverSeeds) -> Table:
     domains = list(compared.start)
     tuned = (compared.grpo, compared.sft)
 
-    def row(name: str, start: str, spreads: Iterable[Spread | None], write: Callable[[float], str]) -> list[str]:
+    def row(
+        name: str, start: str | Cell, spreads: Iterable[Spread | None], write: Callable[[float], str]
+    ) -> list[str | Cell]:
         return [name, start, *(NONE if spread is None else _cell(spread, write) for spread in spreads)]
 
-    rows = [row("steps", "", (one.steps for one in tuned), lambda steps: number(steps, 0))]
+    rows = [row("steps", "", (one.steps for one in tuned), _whole)]
     rows += [
         row(f"reward on {name}", _cell(compared.start[name]), (one.rewards.get(name) for one in tuned), number)
         for name in domains
     ]
     rows.append(row("forgotten on the other domains", "", (one.forgotten for one in tuned), number))
     rows += [
-        row(f"unchanged as {dtype}", "", (one.sparsity.get(dtype) for one in tuned), _tenths)
+        row(f"unchanged as {dtype}", "", (one.sparsity.get(dtype) for one in tuned), tenths)
         for dtype in compared.grpo.sparsity
     ]
     rows += [
@@ -117,32 +163,62 @@ def circuits_table(found: Circuits) -> Table:
     """Every fine-tune's circuit beside its controls, and every checkpoint of its way."""
     kept = ["kept of the base's", "over prompts", "by chance", "on halves", "base on halves"]
     head = ["model", "heads", *kept, "p of chance", "p of other prompts", "correlation", "reward"]
-    sizes = {one.name: str(len(one.heads)) for one in found.maps}
-    rows = [[found.base.name, sizes[found.base.name], *[""] * (len(head) - 2)]]
+    sizes = {one.name: _count(len(one.heads)) for one in found.maps}
+    rows: list[list[str | Cell]] = [[found.base.name, sizes[found.base.name], *[""] * (len(head) - 2)]]
     for one in found.kept:
-        cells = [percent(one.retention), circuits_story.interval_text(one), circuits_story.chance_text(one)]
-        cells += [percent(one.at_halves), percent(one.ceiling)]
-        cells += [circuits_story.p_text(p) for p in (one.p_chance, one.p_prompts)]
-        rows.append([one.name, sizes.get(one.name, NONE), *cells, number(one.correlation), ""])
+        rows.append(
+            [
+                one.name,
+                sizes.get(one.name, NONE),
+                _value(one.retention, percent),
+                circuits_story.interval_text(one),
+                circuits_story.chance_text(one),
+                _value(one.at_halves, percent),
+                _value(one.ceiling, percent),
+                _value(one.p_chance, circuits_story.p_text),
+                _value(one.p_prompts, circuits_story.p_text),
+                _value(one.correlation),
+                "",
+            ]
+        )
     blank = [""] * (len(head) - 4)
     rows += [
-        [f"{way.name}, {step.name}", "", percent(step.retention), *blank, number(step.reward)]
+        [f"{way.name}, {step.name}", "", _value(step.retention, percent), *blank, _value(step.reward)]
         for way in found.ways
         for step in way.steps
     ]
     return Table(f"Circuits for {found.task}: what is kept, beside chance and the ceiling", head, rows)
 
 
-def _cell(spread: Spread, write: Callable[[float], str] = number) -> str:
-    return spread.text(write, between="\n")
+def _cell(spread: Spread, write: Callable[[float], str] = number) -> Cell:
+    known = spread.known
+    ends = (min(known), max(known)) if len(known) > 1 else ()
+    return Cell(spread.text(write, between="\n"), (spread.mean, *ends) if known else ())
 
 
-def _cells(spreads: dict[str, Spread], names: list[str]) -> list[str]:
+def _cells(spreads: dict[str, Spread], names: list[str]) -> list[str | Cell]:
     return [_cell(spreads[name]) if name in spreads else NONE for name in names]
 
 
-def _tenths(share: float) -> str:
-    return percent(share, 1)
+def _value(value: float, write: Callable[[float], str] = number) -> Cell:
+    return Cell(write(value), (value,) if math.isfinite(value) else ())
+
+
+def _count(value: int) -> Cell:
+    return Cell(f"{value:,}", (float(value),))
+
+
+def _added(spreads: list[Spread]) -> Spread:
+    """The sum of some numbers, seed by seed."""
+    return Spread(tuple(sum(values) for values in zip(*(spread.values for spread in spreads), strict=True)))
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else NONE
+
+
+def _hundredths(share: float) -> str:
+    return percent(share, 2)
 
 
 def _three(value: float) -> str:

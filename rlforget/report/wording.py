@@ -30,6 +30,11 @@ def percent(share: float, digits: int = 0) -> str:
     return text if text == NONE else f"{text}%"
 
 
+def tenths(share: float) -> str:
+    """Write a share of 1 as a percentage with one decimal."""
+    return percent(share, 1)
+
+
 def fraction(share: float | None) -> str:
     """Write a chosen fraction of the coordinates with as many digits as it has: `2%`, `0.5%`; None is `all`."""
     return "all" if share is None else f"{100 * share:.3g}%"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 from importlib.resources import files
 from statistics import fmean
@@ -17,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlforget.report import drawing, plots
-from rlforget.report.over_seeds import over_seeds
+from rlforget.report.over_seeds import SPARSITIES, over_seeds
 from rlforget.report.results import parse_results
 from tests.report.pages import page_of
 
@@ -86,23 +85,40 @@ def test_maps_hold_every_place_on_one_scale(results: dict[str, Any]) -> None:
     for view in range(len(plots.PLACE_CHOICES)):
         assert len({plot.views[view]["data"][0]["zmax"] for plot in maps}) == 1
     norms = maps[1].views[0]
-    column = norms["layout"]["xaxis"]["ticktext"].index("attention")
+    column = norms["layout"]["xaxis"]["ticktext"].index("q_proj")
     row = norms["layout"]["yaxis"]["ticktext"].index("layer 3")
-    wanted = fmean(
-        math.sqrt(sum(t["l2"] ** 2 for t in run["stages"][2]["delta"]["tensors"].values() if at(t) == (3, "attention")))
-        for run in results["runs"]
-    )
-    assert norms["data"][0]["z"][row][column] == pytest.approx(wanted)
+    name = "model.layers.3.self_attn.q_proj.weight"
+    tensors = [run["stages"][2]["delta"]["tensors"][name] for run in results["runs"]]
+    assert norms["data"][0]["z"][row][column] == pytest.approx(fmean(tensor["l2"] for tensor in tensors))
     outside = norms["layout"]["yaxis"]["ticktext"].index("elsewhere")
     assert norms["data"][0]["z"][outside][column] is None
     share = maps[1].views[2]["data"][0]["z"][row][column]
-    parts = [t for t in results["runs"][0]["stages"][2]["delta"]["tensors"].values() if at(t) == (3, "attention")]
-    assert 0 < share < 1
-    assert sum(t["changed"] for t in parts) / sum(t["numel"] for t in parts) == pytest.approx(share, abs=0.05)
+    assert share == pytest.approx(fmean(tensor["changed"] / tensor["numel"] for tensor in tensors))
+    changed = fmean(tensor["changed"] for tensor in tensors)
+    for view in maps[1].views:
+        told = view["data"][0]["customdata"][row][column]
+        assert told[0] == f"{name}: {changed:.0f} of {tensors[0]['numel']} changed"
+        assert "%{customdata[0]}" in view["data"][0]["hovertemplate"]
 
 
-def at(tensor: dict[str, Any]) -> tuple[int | None, str]:
-    return tensor["layer"], tensor["kind"]
+def test_steps_are_shares_of_what_changed(results: dict[str, Any]) -> None:
+    sparsity, steps = plots.step_plots(over_seeds(parse_results(results)))
+    deltas = [[stage["delta"]["total"] for stage in run["stages"][1:]] for run in results["runs"]]
+    for trace, key in zip(sparsity.views[0]["data"], SPARSITIES, strict=True):
+        assert trace["y"] == pytest.approx([fmean(d[key] for d in stage) for stage in zip(*deltas, strict=True)])
+    for place, trace in enumerate(steps.views[0]["data"]):
+        assert sum(trace["y"]) == pytest.approx(1)
+        for number, share in enumerate(trace["y"]):
+            wanted = [run[place]["steps"] for run in deltas]
+            assert share == pytest.approx(fmean(([*s, *[0] * 65][number]) / sum(s) for s in wanted))
+
+
+def test_a_run_that_tells_no_steps_has_no_histogram(results: dict[str, Any]) -> None:
+    for run in results["runs"]:
+        for stage in run["stages"][1:]:
+            del stage["delta"]["total"]["steps"]
+    assert len(plots.step_plots(over_seeds(parse_results(results)))) == 1
+    assert len([key for key in page_of(results).figures if key.startswith("steps")]) == 1
 
 
 def test_overlap_stands_beside_chance(results: dict[str, Any]) -> None:

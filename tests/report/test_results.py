@@ -39,7 +39,11 @@ def test_a_run_is_read(run: Path, results: dict[str, Any]) -> None:
         assert sum(change.changed for change in changes) == total["changed"]
         assert sum(change.numel for change in changes) == total["numel"]
         assert math.sqrt(sum(change.squares for change in changes)) == pytest.approx(total["l2"])
-        assert stage.delta.places[None, "embedding"].numel == wanted["delta"]["kinds"]["embedding"]["numel"]
+        assert stage.delta.kinds["embedding"].numel == wanted["delta"]["kinds"]["embedding"]["numel"]
+        assert (
+            stage.delta.places[3, "up_proj"].changed
+            == (wanted["delta"]["tensors"]["model.layers.3.mlp.up_proj.weight"]["changed"])
+        )
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def set_repairs(results: dict[str, Any], regained: float, kept: float) -> None:
 
 
 def test_five_sentences_hold_the_means(results: dict[str, Any]) -> None:
-    trained, lost, rolled_back, few, compared = sentences(results)
+    trained, lost, where, undone, cost = sentences(results)
     runs = results["runs"]
 
     def reward(stage: int, domain: str) -> float:
@@ -48,14 +48,26 @@ def test_five_sentences_hold_the_means(results: dict[str, Any]) -> None:
     assert lost.startswith("While qa and writing were trained, ")
     for domain in ("code", "math"):
         assert f"{domain} fell from {reward(2, domain):.2f} to {reward(4, domain):.2f}" in lost
-    dense = [repair(results, "dense subspace", None, key) for key in ("regained", "kept")]
-    assert f"dense subspace gave back {dense[0]:.0%} of what was lost and kept {dense[1]:.0%}" in rolled_back
-    assert f"random subspace gave back {repair(results, 'random subspace', None, 'regained'):.0%}" in rolled_back
-    assert "the best of 6 such choices" in few
-    assert f"random coordinates gave back {repair(results, 'random', 0.05, 'regained'):.0%}" in few
+    kinds = [run["stages"][stage]["delta"]["kinds"] for run in runs for stage in (3, 4)]
+    squares = {kind: sum(one[kind]["l2"] ** 2 for one in kinds) for kind in kinds[0]}
+    assert f"{squares['mlp'] / sum(squares.values()):.0%} lies in the mlp weights" in where
+    dense = [repair(results, "dense subspace", None, key) for key in ("regained", "kept", "norm_share")]
+    assert f"dense subspace gave back {dense[0]:.0%} of what was lost" in undone
+    assert f"(a random subspace {repair(results, 'random subspace', None, 'regained'):.0%})" in undone
+    assert "the best of 6 such choices" in undone
+    assert f"(as many random ones {repair(results, 'random', 0.05, 'regained'):.0%})" in undone
+    assert f"dense subspace kept {dense[1]:.0%}, moving {dense[2]:.0%} of the later change's norm" in cost
+    again = [repair(results, "refresh", None, key) for key in ("regained", "kept")]
+    assert f"training again (refresh) gave back {again[0]:.0%} and kept {again[1]:.0%}" in cost
+
+
+def test_sft_and_rl_are_told_above_their_plots(results: dict[str, Any]) -> None:
+    compared = found_in(results).comparison
+    assert compared is not None
     for method, name in (("sft", "SFT"), ("grpo", "RL")):
-        mean = fmean(run["sft_and_rl"][method]["rewards"]["writing"] for run in runs)
-        assert f"{name} reached {mean:.2f}" in compared or f"{name} {mean:.2f}" in compared
+        mean = fmean(run["sft_and_rl"][method]["rewards"]["writing"] for run in results["runs"])
+        said = story.target_finding(compared)
+        assert f"{name} reached {mean:.2f}" in said or f"{name} {mean:.2f}" in said
 
 
 def test_the_best_is_the_highest_of_the_lower_of_both(results: dict[str, Any]) -> None:
@@ -68,16 +80,18 @@ def test_the_best_is_the_highest_of_the_lower_of_both(results: dict[str, Any]) -
                 one.update(regained=1.0, kept=0.1)
             if one["rule"] == "random":
                 one.update(regained=0.9, kept=0.9)  # a control is never the hero
-    few = sentences(results)[3]
-    assert few.startswith("Old bits at the top 2% of the coordinates by fisher")
-    assert "gave back 70% and kept 60%" in few
-    assert "as many random coordinates gave back 90%" in few
+    undone, cost = sentences(results)[3:]
+    assert "old bits at the top 2% of the coordinates by fisher, the best of 6 such choices, 70%" in undone
+    assert "as many random ones 90%" in undone
+    assert "fisher 2% kept 60%" in cost
     assert "no control gives back more than 90%" in story.repairs_finding(found_in(results))
 
 
 def test_a_repair_that_fails_is_told_as_such(results: dict[str, Any]) -> None:
     set_repairs(results, -0.25, 0.4)
-    assert "gave back −25% of what was lost and kept 40%" in sentences(results)[2]
+    undone, cost = sentences(results)[3:]
+    assert "gave back −25% of what was lost" in undone
+    assert "kept 40%" in cost
 
 
 def test_rewards_that_rise_or_stay_are_not_told_as_lost(results: dict[str, Any]) -> None:
@@ -127,5 +141,5 @@ def test_a_stage_says_how_much_it_changed_and_where_most(results: dict[str, Any]
     stage = found_in(results).stages[3]
     assert stage.delta is not None
     assert story.delta_finding(stage.name, stage.delta) == (
-        "The qa stage changed 0.1% of the coordinates, by a norm of 5.00; the mlp of layer 2 holds 64% of its square"
+        "The qa stage changed 0.1% of the coordinates, by a norm of 5.00; up_proj of layer 2 holds 64% of its square"
     )

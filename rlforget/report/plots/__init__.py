@@ -8,6 +8,7 @@ from rlforget.report.plots.overlap import OVERLAP_CHOICES, overlap_plot
 from rlforget.report.plots.places import PLACE_CHOICES, place_plots
 from rlforget.report.plots.repairs import repairs_plot
 from rlforget.report.plots.rewards import rewards_plot
+from rlforget.report.plots.steps import step_plots
 
 __all__ = [
     "CIRCUIT_CHOICES",
@@ -19,4 +20,5 @@ __all__ = [
     "place_plots",
     "repairs_plot",
     "rewards_plot",
+    "step_plots",
 ]

@@ -22,6 +22,7 @@ from rlforget.report.figure import (
     title,
     turn,
 )
+from rlforget.report.wording import plural
 
 CIRCUIT_CHOICES = ("effect on the metric", "share of all effects of the model")
 """What a reader may switch the maps between."""
@@ -34,16 +35,19 @@ Table = list[list[float]]
 
 def circuit_plots(found: Circuits) -> list[Plot]:
     """The map of each model and of each difference, the retention over sizes, and the way of each fine-tune."""
-    plots = [*_maps(found), *_difference_maps(found)]
+    over = "" if found.prompts is None else f"n = {plural(found.prompts, 'prompt')}."
+    plots = [*_maps(found, over), *_difference_maps(found, over)]
     if any(one.sizes for one in found.kept):
-        plots.append(Plot(story.retention_finding(found.kept), [_retention(found)], height=460))
+        reading = "Above the band is more than chance; the dashed grey line is what noise in the prompts would leave."
+        plots.append(Plot(story.retention_finding(found.kept), [_retention(found)], f"{reading} {over}", height=460))
     rewarded = [way for way in found.ways if any(math.isfinite(step.reward) for step in way.steps)]
     if rewarded:
-        plots.append(Plot(story.way_finding(rewarded), [_ways(rewarded)], height=460))
+        reading = "Each line begins at the base; to the right is adapted, down is a circuit lost."
+        plots.append(Plot(story.way_finding(rewarded), [_ways(rewarded)], f"{reading} {over}", height=460))
     return plots
 
 
-def _maps(found: Circuits) -> list[Plot]:
+def _maps(found: Circuits, over: str) -> list[Plot]:
     views = [[one.scores for one in found.maps], [_shares(one.scores) for one in found.maps]]
     tops = [_top(tables) for tables in views]
     return [
@@ -53,13 +57,14 @@ def _maps(found: Circuits) -> list[Plot]:
                 _map(tables[position], one.mask, top, form)
                 for tables, top, form in zip(views, tops, _FORMS, strict=True)
             ],
+            f"Blue heads are needed, brown ones work against the task; a dot marks the circuit. {over}",
             height=_height(one),
         )
         for position, one in enumerate(found.maps)
     ]
 
 
-def _difference_maps(found: Circuits) -> list[Plot]:
+def _difference_maps(found: Circuits, over: str) -> list[Plot]:
     base, tuned = found.base, found.maps[1:]
     relative = HeadMap(base.name, _shares(base.scores), base.mask)
     views = [
@@ -75,6 +80,7 @@ def _difference_maps(found: Circuits) -> list[Plot]:
                 _map(tables[position], lost[position], top, form)
                 for tables, top, form in zip(views, tops, _FORMS, strict=True)
             ],
+            f"Blue heads gained, brown ones lost; a dot marks what the circuit lost. {over}",
             height=_height(one),
         )
         for position, one in enumerate(tuned)

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-import math
-
 from rlforget.report import story
-from rlforget.report.figure import COLOURS, GRID, INK, MUTED, Figure, Plot, figure, label, plain, title
-from rlforget.report.over_seeds import ComparisonOverSeeds
+from rlforget.report.figure import COLOURS, MUTED, Figure, Plot, figure, label, plain, title
+from rlforget.report.over_seeds import ComparisonOverSeeds, OverSeeds
+from rlforget.report.plots.bars import Series, bars, names_axis
 from rlforget.report.spread import Spread
+from rlforget.report.wording import listing
 
 
-def comparison_plots(compared: ComparisonOverSeeds) -> list[Plot]:
+def comparison_plots(found: OverSeeds, compared: ComparisonOverSeeds) -> list[Plot]:
     """SFT and RL: rewards, what they cost the other domains, KL to the start, and the weights they left."""
     rl, sft = compared.grpo, compared.sft
-    forgotten = ({"": rl.forgotten}, {"": sft.forgotten})
+    names = list(compared.start)
+    rewards = _dots(compared, "mean sampled reward")
     plots = [
-        Plot(story.target_finding(compared), [_dots(compared, "mean sampled reward")]),
-        Plot(story.forgotten_finding(compared), [_bars(*forgotten, "reward lost, mean of the other domains", ".2f")]),
+        Plot(story.target_finding(compared), [rewards], f"Above the grey stroke is better. {story.sampled(found)}"),
+        _beside(
+            story.forgotten_finding(compared),
+            {"": rl.forgotten},
+            {"": sft.forgotten},
+            ("reward lost, mean of the other domains", ".2f"),
+            f"Lower is better: what {listing([name for name in names if name != compared.target])} lost. "
+            + story.sampled(found),
+        ),
     ]
     if rl.kl_to_start:
-        plots.append(
-            Plot(story.kl_finding(compared), [_bars(rl.kl_to_start, sft.kl_to_start, "KL(start ‖ fine-tune)", ".2f")])
-        )
+        axis = ("KL(start ‖ fine-tune), nats a completion", ".2f")
+        reading = f"Lower is nearer to the start, on its own samples. {story.completions(found)}"
+        plots.append(_beside(story.kl_finding(compared), rl.kl_to_start, sft.kl_to_start, axis, reading))
     if rl.sparsity:
-        plots.append(
-            Plot(story.sparsity_finding(compared), [_bars(rl.sparsity, sft.sparsity, "weights unchanged", ".1%")])
-        )
+        axis = ("share of weights with equal bits", ".1%")
+        reading = f"Higher means a sparser update; it depends on the dtype compared in. {story.counted(found)}"
+        plots.append(_beside(story.sparsity_finding(compared), rl.sparsity, sft.sparsity, axis, reading))
     return plots
+
+
+def _beside(finding: str, rl: dict[str, Spread], sft: dict[str, Spread], axis: tuple[str, str], reading: str) -> Plot:
+    """Bars of both, side by side; the axis by its title and the form of its values."""
+    series = [
+        Series("RL (GRPO)", COLOURS[0], list(rl.values())),
+        Series("SFT", COLOURS[1], [sft.get(name, Spread(())) for name in rl]),
+    ]
+    return Plot(finding, [bars(list(rl), series, *axis)], reading)
 
 
 def _dots(compared: ComparisonOverSeeds, axis: str) -> Figure:
@@ -51,53 +68,4 @@ def _dots(compared: ComparisonOverSeeds, axis: str) -> Figure:
         for method, colour, symbol, spreads in rows
     ]
     reward = {"title": title(axis), "range": [-0.03, 1.05]}
-    return figure(traces, xaxis=_names_axis(names), yaxis=reward)
-
-
-def _bars(rl: dict[str, Spread], sft: dict[str, Spread], axis: str, form: str) -> Figure:
-    """Bars of both fine-tunes side by side; the whiskers reach from the lowest to the highest seed."""
-    names = list(rl)
-    traces = []
-    for method, colour, spreads in (("RL (GRPO)", COLOURS[0], rl), ("SFT", COLOURS[1], sft)):
-        shown = [spreads.get(name, Spread(())) for name in names]
-        traces.append(
-            {
-                "type": "bar",
-                "x": list(range(len(names))),
-                "y": plain(spread.mean for spread in shown),
-                "name": method,
-                "marker": {"color": colour},
-                **(_whiskers(shown) if any(len(spread.known) > 1 for spread in shown) else _values(form)),
-                "hovertemplate": f"{method}: %{{y:{form}}}<extra></extra>",
-            }
-        )
-    value = {"title": title(axis), "tickformat": form, "zeroline": True, "zerolinecolor": GRID}
-    return figure(
-        traces, xaxis=_names_axis(names), yaxis=value, barmode="group", bargap=0.35 if len(names) > 1 else 0.7
-    )
-
-
-def _values(form: str) -> Figure:
-    return {"texttemplate": f"%{{y:{form}}}", "textposition": "outside", "cliponaxis": False}
-
-
-def _whiskers(shown: list[Spread]) -> Figure:
-    error = {
-        "type": "data",
-        "symmetric": False,
-        "array": plain(max(spread.known, default=math.nan) - spread.mean for spread in shown),
-        "arrayminus": plain(spread.mean - min(spread.known, default=math.nan) for spread in shown),
-        "color": INK,
-        "thickness": 1.5,
-    }
-    return {"error_y": error}
-
-
-def _names_axis(names: list[str]) -> Figure:
-    ticks = [label(name) for name in names]
-    return {
-        "tickvals": list(range(len(names))),
-        "ticktext": ticks,
-        "range": [-0.6, len(names) - 0.4],
-        "showgrid": False,
-    }
+    return figure(traces, xaxis=names_axis(names), yaxis=reward)

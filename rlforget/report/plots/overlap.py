@@ -17,7 +17,8 @@ def overlap_plot(found: OverSeeds) -> Plot:
         _beside_chance(names, [getattr(pair, key) for pair in found.overlaps], len(found.seeds))
         for key in ("coordinates", "neurons")
     ]
-    return Plot(story.overlap_finding(found), views, height=130 + 44 * len(names))
+    reading = f"To the right of the stroke is more than chance. {story.counted(found)}"
+    return Plot(story.overlap_finding(found), views, reading, height=130 + 44 * len(names))
 
 
 def _beside_chance(names: list[str], shares: list[SharedOverSeeds], seeds: int) -> Figure:

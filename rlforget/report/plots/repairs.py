@@ -37,11 +37,15 @@ def repairs_plot(found: OverSeeds) -> Plot:
     kept, regained = ([v for r in found.repairs for v in getattr(r, key).known] for key in ("kept", "regained"))
     layout: dict[str, Any] = {
         "xaxis": {
-            "title": title("kept of the later domains' gain"),
+            "title": title("share of the later domains' gain kept"),
             "tickformat": ".0%",
             "range": span(kept, start=0.8, end=1.02),
         },
-        "yaxis": {"title": title("regained of the loss"), "tickformat": ".0%", "range": span(regained, start=0, end=1)},
+        "yaxis": {
+            "title": title("share of the loss regained"),
+            "tickformat": ".0%",
+            "range": span(regained, start=0, end=1),
+        },
         "shapes": [
             {"type": "line", "layer": "below", "line": {"color": MUTED, "width": 1, "dash": "dot"}, **ends}
             for ends in (
@@ -50,7 +54,8 @@ def repairs_plot(found: OverSeeds) -> Plot:
             )
         ],
     }
-    return Plot(story.repairs_finding(found), [figure(traces, **layout)], height=600)
+    reading = f"Up and to the right is better; the dotted lines are a whole repair at no cost. {story.sampled(found)}"
+    return Plot(story.repairs_finding(found), [figure(traces, **layout)], reading, height=600)
 
 
 def _marks(same: list[RepairOverSeeds], position: int, *, size: int) -> Figure:

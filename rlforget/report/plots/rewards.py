@@ -38,7 +38,8 @@ def rewards_plot(found: OverSeeds) -> Plot:
         )
     after = {"tickvals": places, "ticktext": names, "range": [-0.25, len(places) - 0.75], "title": title("after stage")}
     reward = {"title": title("mean sampled reward"), "range": [-0.03, 1.05]}
-    return Plot(story.rewards_finding(found), [figure(traces, xaxis=after, yaxis=reward)])
+    reading = f"A line a domain, its own stage marked large; a fall after it is forgetting. {story.sampled(found)}"
+    return Plot(story.rewards_finding(found), [figure(traces, xaxis=after, yaxis=reward)], reading)
 
 
 def _seed_lines(found: OverSeeds, spreads: list[Spread]) -> list[Figure]:
