@@ -34,7 +34,7 @@ def conflict(
     top: Annotated[
         float, typer.Option(help="Share of channels and heads that count as a domain's route.", min=0.0, max=1.0)
     ] = 0.1,
-    where: Where = "midpoint",
+    where: Where = None,
     own: Own = None,
     samples: Samples = 256,
     seed: Seed = 0,

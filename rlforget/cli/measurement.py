@@ -25,8 +25,11 @@ Score = Annotated[
     ),
 ]
 Where = Annotated[
-    Point,
-    typer.Option(help="Point on the way from before to after where Fishers are taken."),
+    Point | None,
+    typer.Option(
+        help="Point on the way from before to after where Fishers are taken.",
+        show_default="midpoint; for the score `taylor` earlier",
+    ),
 ]
 Own = Annotated[
     Path | None, typer.Option(help="The earlier domain's own delta, for the score `opposed`.", metavar="DELTA")
@@ -60,7 +63,7 @@ class Measurement:
         later: The domains to spare.
         own: The earlier domain's own delta.
         names: What the options for `earlier` and `later` are called.
-        where: Where an earlier domain's Fisher is taken.
+        where: Where Fishers are taken; by default half-way, and for `taylor`, whose formula is so, at the earlier end.
         samples: Completions a domain.
         seed: Seed of all draws.
         corrections: Whether the rules that correct every coordinate are known.
@@ -74,7 +77,7 @@ class Measurement:
         own: Path | None,
         *,
         names: tuple[str, str],
-        where: Point,
+        where: Point | None,
         samples: int,
         seed: int,
         corrections: bool = False,
@@ -91,6 +94,10 @@ class Measurement:
                 f"{what} {score!r}", expected=f"one of {', '.join(known)}", found=repr(score), fix="Check the spelling."
             )
         needs = known[score]
+        if corrections and where is not None and not {"earlier", "later"} & set(needs):
+            raise typer.BadParameter(f"the {what} {score!r} takes no Fisher", param_hint="--where")
+        if corrections and own is not None and "own" not in needs:
+            raise typer.BadParameter(f"the {what} {score!r} does not look at it", param_hint="--own")
         for option, needed, given in (
             (names[0], "earlier" in needs or "subspace" in needs, earlier),
             (names[1], "later" in needs, later),
@@ -98,7 +105,8 @@ class Measurement:
         ):
             if needed and not given:
                 raise typer.BadParameter(f"the {what} {score!r} needs it", param_hint=option)
-        self.score, self.where, self.samples, self.seed = score, where, samples, seed
+        self.score, self.samples, self.seed = score, samples, seed
+        self.where: Point = where or ("earlier" if score == "taylor" else "midpoint")
         self.earlier = [domains.get(name) for name in earlier]
         self.later = [domains.get(name) for name in later]
         self._own = None if own is None else DeltaFile(own)
@@ -110,7 +118,7 @@ class Measurement:
 
     def own_delta(self, loaded: models.Loaded, later: Delta) -> Delta | None:
         """Read the earlier domain's own delta, where it was given."""
-        return None if self._own is None else _read_own(self._own, loaded, later)
+        return None if self._own is None else _read_own(self._own, loaded.model, later)
 
     def what(
         self, loaded: models.Loaded, delta: Delta, budget: float | None, *, since: Sequence[Delta] | None = None
@@ -195,14 +203,14 @@ def load_fitting(model: str, delta: Delta, device: str) -> models.Loaded:
     return models.load(model, device)
 
 
-def _read_own(file: DeltaFile, loaded: models.Loaded, later: Delta) -> Delta:
+def _read_own(file: DeltaFile, model: Any, later: Delta) -> Delta:
     """Read the earlier domain's own delta, which ends where the later one begins, or at the model itself."""
     from rlforget.delta.composed import ComposedWeights
     from rlforget.delta.layers import MemoryLayer
     from rlforget.errors import WrongBaseError
     from rlforget.weights import open_weights
 
-    now = open_weights(loaded.folder)
+    now = open_weights(model)
     try:
         return file.read(ComposedWeights(now, [MemoryLayer(later.invert())]))
     except WrongBaseError:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rlforget.recovery import Rollback, Search
 
 _RULE = "dense"
+_VALIDATION = 256
 
 
 def rollback(
@@ -52,10 +53,13 @@ def rollback(
         ),
     ] = None,
     strength: Annotated[float, typer.Option(help="Share of each change to undo.", min=0.0, max=1.0)] = 1.0,
-    where: Where = "midpoint",
+    where: Where = None,
     own: Own = None,
     samples: Samples = 256,
-    validation: Annotated[int, typer.Option(help="Prompts a domain that --auto judges by.", min=2)] = 256,
+    validation: Annotated[
+        int | None,
+        typer.Option(help="Prompts a domain that --auto judges by.", min=2, show_default=str(_VALIDATION)),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw what --auto tried, as .svg or .png.", metavar="FILE")] = None,
     seed: Seed = 0,
     evaluate: Evaluate = False,
@@ -68,13 +72,14 @@ def rollback(
 ) -> None:
     """Undo just the changes that hurt earlier domains, in a new checkpoint, in place, or as a history's new stage."""
     wanted = list(restore or [])
-    by_hand = {"--rule": rule, "--budget": budget, "--own": own, "--evaluate": evaluate or None}
+    by_hand = {"--rule": rule, "--budget": budget, "--own": own, "--evaluate": evaluate or None, "--where": where}
     by_hand["--strength"] = None if strength == 1.0 else strength
     for option, value in by_hand.items():
         if auto and value is not None:
             raise typer.BadParameter("--auto sees to that itself", param_hint=option)
-    if plot is not None and not auto:
-        raise typer.BadParameter("it draws what --auto tried", param_hint="--plot")
+    for option, value in {"--plot": plot, "--validation": validation}.items():
+        if not auto and value is not None:
+            raise typer.BadParameter("it goes with --auto", param_hint=option)
     if budget is not None and rule in (None, *CORRECTIONS):
         raise typer.BadParameter("it goes with a --rule that puts back old bits", param_hint="--budget")
     place = place_of(
@@ -102,7 +107,8 @@ def rollback(
         **measured,
     )
     if auto:
-        _automatic(place, measurement, plot, device, validation, force=force, dry_run=dry_run, as_json=as_json)
+        judging = _VALIDATION if validation is None else validation
+        _automatic(place, measurement, plot, device, judging, force=force, dry_run=dry_run, as_json=as_json)
         return
     loaded, changes, since = place.load(device)
     what = measurement.what(loaded, changes, budget, since=since)

@@ -123,11 +123,12 @@ class HistoryPlace:
                 )
         places = [trained.index(domain) for domain in restore]
         last = min(places)
-        since = [stage.domain for stage in reversed(line[:last]) if stage.domain and stage.domain not in restore]
+        self._farthest = line[max(places) if apart else last]
+        later = reversed(line[: line.index(self._farthest)])
+        since = [stage.domain for stage in later if stage.domain and stage.domain not in restore]
         self._history, self._restore = history, restore
         self._head = line[0]
         self._origins = [line[place if apart else last] for place in places]
-        self._farthest = line[max(places) if apart else last]
         self.protect = protect or list(dict.fromkeys(since))
         names = list(dict.fromkeys(stage.name for stage in self._origins))
         self.since = f"stage{'s' if len(names) > 1 else ''} {', '.join(names)}"
@@ -200,6 +201,8 @@ def place_of(
             raise typer.BadParameter("a history is rolled back toward a domain", param_hint="--restore")
         where = opened(history or (Path(model) if named and model else None), base)
         return HistoryPlace(where, restore, protect, apart=apart)
+    if base is not None:
+        raise typer.BadParameter("it goes with a history", param_hint="--base")
     if delta is None:
         raise typer.BadParameter("a model is rolled back along a delta; or name a history", param_hint="DELTA")
     out_or_in_place(out, in_place)

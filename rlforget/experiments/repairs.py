@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlforget.experiments.measure import Rewards, kept, regained, rewards
 from rlforget.experiments.settings import EARLIER, LATER, Settings
 from rlforget.interference import ConflictSubspace, Coordinates, Fisher, conflict, conflict_subspace, fisher
+from rlforget.interference.empirical_fisher import Where
 from rlforget.recovery import rollback
 
 if TYPE_CHECKING:
@@ -102,10 +103,11 @@ def training_free(scene: Scene, echo: Callable[[str], None]) -> Iterator[Repair]
     for rule, found in (("dense subspace", subspace), ("random subspace", control)):
         with rollback(scene.model, scene.delta, found, seed=scene.seed):
             yield scene.judged(rule, None, found.norm / norm(scene.delta))
+    sides: dict[str, Any] = {"later": later, "own": scene.own, "subspace": subspace, "seed": scene.seed}
     for score, fraction in COORDINATE_RULES:
-        scored = conflict(
-            scene.delta, earlier=earlier, later=later, score=score, own=scene.own, subspace=subspace, seed=scene.seed
-        )
+        about_then = score == "taylor"  # which expands about the earlier stage
+        damaged = [_fisher(scene, name, where="earlier") for name in EARLIER] if about_then else earlier
+        scored = conflict(scene.delta, score=score, earlier=damaged, **sides)
         chosen = scored.top(fraction=fraction)
         with rollback(scene.model, scene.delta, chosen):
             yield scene.judged(score, fraction, norm(scene.delta, chosen) / norm(scene.delta))
@@ -123,7 +125,7 @@ def norm(delta: Delta, at: Coordinates | None = None) -> float:
     return math.sqrt(squares)
 
 
-def _fisher(scene: Scene, domain: str) -> Fisher:
+def _fisher(scene: Scene, domain: str, where: Where = "midpoint") -> Fisher:
     return fisher(
         scene.model,
         domain,
@@ -131,7 +133,7 @@ def _fisher(scene: Scene, domain: str) -> Fisher:
         samples=scene.settings.samples,
         seed=scene.seed,
         tokenizer=scene.tokenizer,
-        where="midpoint",
+        where=where,
     )
 
 

@@ -15,7 +15,7 @@ from rlforget.interference.completions import Batch
 from rlforget.interference.point import moved
 from rlforget.interference.rows import Kind, Rows, domain_rows
 from rlforget.interference.sample_gradients import Column
-from rlforget_kernels.common.arithmetic import widened
+from rlforget_kernels.subtract import subtract_
 
 Directions = Tensor | Sequence[Tensor]
 
@@ -130,14 +130,20 @@ class Linearisation:
         return [rows for side in self.sides for rows in side.rows]
 
     def at(self, side: Side, only: Iterable[nn.Parameter] | None = None) -> AbstractContextManager[None]:
-        """Hold the model, or `only` some of its parameters, where a side's rows are taken."""
+        """Hold the model, or `only` some of its parameters, where a side's rows are taken.
+
+        Narrow weights are rounded stochastically: most of a correction is below half a unit in the last place, and to
+        nearest a later pass would be taken as if the ones before it had done nothing.
+        """
         columns, change = self.sources.columns, side.change
         wanted = None if only is None else set(map(id, only))
 
         def shifted(name: str, now: Tensor) -> Tensor:
             span = columns[name].span
             part = self.correction[span] if change is None else (change[span] + self.correction[span]) / 2
-            return (widened(now) - part.to(now.device).view(now.shape)).to(now.dtype)
+            new = now.clone()
+            subtract_(new, part.to(now.device).view(now.shape), seed=self.sources.seed, offset=span.start)
+            return new
 
         kept = {n: c.parameter for n, c in columns.items() if wanted is None or id(c.parameter) in wanted}
         return moved(kept, shifted)

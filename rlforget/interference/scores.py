@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlforget.errors import ConfigError, LayoutError, NonFiniteError, UnknownNameError
 from rlforget.interference.combining import Fishers, fisher_of
+from rlforget.interference.empirical_fisher import Fisher
 from rlforget.interference.selection import Conflict
 from rlforget_kernels.common.score_bits import INFINITY_BIN, LEADING_BINS
 from rlforget_kernels.conflict_score import conflict_score
@@ -79,6 +80,7 @@ def conflict(
     """
     score = score or ("two_fisher" if subspace is None else "subspace")
     _check_needs(score, {"earlier": earlier, "later": later, "own": own, "subspace": subspace})
+    _check_point(score, earlier)
     changed = {name: tensor for name, tensor in delta.items() if tensor.changed}
     fisher_a, fisher_b = (
         fisher_of(side, delta) if side is not None and need in NEEDS[score] else None
@@ -126,6 +128,18 @@ def _check_needs(score: str, given: Mapping[str, object]) -> None:
             raise ConfigError(
                 f"score {score!r}", expected=f"the argument {need}", found="none", fix=f"Pass {_HOW[need]}."
             )
+
+
+def _check_point(score: str, earlier: Fishers | None) -> None:
+    """Hold that `taylor` expands about the earlier end: half-way the gradient alone is already of second order."""
+    several = [] if earlier is None else [earlier] if isinstance(earlier, Fisher) else earlier
+    if score == "taylor" and any(one.where == "midpoint" for one in several):
+        raise ConfigError(
+            "score 'taylor'",
+            expected="Fishers taken at the earlier end of the change, about which it expands",
+            found="one taken at the midpoint",
+            fix='Measure it with rf.fisher(..., where="earlier").',
+        )
 
 
 def _values_at(own: Delta, tensor: TensorDelta) -> Tensor:

@@ -190,10 +190,9 @@ def conflict_subspace(
         at = Linearisation.draw(sources, changes, correction)
         space = space_of(at, form, block=block, into=space)
         prompts = torch.cat([rows["prompt"].cpu() for rows in at.blocks])
-        change, correction = change.to(space.device), correction.to(space.device)
-        left = [one.to(space.device) for one in at.left()]
-        step, report = _solved(space, change - correction, left, mu=mu, lam=lam, prompts=prompts)
-        correction += step
+        whole, *left = (one.to(space.device) for one in (change - correction, *at.left()))
+        step, report = _solved(space, whole, left, mu=mu, lam=lam, prompts=prompts)
+        correction += step.to(correction.device)
         reports.append(report)
     assert space is not None
     return _result(space, correction, reports, columns, seed)

@@ -158,6 +158,7 @@ def auto_rollback(
     check_at_after(open_weights(model), delta)
     asked = validation_prompts([*named[0], *named[1]], samples=samples, count=validation, seed=seed)
     judge = Judge(tokenizer, asked, draws=draws, seed=seed)
+    kept_for_report = report_prompts(asked, samples=samples, count=evaluation, seed=seed)  # too few are told at once
     say(f"rewards before and after, on {validation} prompts a domain")
     then, now = _ends(judge, model, delta)
     restored, protected, left_out = _told_apart(*named, then, now)
@@ -182,7 +183,7 @@ def auto_rollback(
     chosen = free[knee(points, noise)]
     what = workshop.make(chosen.candidate)
     say(f"report on {evaluation} evaluation prompts a domain: {chosen.candidate.label}")
-    final = Judge(tokenizer, report_prompts(asked, samples=samples, count=evaluation, seed=seed), seed=seed)
+    final = Judge(tokenizer, kept_for_report, seed=seed)
     report_then, report_now = _ends(final, model, delta)
     _, report = _tried(model, delta, chosen.candidate, what, final, Scale(lost, gained, report_then, report_now), seed)
     return Search(

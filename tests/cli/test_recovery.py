@@ -22,7 +22,7 @@ MATH = ("--restore", "math", "--protect", "writing")
     ("rule", "options"),
     [
         ("fisher", ("--restore", "math")),
-        ("taylor", ("--restore", "math", "--restore", "code", "--where", "now")),
+        ("taylor", ("--restore", "math", "--restore", "code")),
         ("two_fisher", MATH),
         ("subspace", MATH),
         ("magnitude", ()),
@@ -106,6 +106,25 @@ def test_a_model_that_the_delta_does_not_lead_to_is_refused(
         how = (HOW[command], "random", *out)
         assert "apply the delta" in run(command, checkpoints.base, checkpoints.delta, *how).fault
         assert "float32[64, 16]" in run(command, other, checkpoints.delta, *how).fault
+
+
+@pytest.mark.parametrize(
+    ("option", "others"),
+    [
+        (("--where", "now"), ("--rule", "dense")),
+        (("--where", "now"), ("--auto",)),
+        (("--validation", 8), ("--rule", "fisher")),
+        (("--own", "own.safetensors"), ("--rule", "two_fisher")),
+        (("--base", "base"), ()),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    option: tuple[object, ...], others: tuple[str, ...], checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    with unchanged(tmp_path):
+        ended = run("rollback", checkpoints.tuned, checkpoints.delta, *MATH, *option, *others, "-o", tmp_path / "out")
+    assert ended.code == 2
+    assert str(option[0]) in ended.err
 
 
 def test_an_existing_output_is_refused_before_any_work(

@@ -152,6 +152,34 @@ def test_each_domain_comes_back_from_its_own_stage(stages: Path, history: Path, 
     assert not rf.diff(loaded(opened, "HEAD", tmp_path / "after")[0], model).changed
 
 
+def test_what_lies_between_two_restored_stages_is_spared(
+    stages: Path, history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = rf.History.open(history)
+    opened.commit(nudged(stages / "writing", tmp_path / "code", 1), domain="code", message="code, trained")
+    opened.commit(nudged(tmp_path / "code", tmp_path / "writing", 2), domain="writing", message="writing, again")
+    both = ("rollback", history, "--restore", "math", "--restore", "writing", *FEW[:2], "--dry-run")
+    asked: list[list[str]] = []
+    solve = rf.interference.conflict_subspace
+
+    def noted(model: Any, delta: Any, restore: Any, protect: Any, **options: Any) -> Any:
+        asked.append([one.name for one in protect])
+        return solve(model, delta, restore, protect, **options)
+
+    monkeypatch.setattr(rf.interference, "conflict_subspace", noted)
+    run(*both)
+    assert asked == [["code"]]
+
+
+def test_a_score_by_the_domains_own_delta_on_a_history(history: Path, tmp_path: Path) -> None:
+    opened = rf.History.open(history)
+    opened.delta("math", "writing").invert().save(tmp_path / "own.delta.safetensors")  # exactly opposed
+    asked = ("rollback", history, "--restore", "math", "--rule", "opposed", "--own", tmp_path / "own.delta.safetensors")
+    ended = run(*asked, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["coordinates"] > 0
+
+
 def nudged(checkpoint: Path, out: Path, seed: int) -> Path:
     """The checkpoint with every weight a little off."""
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -266,6 +267,13 @@ def test_a_missing_argument_is_named(delta: Delta, score: str, missing: str) -> 
     given.pop(missing, None)
     with pytest.raises(ConfigError, match=f"the argument {missing}"):
         conflict(delta, score=score, **given)
+
+
+def test_taylor_is_about_the_earlier_end(delta: Delta) -> None:
+    half_way = replace(random_fisher(delta, 2), where="midpoint")
+    with pytest.raises(ConfigError, match='where="earlier"'):
+        conflict(delta, score="taylor", earlier=[half_way])
+    assert conflict(delta, score="fisher", earlier=[half_way]).scores
 
 
 def test_parts_of_another_delta_are_refused(delta: Delta) -> None:

@@ -14,6 +14,8 @@ from rlforget.delta import Delta, diff
 from rlforget.errors import ConfigError, EmptyDomainError, LayoutError, NonFiniteError, WrongBaseError
 from rlforget.interference import ConflictSubspace, conflict, conflict_subspace
 from rlforget.interference.completions import completion_log_probs
+from rlforget.interference.linearisation import Linearisation, Side, Sources
+from rlforget.interference.sample_gradients import columns_for
 from rlforget.recovery import rollback
 
 from .conftest import perturbed, tiny_model
@@ -130,6 +132,25 @@ def test_each_domain_comes_back_from_its_own_stage(
     expected = np.linalg.solve(g_a.T @ g_a + 0.7 * g_b.T @ g_b + ridge, g_a.T @ target)
     assert relative(correction(found), expected) < 1e-3
     assert found.passes[0].damage == pytest.approx(np.linalg.norm(target), rel=1e-3)
+
+
+def test_narrow_weights_are_moved_by_what_earlier_passes_took_off() -> None:
+    """Each step is a hundredth of a unit in the last place: to nearest nothing would move."""
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(100_000, dtype=torch.bfloat16))
+    columns = columns_for({"weight": model.weight})
+    correction = torch.full((100_000,), 2.0**-7 / 100)
+    sources = Sources(model, columns, [], [], "sequence", None, [], [], seed=0, tokenizer=None)
+    now = Linearisation(sources, correction, (), Side(None))
+    half_way = Linearisation(sources, correction, (Side(torch.zeros(100_000)),), Side(None))
+    for at, side, share in ((now, now.protecting, 1.0), (half_way, half_way.restoring[0], 0.5)):
+        with at.at(side):
+            moved = 1.0 - model.weight.detach().double()
+            first = model.weight.detach().clone()
+        assert float(moved.mean()) == pytest.approx(share * 2.0**-7 / 100, rel=0.1)
+        with at.at(side):
+            assert torch.equal(model.weight, first)
+    assert bool((model.weight == 1.0).all())
 
 
 def test_stages_of_their_own_are_checked(

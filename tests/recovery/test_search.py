@@ -198,8 +198,10 @@ class Leaky(Digits):
 
 
 def test_a_report_on_prompts_that_were_tuned_on_is_refused(scene: Forgetful) -> None:
+    said: list[str] = []
     with pytest.raises(EmptyDomainError, match="'eval' that nothing was measured on"):
-        search(scene, restore=[Leaky(30)])
+        search(scene, restore=[Leaky(30)], say=said.append)
+    assert not said  # before the long work
     with pytest.raises(EmptyDomainError, match=r"'train' that nothing was measured on.*found 12"):
         search(scene, restore=[Leaky(20)])
 
