@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlforget.cli import history_output, models, output
-from rlforget.cli.options import Base, DryRun, Force, Json, OutFolder, Rename, renamed
+from rlforget.cli.options import Base, DryRun, Force, Json, OutFolder, Plot, Rename, renamed
 
 if TYPE_CHECKING:
-    from rlforget.history import History
+    from rlforget.history import History, Stage
     from rlforget.weights import Weights
 
 In = Annotated[
@@ -141,16 +141,31 @@ def log(
         history_output.show_log(kept, stage, count)
 
 
-def show(stage: Which = "HEAD", history: In = None, as_json: Json = False) -> None:
+def show(
+    stage: Which = "HEAD",
+    plot: Plot = None,
+    history: In = None,
+    base: Base = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
     """Show one stage: what it came from, how much it changed, its metrics and configuration."""
     from rlforget.history.references import resolve
 
-    index = opened(history).index
+    kept = opened(history, base)
+    index = kept.index
     found = resolve(index, stage)
+    if plot is not None:
+        if found is None:
+            raise typer.BadParameter("the base is no change", param_hint="--plot")
+        _draw_stage(kept, found, plot, force=force)
     if as_json:
-        output.json_object(history_output.stage_json(index, found))
-    else:
-        history_output.show_stage(index, found)
+        told = history_output.stage_json(index, found)
+        output.json_object(told if plot is None else {**told, "plot": plot})
+        return
+    history_output.show_stage(index, found)
+    if plot is not None:
+        output.written(plot, dry_run=False)
 
 
 def checkout(
@@ -314,6 +329,20 @@ def sides_of(
     if isinstance(old, ComposedWeights) and isinstance(new, ComposedWeights):
         return old, new, renames(old, new)
     return old, new, {}
+
+
+def _draw_stage(history: History, stage: Stage, path: Path, *, force: bool) -> None:
+    """Draw what a stage changed; its record has the totals alone, so its delta is read."""
+    from rlforget.delta.renames import renames
+    from rlforget.delta.streaming import measure_diff
+    from rlforget.report.change_picture import save_change_picture
+    from rlforget.report.drawing import check_picture
+
+    check_picture(path, force=force)
+    old, new = history.weights(stage.parent and history.index.by_id[stage.parent]), history.weights(stage)
+    with output.bar(f"reading {stage.name}") as progress:
+        stats = measure_diff(old, new, rename=renames(old, new), progress=progress)
+    save_change_picture(stats, path, name=stage.name, force=force)
 
 
 def nearest() -> Path | None:

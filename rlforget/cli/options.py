@@ -28,6 +28,10 @@ Rename = Annotated[
 InPlace = Annotated[
     bool, typer.Option("--in-place", help="Change the checkpoint itself; `rlforget undo` takes it back.")
 ]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", help="Draw where it changed and how far: an .svg or .png file.", metavar="FILE"),
+]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto: a GPU if there is one.")]
 Evaluate = Annotated[bool, typer.Option("--evaluate", help="Measure the domains' rewards before and after.")]
 

@@ -17,6 +17,7 @@ from rlforget.cli.options import (
     InPlace,
     Json,
     OutFolderOrNone,
+    Plot,
     Rename,
     out_or_in_place,
     renamed,
@@ -49,6 +50,7 @@ def diff(
     base: Base = None,
     top: Annotated[int, typer.Option(help="List the N tensors that changed most.", metavar="N", min=0)] = 0,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 3 where something changed.")] = False,
+    plot: Plot = None,
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -56,10 +58,14 @@ def diff(
     """Show which coordinates changed between two checkpoints or stages, bit for bit."""
     from rlforget.cli.history import sides_of
     from rlforget.delta.streaming import measure_diff, write_diff
+    from rlforget.report.change_picture import save_change_picture
+    from rlforget.report.drawing import check_picture
     from rlforget.weights.atomic import check_free
 
     if out is not None:
         check_free(out, force=force)
+    if plot is not None:
+        check_picture(plot, force=force)
     new_names = renamed(rename or [])
     old, new, known = sides_of(before, after, history, base)
     new_names |= {name: now for name, now in known.items() if not {name, now} & {*new_names, *new_names.values()}}
@@ -70,18 +76,21 @@ def diff(
             stats = write_diff(
                 old, new, out, rename=new_names, self_contained=self_contained, force=force, progress=progress
             )
+    if plot is not None and not dry_run:
+        save_change_picture(stats, plot, name=f"{before}, {after}", force=force)
     largest = _most_changed(stats, top)
     if as_json:
-        saved = None if dry_run else out
-        output.json_object({**stats.to_dict(), "top": largest, "saved": saved})
+        saved, drawn = (None, None) if dry_run else (out, plot)
+        output.json_object({**stats.to_dict(), "top": largest, "saved": saved, "plot": drawn})
     else:
         output.line(stats.table())
         if largest:
             output.line()
             rows = [(t["name"], f"{t['changed']:,}", f"{t['numel']:,}", output.percent(t["share"])) for t in largest]
             output.table(("tensor", "changed", "of", "share"), rows)
-        if out is not None:
-            output.written(out, dry_run=dry_run)
+        for written in (out, plot):
+            if written is not None:
+                output.written(written, dry_run=dry_run)
     if exit_code and not stats.empty:
         raise typer.Exit(DIFFERENT)
 

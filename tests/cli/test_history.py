@@ -116,6 +116,15 @@ def test_show(kept: Kept) -> None:
     assert "../base" in run("show", "HEAD~2", *kept.at).out
 
 
+def test_show_draws_what_a_stage_changed(kept: Kept, tmp_path: Path) -> None:
+    picture = tmp_path / "math.svg"
+    assert f"wrote {picture}" in run("show", "math", "--plot", picture, *kept.at).out
+    assert picture.read_text(encoding="utf-8").startswith("<?xml")
+    assert run("show", "math", "--plot", picture, "--force", "--json", *kept.at).json["plot"] == str(picture)
+    assert str(picture) in run("show", "math", "--plot", picture, *kept.at).fault
+    assert run("show", "base", "--plot", tmp_path / "base.svg", *kept.at).code == 2
+
+
 def test_checkout_is_exact(kept: Kept, tmp_path: Path) -> None:
     for name in ("base", "code", "math"):
         out = tmp_path / name

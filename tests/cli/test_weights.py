@@ -38,6 +38,18 @@ def test_diff_for_programs(checkpoints: Checkpoints, tmp_path: Path) -> None:
     assert shown["saved"] == str(out)
 
 
+def test_diff_draws_what_it_shows(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    picture = tmp_path / "x.svg"
+    both = checkpoints.base, checkpoints.tuned
+    assert f"would write {picture}" in run("diff", *both, "--plot", picture, "--dry-run").out
+    assert not picture.exists()
+    assert f"wrote {picture}" in run("diff", *both, "--plot", picture).out
+    assert picture.read_text(encoding="utf-8").startswith("<?xml")
+    assert str(picture) in run("diff", *both, "--plot", picture).fault
+    assert run("diff", *both, "--plot", picture, "--force", "--json").json["plot"] == str(picture)
+    assert ".png" in run("diff", *both, "--plot", tmp_path / "x.pdf").fault
+
+
 def test_json_holds_what_json_lacks_as_null(tmp_path: Path) -> None:
     for name, value in (("one", 1.0), ("two", float("inf"))):
         save_file({"w": torch.tensor([value])}, tmp_path / f"{name}.safetensors")
