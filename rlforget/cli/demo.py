@@ -92,7 +92,10 @@ def miniature(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a run, e.g. runs/demo, or what `circuits compare` saved.")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="The folder of a run or of a history, or what `circuits compare` saved."),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The page to write; report.html in that folder by default.")
     ] = None,
@@ -100,12 +103,12 @@ def report(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page about a run, or about circuits alone."""
+    """Write one self-contained HTML page about a run, about a history, or about circuits alone."""
     from rlforget.report import write_report
-    from rlforget.report.page import read_run
+    from rlforget.report.page import check_run
     from rlforget.weights.atomic import check_free
 
-    read_run(run)
+    check_run(run)
     page = out or (run.parent if run.is_file() else run) / REPORT
     check_free(page, force=force)
     if not dry_run:

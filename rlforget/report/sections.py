@@ -8,6 +8,14 @@ from dataclasses import dataclass, field
 from rlforget.report import plots, tables
 from rlforget.report.circuits_file import CIRCUITS_FILE, COMMAND, Circuits
 from rlforget.report.figure import Plot
+from rlforget.report.measured_files import (
+    CONFLICT_COMMAND,
+    CONFLICT_FILE,
+    DAMAGE_COMMAND,
+    DAMAGE_FILE,
+    DomainDamage,
+    Subspace,
+)
 from rlforget.report.over_seeds import OverSeeds
 from rlforget.report.tables import Table
 from rlforget.report.wording import listing
@@ -36,7 +44,12 @@ class Section:
     remedy: str = ""
 
 
-def sections(found: OverSeeds | None, circuits: Circuits | None = None) -> Iterator[Section]:
+def sections(
+    found: OverSeeds | None,
+    circuits: Circuits | None = None,
+    damage: list[DomainDamage] | None = None,
+    subspace: Subspace | None = None,
+) -> Iterator[Section]:
     """Build the sections in their order; those without plots say what the run lacks. Circuits may stand alone."""
     if found is not None:
         yield _rewards(found)
@@ -44,6 +57,8 @@ def sections(found: OverSeeds | None, circuits: Circuits | None = None) -> Itera
         yield _places(found)
         yield _steps(found)
         yield _overlaps(found)
+        yield _damage(damage)
+        yield _subspace(subspace)
         yield _comparison(found)
     yield _circuits(circuits)
 
@@ -106,6 +121,31 @@ def _overlaps(found: OverSeeds) -> Section:
     return Section(
         "overlaps", heading, text, [plots.overlap_plot(found)], [tables.overlaps_table(found)], plots.OVERLAP_CHOICES
     )
+
+
+def _damage(found: list[DomainDamage] | None) -> Section:
+    heading = "Damage, predicted and measured"
+    if not found:
+        remedy = f"No damage in this run; `{DAMAGE_COMMAND} > {DAMAGE_FILE}`, written into its folder, adds it."
+        return Section("damage", heading, "", remedy=remedy)
+    text = (
+        "How much the later change raised an earlier domain's loss on completions of the model before it: predicted "
+        "from its gradient and curvature there, and measured by moving the weights along the way."
+    )
+    return Section("damage", heading, text, plots.damage_plots(found), [tables.damage_table(found)])
+
+
+def _subspace(found: Subspace | None) -> Section:
+    heading = "In how few directions the damage lies"
+    if found is None:
+        command = f"{CONFLICT_COMMAND} > {CONFLICT_FILE}"
+        remedy = f"No conflict subspace in this run; `{command}`, written into its folder, adds it."
+        return Section("subspace", heading, "", remedy=remedy)
+    text = (
+        "The damage is the change of log π of the earlier domain's completions, in the linear model. Undoing the "
+        "directions of weight space that carry most of it undoes most of it; as many random directions undo nothing."
+    )
+    return Section("subspace", heading, text, [plots.subspace_plot(found)], [tables.subspace_table(found)])
 
 
 def _comparison(found: OverSeeds) -> Section:

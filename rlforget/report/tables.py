@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from rlforget.report import circuits_story
 from rlforget.report.circuits_file import Circuits
+from rlforget.report.measured_files import DomainDamage, Subspace
 from rlforget.report.over_seeds import ComparisonOverSeeds, OverSeeds
 from rlforget.report.plots.steps import MEASURES, bin_name
 from rlforget.report.spread import Spread
@@ -157,6 +158,41 @@ def comparison_table(compared: ComparisonOverSeeds) -> Table:
         for name in compared.grpo.kl_to_start
     ]
     return Table(f"The start, and its fine-tunes on {compared.target}", ["", "start", "RL (GRPO)", "SFT"], rows)
+
+
+def damage_table(found: list[DomainDamage]) -> Table:
+    """Every domain's damage along the way."""
+    head = ["domain", "t", "predicted", "measured", "standard error", "KL"]
+    rows: list[list[str | Cell]] = [
+        [
+            one.domain,
+            _value(point.t),
+            _value(one.at(point.t) if one.bends else math.nan, _three),
+            _value(point.rise.value, _three),
+            _value(point.rise.stderr, _three),
+            _value(point.kl, _three),
+        ]
+        for one in found
+        for point in one.points
+    ]
+    return Table("Rise of the loss from before (0) to now (1), in nats a completion", head, rows)
+
+
+def subspace_table(found: Subspace) -> Table:
+    """Every point of the curves."""
+    rows: list[list[str | Cell]] = [
+        [
+            name,
+            _count(point.directions),
+            _value(point.explained, tenths),
+            _value(point.side_effect, _three),
+            _value(point.norm_share, tenths),
+        ]
+        for name, points in found.curves.items()
+        for point in points
+    ]
+    head = ["directions", "how many", "damage undone", "side effect, nats", "norm moved"]
+    return Table("Share of the damage undone by undoing some directions", head, rows)
 
 
 def circuits_table(found: Circuits) -> Table:

@@ -15,7 +15,7 @@ import pytest
 
 from rlforget.errors import MissingExtraError, OutputError
 from rlforget.report import write_report
-from rlforget.report.page import _json
+from rlforget.report.document import embedded
 from tests.report.made_results import made_results
 from tests.report.pages import Page, page_of
 
@@ -147,7 +147,7 @@ def test_text_is_never_markup(results: dict[str, Any]) -> None:
 def test_data_cannot_end_the_element_it_stands_in() -> None:
     """The labels are escaped already; this holds without them."""
     figures = {"a": [{"text": "</script><!--<script>&\u2028"}]}
-    written = _json(figures)
+    written = embedded(figures)
     assert not set(written) & set("<>&\u2028")
     assert json.loads(written) == figures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlforget.report.plots.circuits import CIRCUIT_CHOICES, circuit_plots
 from rlforget.report.plots.comparison import comparison_plots
+from rlforget.report.plots.damage import damage_plots, subspace_plot
 from rlforget.report.plots.overlap import OVERLAP_CHOICES, overlap_plot
 from rlforget.report.plots.places import PLACE_CHOICES, place_plots
 from rlforget.report.plots.repairs import repairs_plot
@@ -16,9 +17,11 @@ __all__ = [
     "PLACE_CHOICES",
     "circuit_plots",
     "comparison_plots",
+    "damage_plots",
     "overlap_plot",
     "place_plots",
     "repairs_plot",
     "rewards_plot",
     "step_plots",
+    "subspace_plot",
 ]

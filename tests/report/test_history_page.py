@@ -1,0 +1,112 @@
+"""The page about a history."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rlforget.errors import HistoryError
+from rlforget.history import History
+from rlforget.report import write_report
+from rlforget.report.history_page import compose_history
+from tests.report.pages import Page
+from tests.report.test_page import HOSTILE, sections_of
+
+NAMES = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A base; math, which changes half of layer 0; writing, which takes some of that back; and a branch from math."""
+    weights = {name: torch.zeros(4, 4) for name in NAMES}
+    save_file(weights, tmp_path / "base.safetensors")
+    history = History.init(tmp_path / "history", tmp_path / "base.safetensors")
+    weights[NAMES[1]][:2] = 1.0
+    history.commit(weights, domain="math", message=HOSTILE, metrics={"math": 0.9, "by": {HOSTILE: 1}, "text": "x"})
+    side = {name: tensor.clone() for name, tensor in weights.items()}
+    side[NAMES[0]][0, 0] = 5.0
+    history.commit(side, name="side", message="a branch")
+    weights[NAMES[1]][0] = 0.0
+    weights[NAMES[2]][:] = 2.0
+    history.commit(weights, domain="writing", parent="math", message="on", metrics={"math": 0.4})
+    history.tag("best", "math")
+    return tmp_path / "history"
+
+
+def page_of(folder: Path) -> Page:
+    return Page(compose_history(folder, library="// plotly.js"))
+
+
+def test_it_tells_stages_metrics_and_blame(folder: Path) -> None:
+    page = page_of(folder)
+    assert sections_of(page) == ["stages", "metrics", "blame", "origin"]
+    assert len(page.figures) == 3
+    stages, changed, measured, blamed, back = page.texts("li")
+    assert "3 stages on 2 branches; HEAD is writing" in stages
+    assert "math 16.7% and writing 41.7%" in changed
+    assert "math fell from 0.90 to 0.40" in measured
+    assert "50.0% of the coordinates still have the base's bits" in blamed
+    assert back == "Of 28 changes of a coordinate, 4 brought back bits that it had before."
+
+
+def test_the_graph_has_an_edge_for_every_stage_and_a_lane_for_every_branch(folder: Path) -> None:
+    edges, dots = page_of(folder).figures["stages-0"][0]["data"]
+    assert dots["text"] == ["base", "math (best)", "side", "writing (HEAD)"]
+    assert dots["x"] == [0, 1, 2, 3]
+    assert dots["y"] == [0, 0, 0, -1]
+    ends = [x for x in edges["x"] if x is not None]
+    assert [(ends[i], ends[i + 2]) for i in range(0, len(ends), 3)] == [(0, 1), (1, 2), (1, 3)]
+
+
+def test_the_bars_of_a_layer_are_the_shares_that_each_stage_changed_last(folder: Path) -> None:
+    bars = {trace["name"]: trace for trace in page_of(folder).figures["blame-0"][0]["data"]}
+    names = bars["base"]["customdata"]
+    shares = {name: dict(zip(names, trace["x"], strict=True)) for name, trace in bars.items()}
+    assert shares == {
+        "base": {"layer 0": 0.5, "layer 1": 0.0, "elsewhere": 1.0},
+        "math": {"layer 0": 0.25, "layer 1": 0.0, "elsewhere": 0.0},
+        "writing": {"layer 0": 0.25, "layer 1": 1.0, "elsewhere": 0.0},
+    }
+
+
+def test_every_fingerprint_stands_on_the_page(folder: Path) -> None:
+    page, index = page_of(folder), History.open(folder).index
+    cells = page.texts("td")
+    assert index.base.fingerprint in cells
+    assert all(stage.after in cells for stage in index.stages)
+    assert all(any(stage.delta.sha256 in cell for cell in cells) for stage in index.stages)
+
+
+def test_messages_and_metrics_are_never_markup(folder: Path) -> None:
+    page = page_of(folder)
+    assert [name for name, _, _ in page.elements if name == "script"] == ["script"] * 3
+    assert not [name for name, given, _ in page.elements if name in ("img", "a") or "onload" in given]
+    assert any(HOSTILE in text for text in page.texts("td"))
+    assert any(HOSTILE in text for text in page.texts("button"))
+
+
+def test_without_the_base_one_line_says_why_there_is_no_blame(folder: Path) -> None:
+    (folder.parent / "base.safetensors").unlink()
+    page = page_of(folder)
+    assert sections_of(page) == ["stages", "metrics", "origin"]
+    assert [text for text in page.texts("p") if text.startswith("Blame is left out: ")]
+
+
+def test_a_history_of_nothing_yet_is_a_page(folder: Path, tmp_path: Path) -> None:
+    history = History.init(tmp_path / "empty", folder.parent / "base.safetensors")
+    page = page_of(history.folder)
+    assert sections_of(page) == ["stages", "blame", "origin"]
+    assert "0 stages on 1 branch; HEAD is base" in page.texts("li")[0]
+    assert [text for text in page.texts("p") if "--metric NAME=NUMBER" in text]
+
+
+def test_the_command_takes_a_history_and_names_one_that_is_damaged(folder: Path, tmp_path: Path) -> None:
+    assert "<!doctype html>" in write_report(folder, tmp_path / "page.html").read_text(encoding="utf-8")
+    shutil.copytree(folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "history.json").write_text("{")
+    with pytest.raises(HistoryError):
+        write_report(tmp_path / "damaged", tmp_path / "damaged.html")
