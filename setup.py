@@ -20,6 +20,7 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
+    "playwright>=1.50",
     "ruff>=0.14",
     "mypy>=1.18",
     "types-PyYAML",
