@@ -10,14 +10,16 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nul
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format types pytest test-slow torture fuzz test-gpu bench bench-deltas bench-deltas-large \
-	bench-gpu performance aot tune miniature induction \
+.PHONY: demo test lint format types pytest suite bench-once test-slow torture fuzz test-gpu bench bench-deltas \
+	bench-deltas-large bench-gpu performance aot tune miniature induction \
 	results demo-results clean
 
 demo: .venv/.ready
 	$(BIN)/rlforget demo --force
 
-test: lint types pytest
+# Side by side, for types and benchmarks keep one core busy: one after the other they would leave the others idle.
+test: lint
+	$(MAKE) --jobs 2 suite types bench-once
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
@@ -30,8 +32,13 @@ format: .venv/.ready
 types: .venv/.ready
 	$(BIN)/mypy
 
-pytest: .venv/.ready
+pytest: suite bench-once
+
+suite: .venv/.ready
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
+
+# Every benchmark runs, on tiny tensors.
+bench-once: .venv/.ready
 	$(BIN)/pytest benchmarks --benchmark-disable --quiet
 
 test-slow: .venv/.ready
