@@ -41,8 +41,10 @@ suite: .venv/.ready
 bench-once: .venv/.ready
 	$(BIN)/pytest benchmarks --benchmark-disable --quiet
 
+# What takes minutes; then the kernels for every dtype with every option, of which the test command compiles a part.
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow
+	$(BIN)/pytest tests/kernels -m "not slow" --hypothesis-profile thorough
 
 # Kills and failing disks at every call that writes, ten minutes at most; the figures of docs/reliability.md.
 torture: .venv/.ready
@@ -53,7 +55,7 @@ fuzz: .venv/.ready
 	RLFORGET_FUZZ_SUMMARY=benchmarks/results/fuzz.json $(BIN)/pytest tests/torture/test_fuzz.py -m slow -s
 
 test-gpu: .venv/.ready
-	PYTHONPATH=.:kernels $(BIN)/python -m pytest tests/gpu -m gpu
+	PYTHONPATH=.:kernels $(BIN)/python -m pytest tests/gpu -m gpu --hypothesis-profile thorough
 
 # Operators, a whole diff and its first call, on all cores unless THREADS says else; `make performance` then writes docs/performance.md.
 bench: export OMP_NUM_THREADS = $(THREADS)

@@ -13,6 +13,7 @@ from tests.torture.injection import Server, started
 
 hypothesis.settings.register_profile("rlforget", deadline=None, print_blob=True, max_examples=40)
 hypothesis.settings.register_profile("long", deadline=None, print_blob=True, max_examples=1000)  # --hypothesis-profile
+hypothesis.settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=40)  # the slow suite's
 hypothesis.settings.load_profile("rlforget")
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.strategies import FLOATS, LAYOUTS, generator, laid_out, seeds
+from tests.kernels.strategies import FLOATS, LAYOUTS, THOROUGH, generator, laid_out, seeds
+
+_CORNERS = [
+    *((dtype, False) for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float64)),
+    *((dtype, True) for dtype in (torch.bfloat16, torch.float64)),
+]
+CPU_WORK = list(itertools.product(FLOATS, [False, True])) if THOROUGH else _CORNERS
+"""Dtypes, and whether to compute in float64. On a CPU each takes seconds to compile: the test command leaves out what
+differs from another in constants alone."""
+CPU_DTYPES = [dtype for dtype, float64 in CPU_WORK if not float64]
 
 layouts = st.sampled_from(LAYOUTS)
 # Single rows and columns, around the edges of tiles and blocks, and what leaves tails in both.
@@ -36,11 +48,20 @@ def basis(rows: int, rank: int, seed: int, orthonormal: bool = False) -> Tensor:
 
 
 @st.composite
-def pairs(draw: st.DrawFn, shapes: st.SearchStrategy[tuple[int, int]] = shapes) -> tuple[Tensor, Tensor]:
+def pairs(
+    draw: st.DrawFn, shapes: st.SearchStrategy[tuple[int, int]] = shapes, dtypes: Sequence[torch.dtype] = FLOATS
+) -> tuple[Tensor, Tensor]:
     """A pair in layouts of its sides' own."""
     change = draw(st.sampled_from([0.0, 1e-3, 1.0]))
-    before, after = pair(draw(st.sampled_from(FLOATS)), draw(shapes), draw(seeds), change)
+    before, after = pair(draw(st.sampled_from(dtypes)), draw(shapes), draw(seeds), change)
     return laid_out(before, draw(layouts)), laid_out(after, draw(layouts))
+
+
+@st.composite
+def cpu_work(draw: st.DrawFn) -> tuple[tuple[Tensor, Tensor], bool]:
+    """A pair, and whether to compute in float64."""
+    dtype, float64 = draw(st.sampled_from(CPU_WORK))
+    return draw(pairs(dtypes=[dtype])), float64
 
 
 def norm(matrix: Tensor) -> float:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from rlforget_kernels.common.bits import as_bits, bits_dtype
 
+THOROUGH = settings.get_current_profile_name() == "thorough"
+"""Whether this is the slow suite, which tries every combination for which something has to be compiled."""
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64)
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
 DTYPES = FLOATS + INTEGERS
 
-OPCHECK_DTYPES = tuple(dtype for dtype in DTYPES if not str(dtype).startswith("torch.float8"))
+_FEW = (torch.float32, torch.bfloat16, torch.float64, torch.int32, torch.bool)
+OPCHECK_DTYPES = tuple(dtype for dtype in DTYPES if THOROUGH and not str(dtype).startswith("torch.float8")) or _FEW
 """What torch's opcheck can make test values of: it multiplies, and torch has no float8 product on a CPU."""
 
 DENSITIES = (0.0, 0.001, 0.1, 0.9, 1.0)

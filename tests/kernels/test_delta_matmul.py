@@ -19,7 +19,7 @@ from torch import Tensor
 from rlforget_kernels.common import amx_cpu
 from rlforget_kernels.common.delta_blocks_cpu import by_matrix_unit
 from rlforget_kernels.delta_matmul import cpu, delta_matmul, gpu, reference
-from tests.kernels.matrices import basis, norm, pair, pairs, ranks, small_shapes
+from tests.kernels.matrices import CPU_WORK, basis, cpu_work, norm, pair, pairs, ranks, small_shapes
 from tests.kernels.strategies import FLOATS, LAYOUTS, OPCHECK_DTYPES, laid_out, same_bits, seeds
 
 BACKENDS = pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
@@ -52,11 +52,12 @@ def assert_close(found: tuple[list[Tensor], Tensor], sides: tuple[list[Tensor], 
 
 
 @UNITS
-@given(both=pairs(), rank=ranks, seed=seeds, layout=st.sampled_from(LAYOUTS), float64=st.booleans())
+@given(work=cpu_work(), rank=ranks, seed=seeds, layout=st.sampled_from(LAYOUTS))
 @settings(max_examples=50)
 def test_cpu_is_close_to_exact(
-    matrix_unit: bool, both: tuple[Tensor, Tensor], rank: int, seed: int, layout: str, float64: bool
+    matrix_unit: bool, work: tuple[tuple[Tensor, Tensor], bool], rank: int, seed: int, layout: str
 ):
+    both, float64 = work
     right = laid_out(basis(both[0].shape[1], rank, seed), layout)
     sides = [both[0]], [both[1]], [right]
     with on_unit(matrix_unit):
@@ -111,8 +112,7 @@ def test_layouts_and_lists_do_not_change_the_bits(backend: ModuleType, float64: 
         assert squares == energy[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e5m2, torch.float64], ids=str)
-@pytest.mark.parametrize("float64", [False, True])
+@pytest.mark.parametrize(("dtype", "float64"), CPU_WORK)
 @pytest.mark.parametrize("shape", [(70, 90), (1, 33), (33, 1), (150, 1100)])
 def test_sides_that_both_lie_in_columns_have_the_same_bits(dtype: torch.dtype, float64: bool, shape: tuple[int, int]):
     before, after = pair(dtype, shape, 0)
@@ -175,8 +175,7 @@ def test_what_is_not_finite_is_seen(backend: ModuleType, value: float):
     assert not energy.isfinite().any()
 
 
-@pytest.mark.parametrize("dtype", [dtype for dtype in OPCHECK_DTYPES if dtype.is_floating_point], ids=str)
-@pytest.mark.parametrize("float64", [False, True])
+@pytest.mark.parametrize(("dtype", "float64"), [work for work in CPU_WORK if work[0] in OPCHECK_DTYPES])
 def test_opcheck(dtype: torch.dtype, float64: bool):
     before, after = pair(dtype, (5, 7), 0)
     right = basis(7, 3, 1)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlforget_kernels.low_rank import LowRank, gaussian, low_rank
-from tests.kernels.matrices import norm, pair
-from tests.kernels.strategies import FLOATS, LAYOUTS, generator, laid_out, same_bits, seeds
+from tests.kernels.matrices import CPU_WORK, norm, pair
+from tests.kernels.strategies import LAYOUTS, generator, laid_out, same_bits, seeds
 
 ROUNDING = {False: 2e-5, True: 1e-12}
 
@@ -42,24 +42,23 @@ def assert_valid(found: LowRank, delta: Tensor, rank: int, float64: bool) -> Non
 @given(
     shape=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     share=st.floats(0, 1),
-    dtype=st.sampled_from(FLOATS),
+    work=st.sampled_from(CPU_WORK),
     layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2),
     change=st.sampled_from([0.0, 0.01, 1.0]),
     seed=seeds,
     iterations=st.integers(0, 2),
-    float64=st.booleans(),
 )
 @settings(max_examples=60)
 def test_any_difference(
     shape: tuple[int, int],
     share: float,
-    dtype: torch.dtype,
+    work: tuple[torch.dtype, bool],
     layouts: tuple[str, str],
     change: float,
     seed: int,
     iterations: int,
-    float64: bool,
 ):
+    dtype, float64 = work
     rank = max(1, int(share * min(shape)))
     before, after = pair(dtype, shape, seed, change)
     delta = difference(before, after)

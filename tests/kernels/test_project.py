@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlforget_kernels.delta_matmul.reference import difference
 from rlforget_kernels.project import cpu, energy_share, gpu, project, reference, residual_norm
-from tests.kernels.matrices import basis, norm, pair, pairs, ranks, small_shapes
+from tests.kernels.matrices import CPU_WORK, basis, cpu_work, norm, pair, pairs, ranks, small_shapes
 from tests.kernels.strategies import LAYOUTS, OPCHECK_DTYPES, laid_out, same_bits, seeds
 
 BACKENDS = pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
@@ -30,11 +30,12 @@ def assert_close(backend: ModuleType, both: tuple[Tensor, Tensor], u: Tensor, v:
     assert energy[0, 1].sqrt().item() == pytest.approx(norm(core), rel=2.0**-20)
 
 
-@given(both=pairs(), ranks=st.tuples(ranks, ranks), seed=seeds, layout=st.sampled_from(LAYOUTS), float64=st.booleans())
+@given(work=cpu_work(), ranks=st.tuples(ranks, ranks), seed=seeds, layout=st.sampled_from(LAYOUTS))
 @settings(max_examples=40)
 def test_cpu_is_close_to_exact(
-    both: tuple[Tensor, Tensor], ranks: tuple[int, int], seed: int, layout: str, float64: bool
+    work: tuple[tuple[Tensor, Tensor], bool], ranks: tuple[int, int], seed: int, layout: str
 ):
+    both, float64 = work
     sides = (laid_out(basis(rows, rank, seed), layout) for rows, rank in zip(both[0].shape, ranks, strict=True))
     assert_close(cpu, both, *sides, float64)
 
@@ -112,8 +113,7 @@ def test_empty_matrices(backend: ModuleType, shape: tuple[int, int]):
     assert energy.tolist() == [[0.0, 0.0]]
 
 
-@pytest.mark.parametrize("dtype", [dtype for dtype in OPCHECK_DTYPES if dtype.is_floating_point], ids=str)
-@pytest.mark.parametrize("float64", [False, True])
+@pytest.mark.parametrize(("dtype", "float64"), [work for work in CPU_WORK if work[0] in OPCHECK_DTYPES])
 def test_opcheck(dtype: torch.dtype, float64: bool):
     before, after = pair(dtype, (5, 7), 0)
     sides = [before, before], [after, after], [basis(5, 2, 1)] * 2, [basis(7, 3, 1)] * 2
