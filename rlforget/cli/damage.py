@@ -24,6 +24,9 @@ def damage(
     curvature: Annotated[
         Literal["ggn", "fisher", "hessian"], typer.Option(help="What stands for the loss's second derivative.")
     ] = "ggn",
+    points: Annotated[
+        int, typer.Option(help="At how many places along the change it is taken; 1: at its beginning.", min=1)
+    ] = 1,
     by: Annotated[
         Literal["tensor", "layer", "kind"] | None, typer.Option(help="Also say where the damage comes from.")
     ] = None,
@@ -53,7 +56,13 @@ def damage(
         given = loaded.model, changes, domain
         with output.step(f"predicting the damage to {domain.name}, {samples} completions"):
             predicted = predict(
-                *given, curvature=curvature, by=by, samples=samples, seed=seed, tokenizer=loaded.tokenizer
+                *given,
+                curvature=curvature,
+                points=points,
+                by=by,
+                samples=samples,
+                seed=seed,
+                tokenizer=loaded.tokenizer,
             )
         with output.step(f"measuring the damage to {domain.name}"):
             measured = damage_curve(*given, samples=samples, seed=seed, tokenizer=loaded.tokenizer)

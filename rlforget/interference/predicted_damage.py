@@ -13,6 +13,9 @@ d_x, that of log π(x): the first order is −mean d_x. The second order depends
   more noise.
 - `hessian`, the Hessian itself: −½ mean δᵀ ∇² log π(x) δ, by two forward modes in one another.
 
+With several `points`, H is taken at as many places along δ, and the second order becomes Taylor's remainder, see
+`remainder`: a change that goes beyond where the loss is quadratic is then followed, without the loss being measured.
+
 Where the model at θ_A samples the completions, the expectation of the first order is 0 and that of the rise of the loss
 is KL(π_A ‖ π_now), whose second-order term is the same GGN. That curvature predicts forgetting is a finding of
 2606.02398; these estimators are textbook (Martens, 1412.1193, on the GGN and the Fisher).
@@ -20,7 +23,7 @@ is KL(π_A ‖ π_now), whose second-order term is the same GGN. That curvature 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -29,7 +32,7 @@ from torch import Tensor, nn
 
 from rlforget.delta.naming import kind_of, layer_of
 from rlforget.domains.batches import IGNORED
-from rlforget.errors import UnknownNameError
+from rlforget.errors import ConfigError, UnknownNameError
 from rlforget.interference.completions import (
     Batches,
     check_finite,
@@ -43,6 +46,7 @@ from rlforget.interference.completions import (
 )
 from rlforget.interference.forward_mode import derivative_of, second_derivative_of
 from rlforget.interference.point import Frozen, change_of, check_at_after, measured_parameters, moved, toward_before
+from rlforget.interference.remainder import points_along, remainder_weights
 from rlforget.weights import open_weights
 
 if TYPE_CHECKING:
@@ -87,12 +91,14 @@ class Damage:
     Attributes:
         first: g·δ, the mean over completions.
         first_stderr: Its standard error over completions.
-        second: ½ δᵀ H δ.
+        second: ½ δᵀ H δ; with several points, Taylor's remainder.
         second_stderr: Its standard error.
         total: Their sum.
         total_stderr: Its standard error.
         count: Number of completions.
         curvature: What stood for H.
+        points: Where it was taken: shares of δ, from 0 on.
+        energies: ½ δᵀ H δ at each of them.
         by: How tensors were grouped.
         parts: The groups' damage, in the delta's order.
         skipped: Tensors that the delta changed and that were left out, frozen or quantised.
@@ -106,13 +112,16 @@ class Damage:
     total_stderr: float
     count: int
     curvature: Curvature
+    points: tuple[float, ...]
+    energies: tuple[float, ...]
     by: By | None
     parts: dict[str, DamagePart]
     skipped: tuple[str, ...] = ()
 
     def at(self, t: float) -> float:
-        """Return the predicted rise at θ_A + tδ: t·first + t²·second."""
-        return t * self.first + t * t * self.second
+        """Return the predicted rise at θ_A + tδ: t·first + t²·second, or with the remainder at t."""
+        weights = remainder_weights(self.points, t)
+        return t * self.first + 2.0 * sum(w * energy for w, energy in zip(weights, self.energies, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values, for programs."""
@@ -125,6 +134,7 @@ def damage(
     batches: Batches,
     *,
     curvature: Curvature = "ggn",
+    points: int = 1,
     by: By | None = None,
     samples: int = 256,
     seed: int = 0,
@@ -133,9 +143,9 @@ def damage(
 ) -> Damage:
     """Predict how much a later change raises an earlier domain's loss, without training and without a gradient.
 
-    One forward-mode pass a batch, about three times the arithmetic of a forward pass; with `by`, one more a group, over
-    the layers from the group's first on; `hessian` nests two. Memory beyond the model: its old values, δ in the
-    model's dtype, and a pass's activations.
+    One forward-mode pass a batch and a point, about three times the arithmetic of a forward pass; with `by`, one more a
+    group, over the layers from the group's first on; `hessian` nests two. Memory beyond the model: its old values, δ in
+    the model's dtype, and a pass's activations.
 
     Args:
         model: A transformers causal language model at the delta's after bits. It is moved to the before bits in place
@@ -144,6 +154,7 @@ def damage(
         batches: The earlier domain, its name, or batches (see `Batches`); completions are sampled from the model at
             the before bits, unless `labels` give them.
         curvature: What stands for H, see the module.
+        points: At how many places along δ H is taken; 1: at the before bits alone, enough for small changes.
         by: Also split the damage by tensor, by layer (embeddings, final norm and head are `outside`) or by kind.
         samples: How many completions to take; fewer where batches end before.
         seed: Seed of prompts and completions.
@@ -151,6 +162,7 @@ def damage(
         frozen: "skip" leaves frozen and quantised tensors out of δ, at their present values.
 
     Raises:
+        ConfigError: `points` is below 1, or above it with `fisher`, whose d_x are of samples of the before bits.
         EmptyDomainError: There is nothing to sample.
         LayoutError: The delta is of another architecture, or the model cannot be differentiated forward.
         NonFiniteError: A log-probability or its derivative is NaN or infinite.
@@ -159,7 +171,7 @@ def damage(
         UnknownNameError: There is no such curvature or grouping.
         WrongBaseError: The model is not at the delta's after bits.
     """
-    _check_names(curvature, by)
+    _check_settings(curvature, points, by)
     parameters, skipped = measured_parameters(model, delta, frozen=frozen)
     check_at_after(open_weights(model), delta)
     prompts = collect(model, batches, samples=samples, seed=seed, tokenizer=tokenizer)
@@ -168,24 +180,37 @@ def damage(
     if by is not None:
         for name, (own, direction) in zip(parameters, change.items(), strict=True):
             groups.setdefault(_LABELS[by](name), {})[own] = direction
-    found: dict[str, list[Tensor]] = {}
-    with moved(parameters, toward_before(delta, 1.0)):
-        for batch in completed(model, prompts, seed=seed, tokenizer=tokenizer):
-            for piece in pieces(model, batch):
-                for label, terms in _terms(model, piece, change, groups, curvature):
-                    found.setdefault(label, []).append(terms.double().cpu())
-    whole = torch.cat(found.pop(_WHOLE), 1)  # [2, completions]
+    places = points_along(points)
+    taken: list[dict[str, Tensor]] = []  # of each place, each label's [2 or 3, completions]
+    for place in places:
+        with moved(parameters, toward_before(delta, 1.0 - place)):
+            if not taken:
+                scored = list(completed(model, prompts, seed=seed, tokenizer=tokenizer))
+            found: dict[str, list[Tensor]] = {}
+            for batch in scored:
+                for piece in pieces(model, batch):
+                    for label, terms in _terms(model, piece, change, groups, curvature):
+                        found.setdefault(label, []).append(terms.double().cpu())
+            taken.append({label: torch.cat(terms, 1) for label, terms in found.items()})
+    whole = _along(taken, _WHOLE, places)
     means, errors = _spread(torch.cat([whole, whole.sum(0, keepdim=True)]))
     parts = {}
     for label in groups:
-        part_means, part_errors = _spread(torch.cat(found[label], 1))
+        part_means, part_errors = _spread(_along(taken, label, places))
         first, alone, row_sum = zip(part_means, part_errors, strict=True)
         parts[label] = DamagePart(*first, *alone, *row_sum)
     first, second, total = zip(means, errors, strict=True)
-    return Damage(*first, *second, *total, whole.shape[1], curvature, by, parts, skipped)
+    energies = tuple(float(one[_WHOLE][1].mean()) for one in taken)
+    return Damage(*first, *second, *total, whole.shape[1], curvature, tuple(places), energies, by, parts, skipped)
 
 
 _WHOLE = ""
+
+
+def _along(taken: Sequence[Mapping[str, Tensor]], label: str, places: Sequence[float]) -> Tensor:
+    """Return a label's terms, [2 or 3, completions]: the first order at the first place, the rest over all of them."""
+    rest = sum(2.0 * w * one[label][1:] for w, one in zip(remainder_weights(places, 1.0), taken, strict=True))
+    return torch.cat([taken[0][label][:1], torch.as_tensor(rest)])
 
 
 def _terms(
@@ -223,8 +248,15 @@ def _spread(values: Tensor) -> tuple[list[float], list[float]]:
     return values.mean(1).tolist(), errors.tolist()
 
 
-def _check_names(curvature: str, by: str | None) -> None:
+def _check_settings(curvature: str, points: int, by: str | None) -> None:
     for what, name, known in (("curvature", curvature, get_args(Curvature)), ("by", by, (None, *get_args(By)))):
         if name not in known:
             expected = f"one of {', '.join(map(str, known))}"
             raise UnknownNameError(f"{what} {name!r}", expected=expected, found=repr(name), fix="Check the spelling.")
+    if points < 1 or (points > 1 and curvature == "fisher"):
+        raise ConfigError(
+            "points",
+            expected='1 or more; with the curvature "fisher" 1',
+            found=str(points),
+            fix='Give another points=, or curvature="ggn".',
+        )

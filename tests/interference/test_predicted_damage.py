@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rlforget.delta import Delta, diff
 from rlforget.delta.naming import kind_of
-from rlforget.errors import EmptyDomainError, LayoutError, NonFiniteError, ParameterError, UnknownNameError
-from rlforget.interference.completions import completed, next_token_log_probs, pieces
+from rlforget.errors import ConfigError, EmptyDomainError, LayoutError, NonFiniteError, ParameterError, UnknownNameError
+from rlforget.interference.completions import completed, completion_log_probs, next_token_log_probs, pieces
 from rlforget.interference.predicted_damage import Damage, damage
+from rlforget.interference.remainder import points_along, remainder_weights
 from tests.circuits.attention_layouts import tiny
 
 from .conftest import perturbed, tiny_model
@@ -85,6 +88,41 @@ def test_is_what_differences_of_the_loss_say(curvature: Any, completions: Comple
     check_estimate((found.total, found.total_stderr), expected["first"] + expected[curvature], 2e-3)
     assert (found.count, found.curvature, found.parts) == (9, curvature, {})
     assert found.at(0.5) == pytest.approx(found.first / 2 + found.second / 4)
+
+
+def test_points_along_a_large_change_find_the_rise_itself(completions: Completions) -> None:
+    before, after, delta = pair(scale=0.05)
+    batches = completions(9, vocabulary=24)
+
+    def rise(step: float) -> float:
+        with torch.no_grad():
+            log_probs = [completion_log_probs(shifted(before, delta, s), b) for s in (0.0, step) for b in batches]
+        there, back = torch.cat(log_probs).double().chunk(2)
+        return float((there - back).mean())
+
+    near, far = (damage(after, delta, batches, curvature="hessian", points=points) for points in (1, 5))
+    assert abs(far.total - rise(1.0)) < 0.01 * abs(near.total - rise(1.0))
+    assert far.at(1.0) == pytest.approx(far.total)
+    assert far.at(0.5) == pytest.approx(rise(0.5), rel=0.05)
+    assert (near.points, far.points[0], len(far.points)) == ((0.0,), 0.0, 5)
+    by_kind = damage(after, delta, batches, points=3, by="kind")
+    assert sum(part.row_sum for part in by_kind.parts.values()) == pytest.approx(by_kind.second, rel=1e-5)
+
+
+@given(st.integers(1, 6), st.floats(0.1, 1.0), st.data())
+def test_the_remainder_is_exact_for_polynomials(count: int, t: float, data: st.DataObject) -> None:
+    points = points_along(count)
+    degree = data.draw(st.integers(0, count - 1 if t < 1.0 else 2 * count - 2))
+    weights = remainder_weights(points, t)
+    exact = t ** (degree + 2) / ((degree + 1) * (degree + 2))  # ∫₀ᵗ (t − s) sᵈ ds
+    assert sum(w * s**degree for w, s in zip(weights, points, strict=True)) == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize(("points", "curvature"), [(0, "ggn"), (2, "fisher")])
+def test_points_that_say_nothing_are_refused(points: int, curvature: Any, completions: Completions) -> None:
+    _, after, delta = pair()
+    with pytest.raises(ConfigError, match="points"):
+        damage(after, delta, completions(3, vocabulary=24), points=points, curvature=curvature)
 
 
 @pytest.mark.parametrize("curvature", ["ggn", "fisher", "hessian"])
