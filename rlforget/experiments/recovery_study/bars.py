@@ -143,32 +143,40 @@ def _auto(rows: Rows) -> str:
 
 def _damage(rows: Rows) -> str:
     told = []
-    for curvature, same in by(select(rows, rule=("damage, ggn", "damage, fisher")), lambda r: r["rule"]).items():
+    for curvature, same in by(
+        select(rows, rule=("damage, ggn", "damage, ggn at 3 points", "damage, fisher")), lambda r: r["rule"]
+    ).items():
         pairs = [(row["predicted"], row["value"]) for row in same if row["predicted"] is not None]
         told.append(f"{curvature.removeprefix('damage, ')} {spearman(pairs):.2f} (n = {len(pairs)})")
     return ", ".join(told) or "not measured"
 
 
 def _refreshes(rows: Rows) -> str:
-    """Of the pairs: steps to 90%, and what each way of protecting costs the later domain at equal recovery."""
-    curves = {
-        rule: by(select(rows, rule=rule, part="pairs"), scene_of)
-        for rule in ("refresh", "refresh, project", "refresh, fisher")
-    }
-    plain = {scene: first_to(same, 0.9) for scene, same in curves["refresh"].items()}
-    reached = {scene: row for scene, row in plain.items() if row is not None}
-    if not plain:
-        return "not measured"
-    steps = Mean(tuple(float(row["steps"]) for row in reached.values()))
-    told = [f"plain {steps} steps ({len(reached)} of {len(plain)} reach it)"]
-    for rule in ("refresh, project", "refresh, fisher"):
-        both = {s: first_to(same, 0.9) for s, same in curves[rule].items() if s in reached}
-        equal = [(reached[s], row) for s, row in both.items() if row is not None]
-        lost = [sum(row["later_now"] - row["later_after"] for row in side) for side in zip(*equal, strict=True)]
-        if equal and lost:
-            a, b = (value / len(equal) for value in lost)
-            told.append(f"collateral loss {a:.3f} plain, {b:.3f} {rule.removeprefix('refresh, ')} (n = {len(equal)})")
-    return "; ".join(told)
+    """Steps to 90%, and what each way of protecting costs the later domain at equal recovery."""
+    told = []
+    for part in ("pairs", "deep"):
+        plain = by(select(rows, rule="refresh", part=part), scene_of)
+        if not plain:
+            continue
+        reached = [row for same in plain.values() if (row := first_to(same, 0.9)) is not None]
+        steps = Mean(tuple(float(row["steps"]) for row in reached))
+        told.append(f"{part}: plain {steps} steps ({len(reached)} of {len(plain)} reach it)")
+        for rule in ("project", "fisher"):
+            bent = by(select(rows, rule=f"refresh, {rule}", part=part), scene_of)
+            equal = [_at_equal_recovery(plain[scene], same) for scene, same in bent.items() if scene in plain]
+            if equal:
+                a, b = (sum(losses) / len(equal) for losses in zip(*equal, strict=True))
+                told.append(f"collateral loss {a:.3f} plain, {b:.3f} {rule} (n = {len(equal)})")
+    return "; ".join(told) or "not measured"
+
+
+def _at_equal_recovery(one: Rows, other: Rows) -> tuple[float, float]:
+    """What two refreshes of a scene cost the later domain, each at its first look at 90%, or at what both reach."""
+    level = min([0.9, *(max(row["regained"] for row in side) for side in (one, other))])
+    first, second = (first_to(side, level) for side in (one, other))
+    assert first is not None
+    assert second is not None
+    return first["later_now"] - first["later_after"], second["later_now"] - second["later_after"]
 
 
 def _peaks(rows: Rows) -> str:

@@ -15,7 +15,12 @@ from rlforget.interference.point import changed_parameters, moved, toward_before
 from rlforget.interference.predicted_damage import Curvature, damage
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-_CURVATURES: tuple[Curvature, ...] = ("ggn", "fisher")
+_PREDICTORS: dict[str, tuple[Curvature, int]] = {
+    "ggn": ("ggn", 1),
+    "ggn at 3 points": ("ggn", 3),
+    "fisher": ("fisher", 1),
+}
+"""The curvature, and at how many points along δ it is taken."""
 _MOST = 256  # completions; the standard error of a mean rise is small beside the spread over scenes
 
 
@@ -40,10 +45,10 @@ def predicted_and_measured(live: Live) -> Iterator[Row]:
             with moved(parameters, toward_before(live.delta, 1.0 - strength)):
                 rises[strength] = _loss(live.model, batches) - start
         fields = {"n": samples, "earlier": domain}
-        for curvature in _CURVATURES:
-            found = damage(live.model, live.delta, batches, curvature=curvature, samples=samples)
+        for predictor, (curvature, points) in _PREDICTORS.items():
+            found = damage(live.model, live.delta, batches, curvature=curvature, points=points, samples=samples)
             for strength, rise in rises.items():
-                row = live.row(f"damage, {curvature}", strength=strength, predicted=found.at(strength), value=rise)
+                row = live.row(f"damage, {predictor}", strength=strength, predicted=found.at(strength), value=rise)
                 yield {**row, **fields}
         pairs = {"KL(then ‖ now)": (then, live.model), "KL(now ‖ then)": (live.model, then)}
         for strength, rise in rises.items():

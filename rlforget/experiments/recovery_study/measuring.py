@@ -43,7 +43,7 @@ _OF_A_PAIR = (*damages.MEASURES, *_RULES, *refreshes.MEASURES)
 
 IN_PART: dict[Part, tuple[str, ...]] = {
     "pairs": (*_OF_A_PAIR, *other_rules.MEASURES, *curves.MEASURES, *rounding.MEASURES, *searching.MEASURES),
-    "deep": (*_RULES, "refresh"),
+    "deep": (*_RULES, "refresh", "protected"),
     "sequence": (*_RULES, *rules.OF_SEVERAL),
     "bases": (*_RULES, *rules.OF_SEVERAL),
     "sizes": tuple(growth.MEASURES),

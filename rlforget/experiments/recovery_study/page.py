@@ -22,7 +22,8 @@ _KL = """The divergence of the later model from the earlier one, on the earlier 
 curvature because M2RL (arXiv 2602.12566) finds that it is gradients and policy divergence, not weights, by which
 domains interfere, and reports synergy where 2606.02398 reports conflict. All are correlated with the measured rise of
 the loss over the same scenes and strengths; at full strength alone they are told too, since strengths of one scene are
-easily ranked. The curvatures are taken at the earlier stage, before the change; the divergences are measured after it.
+easily ranked. The curvatures are taken at the earlier stage, before the change, or at three points along it, where no
+loss is measured either; the divergences are measured after it.
 KL(then ‖ now) is the very thing that the rise estimates, from the same completions: it shows how well that is measured,
 and predicts nothing."""
 

@@ -178,7 +178,7 @@ PICTURES: dict[str, tuple[Draw, ...]] = {
     "readme": (_stages, _rules),
     "stages": (_stages,),
     "rules": (_rules,),
-    "damage": (_damage("ggn"), _damage("fisher")),
+    "damage": (_damage("ggn"), _damage("ggn at 3 points"), _damage("fisher")),
     "curve": (_curve,),
     "sizes": (_sizes,),
 }

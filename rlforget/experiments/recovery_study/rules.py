@@ -19,9 +19,9 @@ _UNMEASURED = ("opposed", "magnitude", "random")
 
 
 def dense(live: Live) -> Iterator[Row]:
-    """Subtract the dense correction, in one pass and in two; beside it a random subspace and the same norm along δ."""
+    """Subtract the dense correction, in one pass and more; beside it a random subspace and the same norm along δ."""
     samples = live.study.samples
-    yield from by_passes(live, "dense subspace", 2, n=samples, rows="sequence")
+    yield from by_passes(live, "dense subspace", 3 if live.scene.part == "deep" else 2, n=samples, rows="sequence")
     control, seconds = live.subspace(random=True, protect=())
     yield live.tried("random subspace", control, n=samples, passes=1, seconds=seconds)
     found, _ = live.subspace()

@@ -46,7 +46,11 @@ def test_protection_is_judged_at_equal_recovery() -> None:
     ]
     bent = [row("refresh, project", steps=s, regained=r, later_after=a) for s, r, a in ((5, 0.8, 0.9), (9, 0.91, 0.86))]
     told = _measured("refresh:", [*plain, *bent])
-    assert told == "plain 5.00 steps (1 of 1 reach it); collateral loss 0.100 plain, 0.040 project (n = 1)"
+    assert told == "pairs: plain 5.00 steps (1 of 1 reach it); collateral loss 0.100 plain, 0.040 project (n = 1)"
+    deep = [{**one, "part": "deep"} for one in (*plain[:1], *bent[:1])]  # neither gets to 90%: held at half
+    assert _measured("refresh:", deep) == (
+        "deep: plain not measured steps (0 of 1 reach it); collateral loss 0.000 plain, 0.000 project (n = 1)"
+    )
     assert first_to(plain, 0.99) == plain[2]
     assert first_to(plain, 1.01) is None
 
