@@ -38,6 +38,12 @@ def looked_at(word):  # type: ignore[no-untyped-def]
     return count_bits(np.uint64(word)), lowest_bit(np.uint64(word))
 
 
+@numba.njit
+def picked(source, word, values, numbers):  # type: ignore[no-untyped-def]
+    compress(source, np.uint64(7), np.uint64(word), values, np.uint64(5))
+    compress_indices(np.uint64(7), np.uint64(word), numbers, np.uint64(5))
+
+
 @pytest.mark.parametrize("dtype", UNSIGNED)
 @pytest.mark.parametrize("word", WORDS)
 def test_differences(dtype: Any, word: int):
@@ -57,11 +63,6 @@ def test_bits_of_a_word(word: int):
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 @pytest.mark.parametrize("word", WORDS)
 def test_compress(dtype: Any, index: Any, word: int):
-    @numba.njit
-    def picked(source, word, values, numbers):  # type: ignore[no-untyped-def]
-        compress(source, np.uint64(7), np.uint64(word), values, np.uint64(5))
-        compress_indices(np.uint64(7), np.uint64(word), numbers, np.uint64(5))
-
     source = np.random.default_rng(0).integers(0, 200, 100).astype(dtype)
     values, numbers = np.full(100, 77, dtype), np.full(100, 77, index)
     picked(source, np.uint64(word), values, numbers)
