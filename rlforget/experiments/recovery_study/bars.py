@@ -91,9 +91,12 @@ def _known(row: Row) -> bool:
 
 
 def _selectivity(rows: Rows) -> str:
-    found = select(rows, rule="one alone")
-    moved = mean_of(found, "value")
-    return f"{moved} of the other's loss, beside {mean_of(found, 'regained')} of its own (n = {len(found)})"
+    told = []
+    for rule, said in (("one alone", "alone"), ("one alone, others protected", "with the other protected")):
+        found = select(rows, rule=rule)
+        moved, own = mean_of(found, "value"), mean_of(found, "regained")
+        told.append(f"{said} {moved} of the other's loss, beside {own} of its own (n = {len(found)})")
+    return "; ".join(told)
 
 
 def best_coordinates(rows: Rows, most: float = 0.05) -> tuple[str, float] | None:

@@ -102,6 +102,7 @@ def _rules(axes: Axes, rows: list[Row]) -> bool:
         place += 1
     if place < 2:
         return False
+    axes.set_ylim(min(0.8, axes.get_ylim()[0]), max(1.05, axes.get_ylim()[1]))  # a hundredth is no cliff
     axes.axhline(1, color=GRID, linewidth=0.8)
     axes.axvline(1, color=GRID, linewidth=0.8)
     axes.set(xlabel="share of the loss regained", ylabel="share of the gain kept", title="Undo: every rule")

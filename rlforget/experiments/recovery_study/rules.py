@@ -88,18 +88,22 @@ def coordinates(live: Live) -> Iterator[Row]:
 
 
 def selectivity(live: Live) -> Iterator[Row]:
-    """Restore one of several older domains alone, and see how far another one moves: `value` is the other's share."""
-    older = live.scene.earlier
-    for one in older:
-        if live.then[one] - live.now[one] < live.study.least_loss:
-            continue
-        found, _ = live.subspace(restore=(one,))
-        row = live.tried("one alone", found, n=live.study.samples, passes=1)
-        after = json.loads(row["rewards"])
-        for other in older:
-            if other != one and live.then[other] - live.now[other] >= live.study.least_loss:
-                shares = {name: regained(live.then, live.now, after, [name]) for name in (one, other)}
-                yield {**row, "earlier": f"{one} ({other})", "regained": shares[one], "value": shares[other]}
+    """Restore one of several older domains alone, and see how far another one moves: `value` is the other's share.
+
+    Once with nothing asked of the others, and once with them among the protected.
+    """
+    older, later = live.scene.earlier, live.scene.later
+    lost = [name for name in older if live.then[name] - live.now[name] >= live.study.least_loss]
+    for one in lost:
+        others = tuple(name for name in older if name != one)
+        for rule, protect in (("one alone", later), ("one alone, others protected", (*later, *others))):
+            found, _ = live.subspace(restore=(one,), protect=protect)
+            row = live.tried(rule, found, n=live.study.samples, passes=1)
+            after = json.loads(row["rewards"])
+            for other in others:
+                if other in lost:
+                    shares = {name: regained(live.then, live.now, after, [name]) for name in (one, other)}
+                    yield {**row, "earlier": f"{one} ({other})", "regained": shares[one], "value": shares[other]}
 
 
 def peaks(live: Live) -> Iterator[Row]:
