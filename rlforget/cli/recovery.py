@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rlforget.delta import Delta
     from rlforget.recovery import Rollback, Search
 
-_RULE = "dense"
+_RULE = "dense_twice"
 _VALIDATION = 256
 
 

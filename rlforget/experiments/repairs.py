@@ -144,6 +144,7 @@ def _subspace(scene: Scene, *, random: bool) -> ConflictSubspace:
         restore=EARLIER,
         protect=() if random else LATER,
         samples=scene.settings.samples,
+        passes=1,
         seed=scene.seed,
         tokenizer=scene.tokenizer,
         random=random,

@@ -101,7 +101,7 @@ def conflict_subspace(
     protect_weights: Sequence[float] | None = None,
     mu: float | Literal["auto"] = 1e-4,
     lam: float | Literal["auto"] = 1.0,
-    passes: int = 1,
+    passes: int = 2,
     form: Form = "auto",
     block: int = 16,
     frozen: Frozen = "error",
@@ -135,7 +135,8 @@ def conflict_subspace(
         protect_weights: Likewise for those to protect.
         mu: Ridge, in units of the mean squared norm of G_A's rows. Positive; or "auto", chosen on held-out rows.
         lam: Weight of the protected domains, or "auto".
-        passes: How often to solve; each pass linearises anew about the weights that the ones before it lead to.
+        passes: How often to solve; each pass linearises anew about the weights that the ones before it lead to. One is
+            half the work, and enough where the loss is not deep (docs/results.md).
         form: "plain", "streamed", or "auto": plain on one process while the gradients fit `forms.PLAIN_BYTES`.
         block: Rows whose activations the streamed form holds at once; two blocks are.
         frozen: "skip" leaves frozen parameters and quantised tensors where they are, with no part in δ or u.

@@ -81,7 +81,7 @@ def test_is_the_minimiser(
     earlier, now = points
     check = untouched(after)
     found = conflict_subspace(
-        after, delta, [completions(6), completions(5, seed=1)], [completions(7, seed=2)], mu=1e-3, lam=0.7
+        after, delta, [completions(6), completions(5, seed=1)], [completions(7, seed=2)], mu=1e-3, lam=0.7, passes=1
     )
     check()
     middle = at((earlier + now) / 2)
@@ -118,7 +118,7 @@ def test_each_domain_comes_back_from_its_own_stage(
     check = untouched(after)
     restore, protect = [completions(6), completions(5, seed=1), completions(4, seed=4)], [completions(7, seed=2)]
     found = conflict_subspace(
-        after, delta, restore, protect, since=[delta, since, delta], mu=1e-3, lam=0.7, form=form, block=3
+        after, delta, restore, protect, since=[delta, since, delta], mu=1e-3, lam=0.7, passes=1, form=form, block=3
     )
     check()
     then = flat(middle.parameters())
@@ -179,7 +179,7 @@ def test_the_correction_brings_the_log_probabilities_back(
                 (completion_log_probs(at(values).eval(), batch) - completion_log_probs(at(target).eval(), batch)).norm()
             )
 
-    one = correction(conflict_subspace(after, delta, [[batch]], [[other]], mu=1e-5))
+    one = correction(conflict_subspace(after, delta, [[batch]], [[other]], mu=1e-5, passes=1))
     two = correction(conflict_subspace(after, delta, [[batch]], [[other]], mu=1e-5, passes=2))
     damage = off(now, batch, earlier)
     assert damage > 0.3
@@ -197,7 +197,7 @@ def test_a_second_pass_linearises_about_the_first_one(
 ) -> None:
     earlier, now = points
     check = untouched(after)
-    first = conflict_subspace(after, delta, [completions(6)], [completions(4, seed=2)], mu=1e-2)
+    first = conflict_subspace(after, delta, [completions(6)], [completions(4, seed=2)], mu=1e-2, passes=1)
     both = conflict_subspace(after, delta, [completions(6)], [completions(4, seed=2)], mu=1e-2, passes=2)
     check()
     u = correction(first)
@@ -219,7 +219,7 @@ def test_probes_estimate_the_damage_of_a_direction(
     after: nn.Module, delta: Delta, points: tuple[np.ndarray, np.ndarray], completions: Callable[..., list[Batch]]
 ) -> None:
     earlier, now = points
-    found = conflict_subspace(after, delta, [completions(12)])
+    found = conflict_subspace(after, delta, [completions(12)], passes=1)
     probes = torch.cat(list(found.probes.values()), 1).double().numpy()
     exact = np.linalg.norm(jacobian(at((earlier + now) / 2), completions(12)) @ (now - earlier))
     assert probes.shape == (16, len(now))

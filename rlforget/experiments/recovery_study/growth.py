@@ -16,12 +16,13 @@ from rlforget.interference.point import changed_parameters, moved, toward_before
 _KINDS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("sequence", 512, {}),
     ("sequence", 128, {"mu": "auto", "lam": "auto"}),
-    ("token", 64, {}),
-    ("logit", 64, {}),
-    ("logit", 64, {"mu": 1e-3, "lam": 10.0}),
-    ("logit", 64, {"mu": "auto", "lam": "auto"}),
+    ("token", 32, {"row_budget": 512}),
+    ("logit", 32, {"row_budget": 512}),
+    ("logit", 32, {"row_budget": 512, "mu": 1e-3, "lam": 10.0}),
 )
 """Kinds of rows, up to how many prompts each is tried, and with which further options."""
+
+_FIRST, _STEP = 8, 4  # prompts, and how many times as many follow
 
 _RANK_SAMPLES = 256
 _HELD = 8 << 30  # bytes of gradients that are held, where this is more than the library holds unasked
@@ -33,13 +34,13 @@ def growth(live: Live) -> Iterator[Row]:
     parameters = live.delta.numel
     domains = len(live.scene.earlier) + len(live.scene.later)
     for kind, most, options in _KINDS:
-        n = 16
+        n = _FIRST
         while n <= min(most, live.study.samples):
             if 4 * n * domains * parameters > _HELD:
                 break
             for row in by_passes(live, "growth", 2, n=n, rows=kind, **options):
                 yield {**row, "value": rank}
-            n *= 2
+            n *= _STEP
 
 
 def effective_rank(live: Live) -> float:

@@ -45,6 +45,7 @@ def _in_dtype(live: Live, now: Weights, dtype: torch.dtype, scale: float) -> Ite
         list(live.scene.earlier),
         list(live.scene.later),
         samples=live.study.samples,
+        passes=1,
         seed=live.course.seed,
         tokenizer=live.tokenizer,
     )

@@ -146,6 +146,7 @@ class Live(Lost):
             "samples": self.study.samples,
             "seed": self.course.seed,
             "tokenizer": self.tokenizer,
+            "passes": 1,
         }
         started = time.perf_counter()
         found = conflict_subspace(self.model, delta, **{**given, **options})
