@@ -21,6 +21,7 @@ def planted(algorithm: str, seed: int) -> Planted:
     return ALGORITHMS[algorithm](seed)
 
 
+@cache
 def found(algorithm: str, case: str, kind: str, method: str, seed: int) -> Circuit:
     model = planted(algorithm, seed)
     return find(model.model, model.cases[case].task, method, ablation=kind, batch_size=64, seed=seed)
