@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rlforget.recovery import Rollback, Search
 
 _RULE = "dense_twice"
+_SCORE = "subspace"  # where a budget alone is given
 _VALIDATION = 256
 
 
@@ -49,7 +50,10 @@ def rollback(
     budget: Annotated[
         float | None,
         typer.Option(
-            help="How many coordinates get old bits, as a share of all.", min=0.0, max=1.0, show_default=str(FRACTION)
+            help="How many coordinates get old bits, as a share of all; alone, by `subspace`.",
+            min=0.0,
+            max=1.0,
+            show_default=str(FRACTION),
         ),
     ] = None,
     strength: Annotated[float, typer.Option(help="Share of each change to undo.", min=0.0, max=1.0)] = 1.0,
@@ -80,8 +84,9 @@ def rollback(
     for option, value in {"--plot": plot, "--validation": validation}.items():
         if not auto and value is not None:
             raise typer.BadParameter("it goes with --auto", param_hint=option)
-    if budget is not None and rule in (None, *CORRECTIONS):
+    if budget is not None and rule in CORRECTIONS:
         raise typer.BadParameter("it goes with a --rule that puts back old bits", param_hint="--budget")
+    chosen = rule or (_RULE if budget is None else _SCORE)
     place = place_of(
         model,
         delta,
@@ -91,13 +96,13 @@ def rollback(
         in_place=in_place,
         restore=wanted,
         protect=list(protect or []),
-        apart=not auto and (rule or _RULE) in SEVERAL_STAGES,
+        apart=not auto and chosen in SEVERAL_STAGES,
         force=force,
     )
     names = ("--restore", "--protect")
     measured: dict[str, Any] = {"samples": samples, "seed": seed}
     measurement = Measurement(
-        _RULE if rule is None else rule,
+        chosen,
         wanted,
         place.protect,
         own,

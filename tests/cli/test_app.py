@@ -136,7 +136,7 @@ def test_a_bug_stays_loud(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> 
         ("apply", "a", "d"),
         ("rollback", "a", "d", "-o", "x", "--budget", "2"),
         ("rollback", "a", "d", "-o", "x", "--rule", "dense", "--budget", "0.1"),
-        ("rollback", "a", "d", "-o", "x", "--restore", "math", "--budget", "0.1"),
+        ("rollback", "a", "d", "-o", "x", "--budget", "0.1"),  # by `subspace`, which needs domains
         ("rollback", "a", "d", "-o", "x", "--restore", "math", "--auto", "--rule", "fisher"),
         ("rollback", "a", "d", "-o", "x", "--restore", "math", "--auto"),
         ("rollback", "a", "d", "-o", "x", "--restore", "math", "--plot", "x.svg"),

@@ -59,6 +59,14 @@ def test_rollback_of_a_whole_correction(rule: str, checkpoints: Checkpoints, tmp
     assert report["out"] == str(out)
 
 
+def test_a_budget_alone_is_by_the_subspace(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    asked = ("rollback", checkpoints.tuned, checkpoints.delta, *MATH, *FEW, "--budget", 0.05)
+    report = run(*asked, "-o", tmp_path / "one", "--json").json
+    assert report["coordinates"] == round(0.05 * rf.DeltaFile(checkpoints.delta).numel)
+    assert run(*asked, "--rule", "subspace", "-o", tmp_path / "two").code == 0
+    assert differing(tmp_path / "one", tmp_path / "two") == 0
+
+
 def test_rollback_by_a_share(checkpoints: Checkpoints, tmp_path: Path) -> None:
     out = tmp_path / "out"
     asked = ("rollback", checkpoints.tuned, checkpoints.delta, "--rule", "magnitude", "--budget", 1)
