@@ -25,15 +25,17 @@ def main_job(seed: int, out: Path, settings: Settings, *, echo: Echo, progress: 
     """Run the demo on one seed, with the sequence and its deltas in the folder `out`.
 
     Returns:
-        JSON: `seed`, `stages` (rewards of every domain and the statistics of the delta), `overlaps` of the stages'
-        deltas, `lost` (reward of each earlier domain after the last earlier stage, less at the end), `repairs`,
-        `sft_and_rl`, `sft_and_rl_of_one_length` and `seconds`.
+        JSON: `seed`, `base_weights` (their fingerprint), `stages` (rewards of every domain, their standard errors over
+        prompts, and the statistics of the delta), `overlaps` of the stages' deltas, `lost` (reward of each earlier
+        domain after the last earlier stage, less at the end), `repairs`, `sft_and_rl`, `sft_and_rl_of_one_length` and
+        `seconds`.
     """
     started = time.perf_counter()
     echo(f"seed {seed}: GRPO on {' → '.join(SEQUENCE)}")
     sequence = run_sequence(_sequence(settings, seed), out, progress=progress)
     stages = [stage.folder.delta() for stage in sequence.stages[1:]]
     rewards: list[Rewards] = [_means(stage.scores) for stage in sequence.stages]
+    errors = [{name: score.stderr for name, score in stage.scores.items()} for stage in sequence.stages]
     model, tokenizer = miniature.load()
     split = len(EARLIER)
     for stage in stages[:split]:
@@ -63,10 +65,11 @@ def main_job(seed: int, out: Path, settings: Settings, *, echo: Echo, progress: 
     echo(f"SFT and RL on {TARGET}: to one reward, and of one length")
     return {
         "seed": seed,
-        "stages": [{"name": "base", "rewards": rewards[0]}]
+        "base_weights": sequence.stages[0].folder.record["fingerprint"],
+        "stages": [{"name": "base", "rewards": rewards[0], "stderr": errors[0]}]
         + [
-            {"name": name, "rewards": after, "delta": stage.stats().to_dict()}
-            for name, after, stage in zip(SEQUENCE, rewards[1:], stages, strict=True)
+            {"name": name, "rewards": after, "stderr": error, "delta": stage.stats().to_dict()}
+            for name, after, error, stage in zip(SEQUENCE, rewards[1:], errors[1:], stages, strict=True)
         ],
         "overlaps": _overlaps(stages),
         "lost": {name: scene.then[name] - scene.now[name] for name in EARLIER},

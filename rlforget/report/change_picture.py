@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlforget.delta.naming import layer_of, module_of
 from rlforget.report.drawing import COLOURS, GRID, plain, save_drawing
 from rlforget.report.plots.grid import Grid
-from rlforget.report.plots.steps import bin_name
+from rlforget.report.plots.steps import bin_start
 from rlforget.report.wording import number, percent
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def _draw_steps(axes: Axes, total: Change) -> None:
     axes.bar(range(len(shares)), shares, width=0.8, color=COLOURS[0])
     every = max(1, math.ceil(len(shares) / 7))
     style: dict[str, Any] = {"rotation": 45, "ha": "right"}
-    axes.set_xticks(range(0, len(shares), every), [bin_name(place) for place in range(0, len(shares), every)], **style)
-    axes.set_xlabel(f"steps between values of {', '.join(total.dtypes) or 'the storage dtype'}")
+    axes.set_xticks(range(0, len(shares), every), [bin_start(place) for place in range(0, len(shares), every)], **style)
+    axes.set_xlabel(f"steps between values of {', '.join(total.dtypes) or 'the storage dtype'}, at least")
     axes.set_ylabel("share of the changed coordinates")
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)

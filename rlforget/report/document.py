@@ -52,7 +52,7 @@ def document(title: str, opening: Html, parts: Sequence[Section], origin: Html, 
         opening,
         *(_section(part) for part in parts if part.plots),
         _missing([part.heading for part in parts if not part.plots and not part.remedy]),
-        *(tag("p", part.remedy, class_="muted") for part in parts if not part.plots and part.remedy),
+        *(tag("p", *_prose(part.remedy), class_="muted missing") for part in parts if not part.plots and part.remedy),
         origin,
     ]
     code = [
@@ -113,12 +113,17 @@ def _section(part: Section) -> Html:
     return tag(
         "section",
         tag("h2", part.heading),
-        tag("p", part.text),
+        tag("p", *_prose(part.text)),
         _choice(part.choices) if part.choices else Html(),
         tag("div", *(_plot(plot, f"{part.key}-{i}") for i, plot in enumerate(part.plots)), class_="plots"),
         *(_table(table) for table in part.tables),
         id=part.key,
     )
+
+
+def _prose(text: str) -> list[str]:
+    """A text in which what stands between backquotes is code."""
+    return [tag("code", part) if position % 2 else part for position, part in enumerate(text.split("`"))]
 
 
 def _plot(plot: Plot, key: str) -> Html:
@@ -166,4 +171,6 @@ def _cell(cell: str | Cell, name: str = "td", **attributes: str) -> Html:
 
 
 def _missing(headings: list[str]) -> Html:
-    return tag("p", f"Not in this run, so left out: {listing(headings)}.", class_="muted") if headings else Html()
+    return (
+        tag("p", f"Not in this run, so left out: {listing(headings)}.", class_="muted missing") if headings else Html()
+    )

@@ -101,10 +101,11 @@ class DeltaOverSeeds:
 
 @dataclass(frozen=True)
 class StageOverSeeds:
-    """A stage: every domain's reward after it, and its delta; the base has none."""
+    """A stage: every domain's reward after it, with its error over prompts, and its delta; the base has none."""
 
     name: str
     rewards: Rewards
+    stderr: Rewards
     delta: DeltaOverSeeds | None
 
 
@@ -231,9 +232,8 @@ def _by_name(rows: Sequence[Mapping[str, float]]) -> Rewards:
 
 def _stage(stages: Sequence[Stage]) -> StageOverSeeds:
     deltas = [stage.delta for stage in stages]
-    return StageOverSeeds(
-        stages[0].name, _by_name([stage.rewards for stage in stages]), _delta(deltas) if any(deltas) else None
-    )
+    rewards, stderr = (_by_name([getattr(stage, key) for stage in stages]) for key in ("rewards", "stderr"))
+    return StageOverSeeds(stages[0].name, rewards, stderr, _delta(deltas) if any(deltas) else None)
 
 
 def _delta(deltas: Sequence[StageDelta | None]) -> DeltaOverSeeds:

@@ -29,6 +29,9 @@
     const view = views[Math.min(choice ? choice.selectedIndex : 0, views.length - 1)];
     const style = getComputedStyle(document.documentElement);
     const width = printed.matches ? PAPER : undefined;
+    plot.dataset.height ??= plot.style.height;
+    const upright = plot.clientWidth < NARROW && view.data[0].type === "heatmap"; // names of the columns then stand
+    plot.style.height = upright ? `calc(${plot.dataset.height} + 100px)` : plot.dataset.height;
     const data = coloured(view.data, style).map((trace) => fitted(trace, width ?? plot.clientWidth));
     const layout = { ...coloured(view.layout, style), ...(width ? { width, autosize: false } : {}) };
     Plotly.react(plot, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
@@ -47,8 +50,8 @@
 
   const keys = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
   const walk = (plot, event) => {
-    if (event.key === "Escape") return Plotly.Fx.unhover(plot);
-    if (!(event.key in keys)) return;
+    if (event.key === "Escape") return plot.data && Plotly.Fx.unhover(plot);
+    if (!(event.key in keys) || !plot.data) return;
     event.preventDefault();
     const all = points(plot);
     if (!all.length) return;
@@ -58,11 +61,17 @@
   };
 
   const plots = [...document.querySelectorAll(".plot")];
-  plots.forEach(draw);
+  // One after another, so that the page can be read and scrolled meanwhile.
+  const drawFrom = (position) => {
+    if (position === plots.length) return;
+    draw(plots[position]);
+    setTimeout(drawFrom, 0, position + 1);
+  };
+  drawFrom(0);
   for (const query of [dark, printed]) query.addEventListener("change", () => plots.forEach(draw));
   for (const plot of plots) {
     plot.addEventListener("keydown", (event) => walk(plot, event));
-    plot.addEventListener("blur", () => Plotly.Fx.unhover(plot));
+    plot.addEventListener("blur", () => plot.data && Plotly.Fx.unhover(plot));
   }
   document.querySelectorAll("select").forEach((choice) =>
     choice.addEventListener("change", () => choice.closest("section").querySelectorAll(".plot").forEach(draw)));

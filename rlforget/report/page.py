@@ -127,6 +127,11 @@ def _origin(results: Results, run: Path) -> Html:
     ]
     took = [f"seed {one.seed}: {number(one.seconds, 0)} s" for one in results.runs if one.seconds is not None]
     facts = [("seeds", ", ".join(str(one.seed) for one in results.runs))]
+    facts += [
+        (f"fingerprint of the base's weights, seed {one.seed}", one.base_weights)
+        for one in results.runs
+        if one.base_weights
+    ]
     facts += [("machine", results.machine)] if results.machine else []
     facts += [("time", ", ".join(took))] if took else []
     facts += [(f"version of {name}", version) for name, version in results.versions.items()]

@@ -89,10 +89,18 @@ class StageDelta:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its name, every domain's mean sampled reward after it, and its delta; the base has none."""
+    """A stage.
+
+    Attributes:
+        name: Its name.
+        rewards: Every domain's mean sampled reward after it.
+        stderr: Their standard errors over prompts, where the run tells.
+        delta: What it did to the weights; the base did nothing.
+    """
 
     name: str
     rewards: dict[str, float]
+    stderr: dict[str, float]
     delta: StageDelta | None
 
 
@@ -158,9 +166,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Run:
-    """The main job on one seed. `lost` names the earlier domains."""
+    """The main job on one seed. `lost` names the earlier domains; `base_weights` is the base's fingerprint, if told."""
 
     seed: int
+    base_weights: str
     stages: list[Stage]
     overlaps: list[Pair]
     lost: dict[str, float]
@@ -254,6 +263,7 @@ def _run(node: Node) -> Run:
     lost, comparison, seconds = node.get("lost"), node.get("sft_and_rl"), node.get("seconds")
     return Run(
         seed=node["seed"].count(),
+        base_weights=base.text() if (base := node.get("base_weights")) else "",
         stages=[_stage(stage) for stage in _elements(node, "stages")],
         overlaps=[_pair(pair) for pair in _elements(node, "overlaps")],
         lost=lost.numbers() if lost else {},
@@ -269,8 +279,13 @@ def _elements(node: Node, key: str) -> list[Node]:
 
 
 def _stage(node: Node) -> Stage:
-    delta = node.get("delta")
-    return Stage(node["name"].text(), node["rewards"].numbers(), _delta(delta) if delta else None)
+    delta, stderr = node.get("delta"), node.get("stderr")
+    return Stage(
+        node["name"].text(),
+        node["rewards"].numbers(),
+        stderr.numbers() if stderr else {},
+        _delta(delta) if delta else None,
+    )
 
 
 def _delta(node: Node) -> StageDelta:

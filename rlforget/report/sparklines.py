@@ -21,9 +21,7 @@ def sparklines(found: OverSeeds) -> Html:
         if known:
             own = [place for place, name in found.own if name == domain]
             cards.append(_card(domain, known, own, len(means), turn(COLOURS, position)))
-    return (
-        tag("ul", *cards, class_="sparks", aria_label="Reward of every domain over the sequence") if cards else Html()
-    )
+    return tag("dl", *cards, class_="sparks") if cards else Html()
 
 
 def _card(domain: str, known: list[tuple[int, float]], own: list[int], count: int, colour: str) -> Html:

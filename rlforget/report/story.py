@@ -81,10 +81,10 @@ def steps_finding(found: OverSeeds) -> str:
     deltas = [(stage.name, stage.delta) for stage in found.stages if stage.delta and stage.delta.steps]
     units = [delta.steps[1].mean if len(delta.steps) > 1 else 0.0 for _, delta in deltas]
     middles = [2.0 ** max(0, middle - 1) for _, delta in deltas if (middle := _middle_bin(delta)) is not None]
-    said = f"{_range(units, tenths)} of the changed coordinates moved to a neighbouring value"
+    said = f"Of the changed coordinates {_range(units, tenths)} moved to a neighbouring value"
     if not middles:
         return said
-    return f"{said}; half of them moved by at least {_range(middles, lambda steps: f'{steps:,.0f}')} values"
+    return f"{said}, and half by at least {_range(middles, lambda steps: f'{steps:,.0f}')} values"
 
 
 def _middle_bin(delta: DeltaOverSeeds) -> int | None:

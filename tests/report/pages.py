@@ -13,7 +13,7 @@ from rlforget.report.results import parse_results
 
 
 class Page(HTMLParser):
-    """The elements of a page: each a name, its attributes, and the text directly in it."""
+    """The elements of a page: each a name, its attributes, and the text directly in it; `code` counts as text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -23,12 +23,15 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "code":
+            return
         self.elements.append((tag, dict(attrs), []))
         if tag not in ("meta", "br"):
             self._open.append(self.elements[-1][2])
 
     def handle_endtag(self, tag: str) -> None:
-        self._open.pop()
+        if tag != "code":
+            self._open.pop()
 
     def handle_data(self, data: str) -> None:
         self._open[-1].append(data)

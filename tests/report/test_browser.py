@@ -63,8 +63,15 @@ def opened(browser: Any, results: dict[str, Any], circuits: dict[str, Any], fold
     page.on("dialog", lambda dialog: (found.said.append(dialog.message), dialog.dismiss()))
     page.on("request", lambda request: found.asked.append(request.url))
     page.goto(file.as_uri())
+    until(page, "() => [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))")
     found.figures = json.loads(page.locator("#figures").text_content())
     return found
+
+
+def until(page: Any, condition: str, arg: Any = None) -> None:
+    """Wait for a condition; the page's policy forbids what playwright's own waiting evaluates."""
+    while not page.evaluate(condition, arg):  # pytest's own time limit ends it
+        page.wait_for_timeout(20)
 
 
 @pytest.fixture(scope="module")
@@ -209,16 +216,14 @@ def test_it_is_dark_where_the_reader_wants_it_dark_and_light_on_paper(page: Any)
 @pytest.mark.parametrize("width", [390, 768])
 def test_nothing_is_wider_than_the_window(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 844})
-    page.wait_for_function(
-        "width => [...document.querySelectorAll('.main-svg')].every(s => s.getBoundingClientRect().right <= width)",
-        arg=width,
-    )
+    svgs = "[...document.querySelectorAll('.main-svg')]"
+    until(page, f"width => {svgs}.every(svg => svg.getBoundingClientRect().right <= width)", width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_it_is_printed_with_every_plot_on_the_paper(page: Any) -> None:
     page.emulate_media(media="print")
-    page.wait_for_function("[...document.querySelectorAll('.main-svg')].every(svg => svg.clientWidth <= 640)")
+    until(page, "() => [...document.querySelectorAll('.main-svg')].every(svg => svg.clientWidth <= 640)")
     assert page.pdf(format="A4").startswith(b"%PDF")
     assert not page.locator("select").first.is_visible()
 

@@ -51,17 +51,21 @@ def test_both_have_a_section_with_a_table(measured: Path) -> None:
 
 def test_without_them_one_line_each_says_which_command_adds_it(run: Path) -> None:
     lines = [text for text in page_of(run).texts("p") if "written into its folder, adds it" in text]
-    assert [line.split("`")[1].split()[1] for line in lines] == ["damage", "conflict"]
-    assert [line.split("`")[1].split()[-1] for line in lines] == [DAMAGE_FILE, CONFLICT_FILE]
+    assert [command_in(line)[1] for line in lines] == ["damage", "conflict"]
+    assert [command_in(line)[-1] for line in lines] == [DAMAGE_FILE, CONFLICT_FILE]
+
+
+def command_in(line: str) -> list[str]:
+    return line.split("; ")[1].split(", written")[0].split()
 
 
 @pytest.mark.parametrize("command", ["damage", "conflict"])
 def test_the_command_that_a_line_names_knows_its_options(command: str, run: Path) -> None:
     from tests.cli.conftest import run as invoke
 
-    line = next(text for text in page_of(run).texts("p") if f"`rlforget {command} " in text)
+    line = next(text for text in page_of(run).texts("p") if f"rlforget {command} " in text)
     shown = invoke(command, "--help").out
-    assert all(word in shown for word in line.split("`")[1].split() if word.startswith("--"))
+    assert all(word in shown for word in command_in(line) if word.startswith("--"))
 
 
 def test_the_prediction_is_a_line_and_the_measurement_points_with_errors(measured: Path) -> None:

@@ -112,13 +112,21 @@ def test_each_domain_has_a_line_from_its_first_to_its_last_reward(results: dict[
 
 
 def test_the_page_tells_five_things_and_how_it_came_about(results: dict[str, Any]) -> None:
+    results["runs"][1]["base_weights"] = "0123abcd"
     page = page_of(results, Path("my runs/demo"))
     assert len(page.texts("li")) == 5
     assert page.texts("pre") == [
         "rlforget demo --seed 0 --seed 1 --out 'my runs/demo'\nrlforget report 'my runs/demo'",
     ]
     cells = page.texts("td")
-    for value in (*results["versions"].values(), results["machine"], "0, 1", json.dumps(results["settings"]["steps"])):
+    assert "fingerprint of the base's weights, seed 1" in page.texts("th")
+    for value in (
+        "0123abcd",
+        *results["versions"].values(),
+        results["machine"],
+        "0, 1",
+        json.dumps(results["settings"]["steps"]),
+    ):
         assert value in cells
 
 

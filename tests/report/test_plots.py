@@ -50,6 +50,16 @@ def test_rewards_are_means_with_a_thin_line_for_each_seed(results: dict[str, Any
         assert sizes.index(max(sizes)) == [stage["name"] for stage in results["runs"][0]["stages"]].index(domain)
 
 
+def test_the_rewards_of_one_seed_have_their_errors_over_prompts(results: dict[str, Any]) -> None:
+    results["runs"] = results["runs"][:1]
+    for place, stage in enumerate(results["runs"][0]["stages"]):
+        stage["stderr"] = {"math": 0.01 * place}
+    found = over_seeds(parse_results(results))
+    traces = {trace["name"]: trace for trace in plots.rewards_plot(found).views[0]["data"]}
+    assert traces["math"]["error_y"]["array"] == pytest.approx([0, 0.01, 0.02, 0.03, 0.04])
+    assert "error_y" not in traces["code"]
+
+
 def test_every_repair_and_every_seed_has_its_point(results: dict[str, Any]) -> None:
     traces = plots.repairs_plot(over_seeds(parse_results(results))).views[0]["data"]
     points = {(x, y) for trace in traces for x, y in zip(trace["x"], trace["y"], strict=True)}

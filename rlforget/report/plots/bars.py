@@ -40,7 +40,7 @@ def bars(names: list[str], series: Sequence[Series], axis: str, form: str) -> Fi
         }
         for one in series
     ]
-    value = {"title": title(axis), "tickformat": form, "zeroline": True, "zerolinecolor": GRID}
+    value = {"title": title(axis), "tickformat": form.replace(".2f", ".3~f"), "zeroline": True, "zerolinecolor": GRID}
     gap = 0.35 if len(names) > 1 else 0.7
     return figure(traces, xaxis=names_axis(names), yaxis=value, barmode="group", bargap=gap)
 

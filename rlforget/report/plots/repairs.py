@@ -20,7 +20,7 @@ _FAMILY_COLOURS = {
 _LABEL_SIDES = {
     Family.SUBSPACE: "top left",
     Family.SCORE: "top left",
-    Family.TRAINING: "bottom left",
+    Family.TRAINING: "middle left",
     Family.CONTROL: "bottom center",
 }
 
@@ -92,7 +92,7 @@ def _rule_means(same: list[RepairOverSeeds], position: int, found: OverSeeds) ->
         "mode": "lines+markers+text",
         "line": {"color": _FAMILY_COLOURS[same[0].family], "width": 1},
         "text": [label(repair.label) if repair in named else "" for repair in same],
-        "textposition": _LABEL_SIDES[same[0].family],
+        "textposition": _label_side(same[0]),
         "textfont": {"size": 12},
         "customdata": [
             [
@@ -106,6 +106,12 @@ def _rule_means(same: list[RepairOverSeeds], position: int, found: OverSeeds) ->
         "hovertemplate": "<b>%{customdata[0]}</b><br>regained %{customdata[2]}<br>kept %{customdata[1]}"
         "<br>norm moved %{customdata[3]}<extra></extra>",
     }
+
+
+def _label_side(repair: RepairOverSeeds) -> str:
+    """Where the name of a repair stands: those of the best lie near one another."""
+    dense = repair.family is Family.SUBSPACE and repair.fraction is None
+    return "bottom center" if dense else _LABEL_SIDES[repair.family]
 
 
 def _named(found: OverSeeds) -> list[RepairOverSeeds | None]:

@@ -31,6 +31,7 @@ def rewards_plot(found: OverSeeds) -> Plot:
                     "symbol": turn(SYMBOLS, position),
                     "size": [14 if (place, domain) in found.own else 8 for place in places],
                 },
+                **_whiskers(found, domain),
                 "customdata": [spread.text() for spread in spreads],
                 "text": names,
                 "hovertemplate": "%{fullData.name} after %{text}: %{customdata}<extra></extra>",
@@ -39,7 +40,17 @@ def rewards_plot(found: OverSeeds) -> Plot:
     after = {"tickvals": places, "ticktext": names, "range": [-0.25, len(places) - 0.75], "title": title("after stage")}
     reward = {"title": title("mean sampled reward"), "range": [-0.03, 1.05]}
     reading = f"A line a domain, its own stage marked large; a fall after it is forgetting. {story.sampled(found)}"
+    if any("error_y" in trace for trace in traces):
+        reading += " Whiskers: one standard error over prompts."
     return Plot(story.rewards_finding(found), [figure(traces, xaxis=after, yaxis=reward)], reading)
+
+
+def _whiskers(found: OverSeeds, domain: str) -> Figure:
+    """The standard error over prompts, of one seed; over several the seeds themselves are drawn."""
+    errors = [stage.stderr.get(domain, Spread(())).mean for stage in found.stages]
+    if len(found.seeds) > 1 or not any(map(math.isfinite, errors)):
+        return {}
+    return {"error_y": {"type": "data", "array": plain(errors), "thickness": 1.5, "width": 4}}
 
 
 def _seed_lines(found: OverSeeds, spreads: list[Spread]) -> list[Figure]:

@@ -11,6 +11,8 @@ from rlforget.report.wording import tenths
 MEASURES = dict(zip(SPARSITIES, ("same bits", "within 1e-5", "within 0.1%"), strict=True))
 """What the three measures of an unchanged coordinate are called."""
 
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def step_plots(found: OverSeeds) -> list[Plot]:
     """The share of coordinates that each stage left, by three measures; and how far the others moved."""
@@ -38,11 +40,17 @@ def step_plots(found: OverSeeds) -> list[Plot]:
 
 
 def bin_name(place: int) -> str:
-    """Name a bin of steps: `0`, `1`, `2–3`, `4–7`, …, `2^20…`."""
+    """Name a bin of steps by its ends: `0`, `1`, `2–3`, `4–7`, …, `2¹⁹–2²⁰`."""
     low, high = (0, 0) if place == 0 else (2 ** (place - 1), 2**place - 1)
     if low == high:
         return f"{low}"
-    return f"{low}–{high}" if high < 1000 else f"2^{place - 1}–2^{place}"
+    return f"{low}–{high}" if high < 1000 else f"{bin_start(place)}–{bin_start(place + 1)}"
+
+
+def bin_start(place: int) -> str:
+    """Write the lower end of a bin: `512`, and beyond that as a power of two."""
+    low = 0 if place == 0 else 2 ** (place - 1)
+    return f"{low}" if low < 1000 else f"2{str(place - 1).translate(_RAISED)}"
 
 
 def _histogram(stages: list[tuple[str, DeltaOverSeeds]]) -> Figure:
@@ -63,9 +71,9 @@ def _histogram(stages: list[tuple[str, DeltaOverSeeds]]) -> Figure:
     ]
     every = max(1, len(bins) // 8)
     steps = {
-        "title": title("steps between representable values"),
+        "title": title("steps between representable values, at least"),
         "tickvals": bins[::every],
-        "ticktext": names[::every],
+        "ticktext": [bin_start(place) for place in bins[::every]],
     }
     share = {"title": title("share of the changed coordinates"), "tickformat": ".0%", "rangemode": "tozero"}
     return figure(traces, xaxis=steps, yaxis=share)
