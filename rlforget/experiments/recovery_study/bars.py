@@ -61,6 +61,8 @@ def _near_zero(rows: Rows) -> str:
     longest = max((row["steps"] for row in refreshed), default=0)
     last = select(refreshed, steps=longest)
     told = [shares(dense)]
+    if thrice := select(fallen, rule="dense subspace", passes=3):
+        told.append(f"three passes {shares(thrice)}")
     if last:
         tried = {scene_of(row) for row in last}
         same = shares([row for row in dense if scene_of(row) in tried])
@@ -163,7 +165,8 @@ def _refreshes(rows: Rows) -> str:
             continue
         reached = [row for same in plain.values() if (row := first_to(same, 0.9)) is not None]
         steps = Mean(tuple(float(row["steps"]) for row in reached))
-        told.append(f"{part}: plain {steps} steps ({len(reached)} of {len(plain)} reach it)")
+        took = f"plain {steps} steps " if reached else ""
+        told.append(f"{part}: {took}({len(reached)} of {len(plain)} reach it)")
         for rule in ("project", "fisher"):
             bent = by(select(rows, rule=f"refresh, {rule}", part=part), scene_of)
             equal = [_at_equal_recovery(plain[scene], same) for scene, same in bent.items() if scene in plain]

@@ -216,7 +216,11 @@ def _damage(rows: list[Row]) -> list[str]:
 def _curve(rows: list[Row]) -> list[str]:
     told = []
     for rule in ("by share", "by eigenvalue", "random"):
-        for n, same in sorted(by(select(rows, rule=f"curve, {rule}"), lambda row: row["n"]).items()):
+        groups = by(select(rows, rule=f"curve, {rule}"), lambda row: row["n"])
+        scenes = max(map(len, groups.values()), default=0)
+        for n, same in sorted(groups.items()):
+            if 3 * len(same) < scenes:  # all the directions of a scene that has few
+                continue
             shown = (str(mean_of(same, "regained")), str(mean_of(same, "value")))
             told.append((rule, str(n), *shown, str(len(same))))
     spectra, overlaps = select(rows, rule="spectrum"), select(rows, rule="overlap")

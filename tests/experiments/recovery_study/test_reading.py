@@ -49,7 +49,7 @@ def test_protection_is_judged_at_equal_recovery() -> None:
     assert told == "pairs: plain 5.00 steps (1 of 1 reach it); collateral loss 0.100 plain, 0.040 project (n = 1)"
     deep = [{**one, "part": "deep"} for one in (*plain[:1], *bent[:1])]  # neither gets to 90%: held at half
     assert _measured("refresh:", deep) == (
-        "deep: plain not measured steps (0 of 1 reach it); collateral loss 0.000 plain, 0.000 project (n = 1)"
+        "deep: (0 of 1 reach it); collateral loss 0.000 plain, 0.000 project (n = 1)"
     )
     assert first_to(plain, 0.99) == plain[2]
     assert first_to(plain, 1.01) is None
