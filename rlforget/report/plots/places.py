@@ -24,7 +24,7 @@ def place_plots(found: OverSeeds) -> list[Plot]:
     stages = [(stage.name, stage.delta) for stage in found.stages if stage.delta and stage.delta.places]
     grid = Grid.of(list(dict.fromkeys(place for _, delta in stages for place in delta.places)))
     tops = [_top([delta for _, delta in stages], key) for key, _ in _SHOWN]
-    reading = f"A row a layer, a column a module; darker is more. {story.counted(found)}"
+    reading = f"A row a layer, a column a module; the bar beside it says how much a colour is. {story.counted(found)}"
     return [
         Plot(
             story.delta_finding(name, delta),

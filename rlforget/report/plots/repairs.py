@@ -21,7 +21,7 @@ _LABEL_SIDES = {
     Family.SUBSPACE: "top left",
     Family.SCORE: "top left",
     Family.TRAINING: "middle left",
-    Family.CONTROL: "bottom center",
+    Family.CONTROL: "middle left",
 }
 
 
@@ -111,7 +111,7 @@ def _rule_means(same: list[RepairOverSeeds], position: int, found: OverSeeds) ->
 def _label_side(repair: RepairOverSeeds) -> str:
     """Where the name of a repair stands: those of the best lie near one another."""
     dense = repair.family is Family.SUBSPACE and repair.fraction is None
-    return "bottom center" if dense else _LABEL_SIDES[repair.family]
+    return "bottom left" if dense else _LABEL_SIDES[repair.family]
 
 
 def _named(found: OverSeeds) -> list[RepairOverSeeds | None]:
