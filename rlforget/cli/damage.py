@@ -25,7 +25,11 @@ def damage(
         Literal["ggn", "fisher", "hessian"], typer.Option(help="What stands for the loss's second derivative.")
     ] = "ggn",
     points: Annotated[
-        int, typer.Option(help="At how many places along the change it is taken; 1: at its beginning.", min=1)
+        int,
+        typer.Option(
+            help="At how many places along the change it is taken; 1: its beginning. 3 predict large changes better.",
+            min=1,
+        ),
     ] = 1,
     by: Annotated[
         Literal["tensor", "layer", "kind"] | None, typer.Option(help="Also say where the damage comes from.")
@@ -85,7 +89,9 @@ def damage(
 
 
 def _show_domains(found: dict[str, tuple[Damage, DamageCurve]], curvature: str) -> None:
-    columns = ("domain", "first order", f"second, {curvature}", "predicted", "measured", "KL", "KL back")
+    at = next(iter(found.values()))[0].points
+    second = f"second, {curvature}" if len(at) == 1 else f"remainder, {curvature} at {len(at)} points"
+    columns = ("domain", "first order", second, "predicted", "measured", "KL", "KL back")
     rows = []
     for name, (predicted, measured) in found.items():
         rows.append(

@@ -38,7 +38,9 @@ def rollback(
         list[str] | None,
         typer.Option(help="A domain to spare; may be repeated. In a history, those committed since."),
     ] = None,
-    auto: Annotated[bool, typer.Option("--auto", help="Try every rule, and take the best for these domains.")] = False,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Search over rules, budgets and λ, and take the best for these domains.")
+    ] = False,
     rule: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +64,11 @@ def rollback(
     samples: Samples = 256,
     validation: Annotated[
         int | None,
-        typer.Option(help="Prompts a domain that --auto judges by.", min=2, show_default=str(_VALIDATION)),
+        typer.Option(
+            help="Prompts a domain that --auto judges by; it reports on twice as many others.",
+            min=2,
+            show_default=str(_VALIDATION),
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw what --auto tried, as .svg or .png.", metavar="FILE")] = None,
     seed: Seed = 0,
@@ -86,6 +92,8 @@ def rollback(
             raise typer.BadParameter("it goes with --auto", param_hint=option)
     if budget is not None and rule in CORRECTIONS:
         raise typer.BadParameter("it goes with a --rule that puts back old bits", param_hint="--budget")
+    if evaluate and not wanted and not protect and delta is not None:
+        raise typer.BadParameter("name the domains with --restore and --protect", param_hint="--evaluate")
     chosen = rule or (_RULE if budget is None else _SCORE)
     place = place_of(
         model,
@@ -121,11 +129,11 @@ def rollback(
     before = models.rewards(loaded, shown, **measured)
     done = _undo(loaded, changes, what, strength=strength, seed=seed)
     after = models.rewards(loaded, shown, **measured)
-    config = {"rule": measurement.score, "budget": budget, "strength": strength, "restore": wanted, **measured}
+    config = {"rule": measurement.score, "budget": budget, "strength": strength, **measured}
+    domains = {"restore": wanted, "protect": place.protect}
+    message = f"rolled back toward {', '.join(wanted) or 'before'} by {measurement.score}"
     kept = place.save(
-        loaded,
-        {"message": f"rollback by {measurement.score}", "config": config, "metrics": done.report.to_dict()},
-        dry_run=dry_run,
+        loaded, {"message": message, "config": config | domains, "metrics": done.report.to_dict()}, dry_run=dry_run
     )
     if as_json:
         rewards = {"before": before, "after": after} if evaluate else None
@@ -133,6 +141,8 @@ def rollback(
         return
     if evaluate:
         models.show_rewards(before, after)
+    spared = f"; spared {', '.join(place.protect)}" if place.protect else ""
+    output.line(f"rolled back what changed since {place.since}, by {measurement.score}{spared}")
     _show_written(done, changes)
     place.show(kept, dry_run=dry_run)
 
@@ -177,9 +187,9 @@ def _automatic(
     label = search.chosen.candidate.label
     config = {"rule": label, "samples": measurement.samples, "validation": validation, "seed": search.seed}
     domains = {"restore": list(search.restore), "protect": list(search.protect)}
-    message = f"rollback, found by search: {label}"
+    message = f"rolled back toward {', '.join(search.restore)} by {label}, found by search"
     kept = place.save(
-        loaded, {"message": message, "config": config | domains, "metrics": search.to_dict()}, dry_run=dry_run
+        loaded, {"message": message, "config": config | domains, "metrics": _metrics(search)}, dry_run=dry_run
     )
     if plot is not None and not dry_run:
         save_front(search, plot, force=force)
@@ -193,6 +203,13 @@ def _automatic(
     _show_shares(search, 2 * validation)
     _show_written(done, changes)
     place.show(kept, dry_run=dry_run)
+
+
+def _metrics(search: Search) -> dict[str, float]:
+    """What the report says of the chosen rollback, for the stage that keeps it."""
+    shares = {"regained": search.report.regained, "kept": search.report.kept}
+    told = {name: share.value for name, share in shares.items()}
+    return told | {f"{name}_stderr": share.stderr for name, share in shares.items()} | search.report.rewards
 
 
 def _show_shares(search: Search, prompts: int) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rlforget.history import History, Stage
 
 _WAIT = 60.0
+_ROLLED_BACK = "rolled_back_since"  # in the configuration of the stage that a rollback makes
 
 
 class Place(Protocol):
@@ -112,7 +113,8 @@ class HistoryPlace:
 
         index = history.index
         line = list(lineage(index.by_id, index.head))
-        trained = [stage.domain for stage in line]
+        # A rollback is no stage that a skill was learnt in: the next one goes back to where it was.
+        trained = [None if _ROLLED_BACK in stage.config else stage.domain for stage in line]
         for domain in restore:
             if domain not in trained:
                 raise HistoryError(
@@ -124,8 +126,8 @@ class HistoryPlace:
         places = [trained.index(domain) for domain in restore]
         last = min(places)
         self._farthest = line[max(places) if apart else last]
-        later = reversed(line[: line.index(self._farthest)])
-        since = [stage.domain for stage in later if stage.domain and stage.domain not in restore]
+        later = reversed(trained[: line.index(self._farthest)])
+        since = [domain for domain in later if domain and domain not in restore]
         self._history, self._restore = history, restore
         self._head = line[0]
         self._origins = [line[place if apart else last] for place in places]
@@ -155,7 +157,7 @@ class HistoryPlace:
             domain=self._restore[0],
             message=done["message"],
             parent=self._head,
-            config={**done["config"], "since": [stage.name for stage in self._origins]},
+            config={**done["config"], _ROLLED_BACK: [stage.name for stage in self._origins]},
             metrics=done["metrics"],
             wait=_WAIT,
         )

@@ -95,7 +95,9 @@ def test_auto_adds_a_stage_and_says_in_five_lines_what_it_did(history: Path, tmp
     assert (stage.domain, opened.stage("HEAD~1")) == ("math", opened.stage("writing"))
     assert took.removeprefix("took ") in stage.message
     assert stage.config["restore"] == ["math"]
-    assert stage.metrics["evaluation"]["chosen"]["regained"]["value"] > 0.7
+    assert stage.config["protect"] == ["writing"]
+    assert stage.metrics["regained"] > 0.7
+    assert 0.0 <= stage.metrics["math"] <= 1.0
     assert opened.verify().sound
     assert opened.delta("writing", "HEAD").changed > 0
 
@@ -127,7 +129,14 @@ def test_the_rule_of_ones_choice_on_a_history(history: Path, monkeypatch: pytest
     assert stage.config["rule"] == "two_fisher"
     assert opened.delta("writing", "HEAD").changed == found["written"] == round(0.05 * opened.delta("base").numel)
     again = run("rollback", "--restore", "math", *FEW[:2])
-    assert again.code == 3  # the rollback is math's last stage, and nothing changed since
+    assert again.code == 0, again.err
+    assert "since stage math" in again.out  # where it was learnt, not where it was rolled back
+    assert "spared writing" in again.out
+
+
+def test_nothing_changed_since_is_nothing_to_do(history: Path) -> None:
+    again = run("rollback", history, "--restore", "writing", "--protect", "math", *FEW[:2])
+    assert again.code == 3
     assert "nothing to do" in again.err
 
 
@@ -140,7 +149,7 @@ def test_each_domain_comes_back_from_its_own_stage(stages: Path, history: Path, 
     stage, parent = opened.stage("HEAD"), opened.stage("HEAD~1")
     assert stage is not None
     assert parent is not None
-    assert (found["stage"], stage.config["since"]) == (stage.name, ["math", "code"])
+    assert (found["stage"], stage.config["rolled_back_since"]) == (stage.name, ["math", "code"])
 
     model, tokenizer = loaded(opened, "HEAD~1", tmp_path / "now")
     since = [opened.delta(name, parent) for name in ("math", "code")]

@@ -10,6 +10,7 @@ from rlforget.experiments.recovery_study.reading import (
     Mean,
     by,
     first_to,
+    law_of_growth,
     mean_of,
     scene_of,
     select,
@@ -201,12 +202,26 @@ def _bases(rows: Rows) -> str:
 
 
 def _sizes(rows: Rows) -> str:
+    """The n that each size takes, the law of it, and the rule by which prompts grow least with the size."""
+    grown = select(rows, rule="growth")
+    plain = select(grown, rows="sequence", passes=1, mu=None)
     told = []
-    for size, same in by(
-        select(rows, part="sizes", rule="growth", rows="sequence", passes=1), lambda r: r["size"]
-    ).items():
+    for size, same in by(plain, lambda row: row["size"]).items():
         enough = min((row["n"] for row in same if row["regained"] >= 0.9), default=math.inf)
-        told.append(f"{size}: 0.90 from n = {enough}" if math.isfinite(enough) else f"{size}: 0.90 not reached")
+        told.append(
+            f"{size}: 0.90 from n = {enough}"
+            if math.isfinite(enough)
+            else f"{size}: 0.90 not reached by n = {max(row['n'] for row in same)}"
+        )
+    if (law := law_of_growth(plain)) is not None:
+        told.append(f"n ∝ N^{law[1] / law[0]:.2f}")
+        powers = {}
+        for key, same in by(grown, lambda row: (row["rows"], row["passes"], row["mu"])).items():
+            if (one := law_of_growth(same)) is not None:
+                powers[key] = one[1] / one[0]
+        kind, passes, mu = min(powers, key=lambda key: powers[key])
+        given = "" if mu is None else f", μ {mu}"
+        told.append(f"least, with `{kind}` rows, passes: {passes}{given}: N^{powers[kind, passes, mu]:.2f}")
     return "; ".join(told) or "not measured"
 
 

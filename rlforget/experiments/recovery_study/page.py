@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from typing import Any
 
 from rlforget.experiments.markdown import table
@@ -74,12 +75,13 @@ def _intro(rows: list[Row], settings: dict[str, Any], command: str, versions: st
         lengths.append(told)
     scenes = select(rows, rule="none")
     counted = select(scenes, counts=True)
-    return [
-        f"Made by `{command}`; every figure is computed from the rows of [results.csv](results.csv). Stages:",
-        f"{'; '.join(lengths)}. {len(scenes)} scenes, of which {len(counted)} lost and gained enough to count;",
-        f"{settings['evaluation_prompts']} evaluation prompts a domain, {settings['samples']} completions a domain for",
-        f"Fishers and subspaces where nothing else is said. {versions}.",
-    ]
+    said = (
+        f"Made by `{command}`; every figure is computed from the rows of [results.csv](results.csv). Stages: "
+        f"{'; '.join(lengths)}. {len(scenes)} scenes, of which {len(counted)} lost and gained enough to count; "
+        f"{settings['evaluation_prompts']} evaluation prompts a domain, {settings['samples']} completions a domain for "
+        f"Fishers and subspaces where nothing else is said. {versions}."
+    )
+    return textwrap.wrap(said, 120, break_on_hyphens=False, break_long_words=False)
 
 
 def _against_bars(rows: list[Row], settings: dict[str, Any]) -> list[tuple[str, str, str]]:

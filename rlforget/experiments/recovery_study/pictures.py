@@ -25,6 +25,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
 }
+_LINES = {"sequence": "-", "token": "--"}
 Draw = Callable[["Axes", list[Row]], bool]
 
 
@@ -89,7 +90,7 @@ def _mean_rewards(rows: list[Row]) -> dict[str, float]:
 def _rules(axes: Axes, rows: list[Row]) -> bool:
     """What every rule gives back against what it leaves, means over scenes; a line joins one score's budgets."""
     found = [row for row in rows if row["part"] in MAIN and row["regained"] is not None]
-    shown = ("dense subspace", "few prompts", "subspace", "fisher", "two_fisher", "auto", *_CONTROLS)
+    shown = ("dense subspace", "few prompts", "subspace", "fisher", "two_fisher", *_CONTROLS)
     place = 0
     for rule in shown:
         groups = by(select(found, rule=rule), lambda row: (row["budget"], row["rows"], row["passes"]))
@@ -105,7 +106,7 @@ def _rules(axes: Axes, rows: list[Row]) -> bool:
     axes.set_ylim(min(0.8, axes.get_ylim()[0]), max(1.05, axes.get_ylim()[1]))  # a hundredth is no cliff
     axes.axhline(1, color=GRID, linewidth=0.8)
     axes.axvline(1, color=GRID, linewidth=0.8)
-    axes.set(xlabel="share of the loss regained", ylabel="share of the gain kept", title="Undo: every rule")
+    axes.set(xlabel="share of the loss regained", ylabel="share of the gain kept", title="Undo: the main rules")
     axes.legend(loc="lower left")
     return True
 
@@ -131,7 +132,9 @@ def _damage(curvature: str) -> Draw:
         values = [row[side] for row in found for side in ("predicted", "value")]
         axes.plot([min(values), max(values)], [min(values), max(values)], color=GRID, linewidth=1)
         axes.set(xscale="log", yscale="log")
-        axes.set(xlabel=f"predicted by {curvature}, nats", ylabel="measured rise of the loss, nats", title="Damage")
+        axes.set(
+            xlabel=f"predicted by {curvature}, nats", ylabel="measured rise of the loss, nats", title=f"By {curvature}"
+        )
         axes.legend(loc="upper left")
         return True
 
@@ -167,7 +170,7 @@ def _sizes(axes: Axes, rows: list[Row]) -> bool:
             marker="o",
             markersize=4,
             color=COLOURS[sizes.index(size) % 6],
-            linestyle="-" if kind == "sequence" else ":",
+            linestyle=_LINES.get(kind, ":"),
             label=f"{size}, {kind}",
         )
     axes.set(xscale="log", xlabel="prompts a domain", ylabel="share of the loss regained", title="Growth with size")
