@@ -53,9 +53,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def true_gradients(model: nn.Module, batches: list[Batch], names: list[str] | None = None) -> Tensor:
-    """One row a completion, float64, by a backward pass each."""
-    model = model.double().eval()
+def true_gradients(
+    model: nn.Module, batches: list[Batch], names: list[str] | None = None, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """One row a completion, float64, by a backward pass each that computes in `dtype`."""
+    model = model.to(dtype).eval()
     parameters = [p for name, p in model.named_parameters() if names is None or name in names]
     rows = []
     for batch in batches:
@@ -71,7 +73,7 @@ def true_gradients(model: nn.Module, batches: list[Batch], names: list[str] | No
                 )
             )
     model.float()
-    return torch.stack(rows)
+    return torch.stack(rows).double()
 
 
 def relative_error(found: Tensor, rows: Tensor, columns: Tensor) -> float:
