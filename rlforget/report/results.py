@@ -202,8 +202,9 @@ def read_results(run: Path) -> Results:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        fix = "Give the folder that `rlforget demo` wrote, or what `rlforget circuits compare` saved."
-        raise ReportError(str(run), expected=f"a run's folder, with {RESULTS_FILE}", found="none", fix=fix) from None
+        fix = "Give the folder that `rlforget demo` wrote, a history, or what `rlforget circuits compare` saved."
+        found = "a folder without it" if run.is_dir() else "no such folder"
+        raise ReportError(str(run), expected=f"a run's folder, with {RESULTS_FILE}", found=found, fix=fix) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ReportError(
             str(path), expected="a readable JSON file", found=str(error), fix="Make the run again."
