@@ -13,12 +13,15 @@ from rlforget.interference.gram import sample_gram
 from rlforget.interference.measured_subspace import GradientSpectrum
 from rlforget.interference.point import changed_parameters, moved, toward_before
 
+ROW_BUDGET = 512
+"""Rows of tokens that are drawn for a domain, at most."""
+
 _KINDS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("sequence", 512, {}),
     ("sequence", 128, {"mu": "auto", "lam": "auto"}),
-    ("token", 32, {"row_budget": 512}),
-    ("logit", 32, {"row_budget": 512}),
-    ("logit", 32, {"row_budget": 512, "mu": 1e-3, "lam": 10.0}),
+    ("token", 32, {"row_budget": ROW_BUDGET}),
+    ("logit", 32, {"row_budget": ROW_BUDGET}),
+    ("logit", 32, {"row_budget": ROW_BUDGET, "mu": 1e-3, "lam": 10.0}),
 )
 """Kinds of rows, up to how many prompts each is tried, and with which further options."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlforget.experiments.markdown import table
 from rlforget.experiments.recovery_study.bars import BARS, MAIN
+from rlforget.experiments.recovery_study.growth import ROW_BUDGET
 from rlforget.experiments.recovery_study.reading import by, law_of_growth, mean_of, pooled, select
 from rlforget.experiments.recovery_study.scene import Row
 
@@ -27,6 +28,9 @@ easily ranked. The curvatures are taken at the earlier stage, before the change,
 loss is measured either; the divergences are measured after it.
 KL(then ‖ now) is the very thing that the rise estimates, from the same completions: it shows how well that is measured,
 and predicts nothing."""
+
+_GROWTH = """One pair and one seed a size. Rows of tokens, likely or not, are drawn from all, {budget} a domain at most.
+With μ auto λ is chosen on held-out rows too, and with μ 0.001 it is 10."""
 
 _CONTRACTION = """Contraction: ‖P_S(θ_t − θ_A)‖ over its start, beside the bound of the refresh theorem of 2606.02398.
 The descent is on KL(π_A ‖ π) over all weights, with the model's own curvature; the theorem bounds descent where the
@@ -259,6 +263,7 @@ def _sizes(rows: list[Row]) -> list[str]:
             )
         )
     lines = table(("size", "rows", "passes", "μ", "n", "regained", "kept", "effective rank"), told)
+    lines = [_GROWTH.format(budget=ROW_BUDGET), "", *lines]
     laws = by(select(rows, rule="growth"), lambda row: (row["rows"], row["passes"], row["mu"]))
     for (kind, passes, mu), same in laws.items():
         fitted = law_of_growth(same)

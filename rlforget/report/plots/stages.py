@@ -102,7 +102,7 @@ def metrics_plot(told: Told) -> Plot | None:
         "range": [-0.25, len(places) - 0.75],
         "title": title("stage, on the way to HEAD"),
     }
-    reading = "What was measured at each commit, as it was given with `--metric`; a stage without it has no mark."
+    reading = "What was kept at each commit, by `--metric` or by what made the stage; a stage without it has no mark."
     return Plot(told.metrics_finding, [figure(traces, xaxis=after, yaxis={"title": title("value")})], reading)
 
 
