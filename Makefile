@@ -10,7 +10,7 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nul
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format types pytest suite bench-once test-slow torture fuzz test-gpu bench bench-deltas \
+.PHONY: demo test docs lint format types pytest suite bench-once test-slow torture fuzz test-gpu bench bench-deltas \
 	bench-deltas-large bench-gpu performance aot tune miniature induction \
 	results demo-results clean
 
@@ -40,6 +40,10 @@ suite: .venv/.ready
 # Every benchmark runs, on tiny tensors.
 bench-once: .venv/.ready
 	$(BIN)/pytest benchmarks --benchmark-disable --quiet
+
+# The documentation, into site/; a warning is an error.
+docs: .venv/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # What takes minutes; then the kernels for every dtype with every option, of which the test command compiles a part.
 test-slow: .venv/.ready
@@ -120,4 +124,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info runs
+	rm -rf .venv build site *.egg-info runs

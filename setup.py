@@ -25,6 +25,7 @@ TEST = [
     "mypy>=1.18",
     "types-PyYAML",
 ]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings-python>=2.0", "latex2mathml>=3.78"]
 BENCH = ["pytest>=8.3", "pytest-benchmark>=5.0"]
 # Peers to measure against; in no other extra.
 BENCH_CIRCUITS = ["pytest>=8.3", "pytest-benchmark>=5.0", "transformer-lens>=4.3"]
@@ -68,12 +69,13 @@ setup(
         "report": REPORT,
         "cli": CLI,
         "test": TEST,
+        "docs": DOCS,
         "bench": BENCH,
         "bench-circuits": BENCH_CIRCUITS,
         "bench-mergekit": BENCH_MERGEKIT,
         "bench-deltas": BENCH_DELTAS,
         "reasoning-gym": GYM,
-        "all": [*TRAIN, *REPORT, *CLI, *TEST, *BENCH, *GYM],
+        "all": [*TRAIN, *REPORT, *CLI, *TEST, *DOCS, *BENCH, *GYM],
     },
     entry_points={"console_scripts": ["rlforget = rlforget.__main__:main"]},
 )
