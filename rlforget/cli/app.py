@@ -54,8 +54,8 @@ TASKS: dict[str, Examples] = {
         transactions.undo: "rlforget undo now/ --list",
     },
     "Find and undo what hurt": {
-        damage.damage: "rlforget damage now/ new.delta.safetensors --earlier math --by layer",
-        conflict.conflict: "rlforget conflict now/ new.delta.safetensors --earlier math",
+        damage.damage: "rlforget damage history/ --domain math --by layer",
+        conflict.conflict: "rlforget conflict history/ --restore math --parts set,subspace",
         recovery.rollback: "rlforget rollback history/ --restore math --auto --plot front.svg",
         training.refresh: "rlforget refresh now/ --domain math --steps 10 -o fixed/",
     },

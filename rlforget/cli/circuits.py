@@ -309,7 +309,7 @@ class Search:
         """Return the mean sampled reward of the model that was loaded last; None where there is no domain."""
         if domain is None or self._loaded is None:
             return None
-        return models.rewards(self._loaded, [domain], samples=completions, seed=self._seed)[domain.name]
+        return models.rewards(self._loaded, [domain], samples=completions, seed=self._seed)[domain.name].mean
 
 
 def _write_json(path: Path, value: Any, *, force: bool) -> None:

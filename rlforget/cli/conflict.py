@@ -10,30 +10,46 @@ from typing import Annotated, Any
 import typer
 
 from rlforget.cli import output
+from rlforget.cli.change_source import Along, Subject, source_of
 from rlforget.cli.conflict_parts import PARTS, Case, Finding, lacking
-from rlforget.cli.measurement import FRACTION, Measurement, Own, Score, Where, load_changes, load_fitting
-from rlforget.cli.options import Delta, Device, DryRun, Force, Json, Model, Samples, Seed
+from rlforget.cli.history import In
+from rlforget.cli.measurement import FRACTION, Measurement, Own, Where
+from rlforget.cli.options import Base, Device, DryRun, Force, Json, Samples, Seed
+from rlforget.cli.tuning import Lam, Mu, RowBudget, RowKind, Tuning
 from rlforget.errors import RlforgetError
 
 
 def conflict(
-    model: Model,
-    delta: Delta,
-    earlier: Annotated[list[str] | None, typer.Option(help="A domain that lost; may be repeated.")] = None,
-    later: Annotated[list[str] | None, typer.Option(help="A domain to spare; may be repeated.")] = None,
+    model: Subject = None,
+    delta: Along = None,
+    restore: Annotated[list[str] | None, typer.Option(help="A domain that lost; may be repeated.")] = None,
+    protect: Annotated[
+        list[str] | None,
+        typer.Option(help="A domain to spare; may be repeated. In a history, those committed since."),
+    ] = None,
     parts: Annotated[
         str | None,
         typer.Option(
             help=f"What to measure, with commas: {', '.join(PARTS)}.", show_default="all that the options allow"
         ),
     ] = None,
-    score: Score = "subspace",
-    fraction: Annotated[
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="The score that the conflict set is chosen by: subspace, two_fisher, fisher, taylor, opposed, or the "
+            "controls magnitude, random."
+        ),
+    ] = "subspace",
+    budget: Annotated[
         float, typer.Option(help="Size of the conflict set, as a share of all coordinates.", min=0.0, max=1.0)
     ] = FRACTION,
     top: Annotated[
         float, typer.Option(help="Share of channels and heads that count as a domain's route.", min=0.0, max=1.0)
     ] = 0.1,
+    lam: Lam = None,
+    mu: Mu = None,
+    rows: RowKind = None,
+    row_budget: RowBudget = None,
     where: Where = None,
     own: Own = None,
     samples: Samples = 256,
@@ -41,6 +57,8 @@ def conflict(
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Measure the subspace's curve by rewards, too, on evaluation prompts.")
     ] = False,
+    history: In = None,
+    base: Base = None,
     device: Device = "auto",
     out: Annotated[
         Path | None,
@@ -52,23 +70,35 @@ def conflict(
 ) -> None:
     """Show which changes hurt an earlier domain and where they lie: conflict set, routes, gradients, geometry."""
     asked = _asked(parts)
+    tuning = Tuning(lam, mu, rows, row_budget)
+    tuning.check(rule if "set" in asked else "random", asked)
+    source = source_of(
+        model,
+        delta,
+        history,
+        base,
+        restore=list(restore or []),
+        protect=list(protect or []),
+        apart=False,
+        hint="--restore",
+    )
     measurement = Measurement(
-        score if "set" in asked else "random",
-        earlier or [],
-        later or [],
+        rule if "set" in asked else "random",
+        restore or [],
+        source.protect,
         own,
-        names=("--earlier", "--later"),
         where=where,
         samples=samples,
         seed=seed,
+        tuning=tuning,
     )
     left_out = {part: f"it needs {lack}" for part in asked if (lack := lacking(part, measurement)) is not None}
     if parts is not None and left_out:
         part, why = next(iter(left_out.items()))
-        raise typer.BadParameter(f"{part}: {why}", param_hint="--parts")
+        raise typer.BadParameter(f"{part}: {why}; give it, or leave the part out", param_hint="--parts")
     _check_out(out, force=force)
-    changes = load_changes(delta, model)
-    case = Case(measurement, load_fitting(model, changes, device), changes, fraction, top, evaluate)
+    loaded, changes, _ = source.load(device)
+    case = Case(measurement, loaded, changes, budget, top, evaluate)
     found: dict[str, Finding] = {}
     for part in asked:
         if part in left_out:

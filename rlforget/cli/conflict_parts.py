@@ -23,10 +23,10 @@ class Case:
     """What is looked at.
 
     Attributes:
-        measurement: The score and the domains.
+        measurement: The rule and the domains.
         loaded: The model, at the after side of the change.
         changes: The change.
-        fraction: Size of the conflict set, as a share of all coordinates.
+        budget: Size of the conflict set, as a share of all coordinates.
         top: Share of channels and heads that count as active.
         evaluate: Whether the subspace's curve is measured too, by rewards.
     """
@@ -34,7 +34,7 @@ class Case:
     measurement: Measurement
     loaded: models.Loaded
     changes: Delta
-    fraction: float
+    budget: float
     top: float
     evaluate: bool
 
@@ -44,7 +44,7 @@ class Case:
     @property
     def domains(self) -> list[Domain]:
         """The earlier domains and the later ones, each once."""
-        return list({d.name: d for d in (*self.measurement.earlier, *self.measurement.later)}.values())
+        return list({d.name: d for d in (*self.measurement.restore, *self.measurement.protect)}.values())
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -79,10 +79,10 @@ class Finding:
 
 def conflict_set(case: Case) -> Finding:
     """Find the coordinates of highest score, by layer and kind."""
-    chosen = case.measurement.conflict(case.loaded, case.changes).top(case.fraction)
+    chosen = case.measurement.conflict(case.loaded, case.changes).top(case.budget)
     groups = _by_layer(chosen)
     tensors = [{"name": name, "picked": len(indices)} for name, indices in chosen.items()]
-    found = {"score": case.measurement.score, "count": chosen.count, "groups": groups, "tensors": tensors}
+    found = {"rule": case.measurement.rule, "count": chosen.count, "groups": groups, "tensors": tensors}
     rows = [
         {"layer": layer, "kind": kind, "picked": count}
         for layer, kinds in groups.items()
@@ -174,8 +174,8 @@ def gradients(case: Case) -> Finding:
     from rlforget.interference import gradient_alignment
 
     pairs, rows, shown = {}, [], []
-    for one in case.measurement.earlier:
-        for other in case.measurement.later:
+    for one in case.measurement.restore:
+        for other in case.measurement.protect:
             if one.name == other.name:
                 continue
             with output.step(f"taking the gradients of {one.name} and {other.name}"):
@@ -207,7 +207,7 @@ def geometry(case: Case) -> Finding:
     from rlforget.delta.layers import MemoryLayer
     from rlforget.weights import open_weights
 
-    after = open_weights(case.loaded.folder)
+    after = open_weights(case.loaded.model)
     before = ComposedWeights(after, [MemoryLayer(case.changes.invert())])
     device = next(case.loaded.model.parameters()).device
     with output.step("decomposing the matrices before and after"):
@@ -231,9 +231,10 @@ def subspace(case: Case) -> Finding:
     from rlforget.interference import measure_subspace
 
     live, tokenizer = case.loaded.model, case.loaded.tokenizer
-    earlier, later = case.measurement.earlier, case.measurement.later
+    earlier, later = case.measurement.restore, case.measurement.protect
     others = [domain for domain in later if domain.name not in {one.name for one in earlier}]
     sampling = case.sampling
+    asked = case.measurement.tuning.of_part("subspace")
 
     def reward() -> float:
         scores = [
@@ -243,7 +244,7 @@ def subspace(case: Case) -> Finding:
 
     with output.step(f"measuring the conflict subspace, {sampling['samples']} completions a domain"):
         found = measure_subspace(
-            live, case.changes, earlier, others, evaluate=reward if case.evaluate else None, **sampling
+            live, case.changes, earlier, others, evaluate=reward if case.evaluate else None, **asked, **sampling
         )
     curves = {"by_share": found.by_share, "by_eigenvalue": found.by_eigenvalue, "random": found.random}
     rows = [{"curve": name, **vars(point)} for name, curve in curves.items() for point in curve]
@@ -271,10 +272,11 @@ def kronecker(case: Case) -> Finding:
     from rlforget.delta.naming import kind_of, layer_of
     from rlforget.interference import kronecker_rule
 
-    earlier, later = case.measurement.earlier, case.measurement.later
+    earlier, later = case.measurement.restore, case.measurement.protect
     others = [domain for domain in later if domain.name not in {one.name for one in earlier}]
     with output.step("measuring the covariances of every layer"):
-        found = kronecker_rule(case.loaded.model, case.changes, earlier, others, **case.sampling)
+        asked = case.measurement.tuning.of_part("kronecker")
+        found = kronecker_rule(case.loaded.model, case.changes, earlier, others, **asked, **case.sampling)
     shares = found.damage_shares
     rows = [
         {
@@ -319,13 +321,13 @@ PARTS: dict[str, Callable[[Case], Finding]] = {
 
 def lacking(part: str, measurement: Measurement) -> str | None:
     """Return what a part needs that was not given, or None."""
-    earlier, later = measurement.earlier, measurement.later
+    earlier, later = measurement.restore, measurement.protect
     if part == "routes" and len({domain.name for domain in (*earlier, *later)}) < 2:
-        return "two domains, among --earlier and --later"
+        return "two domains, among --restore and --protect"
     if part == "gradients" and not any(one.name != other.name for one in earlier for other in later):
-        return "a domain with --earlier and another with --later"
+        return "a domain with --restore and another with --protect"
     if part in ("subspace", "kronecker", "synergy") and not earlier:
-        return "a domain with --earlier"
+        return "a domain with --restore"
     if part == "synergy" and not measurement.has_own:
         return "the earlier domain's own delta with --own"
     return None

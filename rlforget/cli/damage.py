@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlforget.cli import output
-from rlforget.cli.measurement import load_changes, load_fitting
-from rlforget.cli.options import Delta, Device, Force, Json, Model, Samples, Seed
+from rlforget.cli.change_source import Along, Subject, source_of
+from rlforget.cli.history import In
+from rlforget.cli.options import Base, Device, Force, Json, Samples, Seed
 
 if TYPE_CHECKING:
     from rlforget.interference import Damage, DamageCurve, DamagePart
@@ -18,9 +19,12 @@ _MOST_PARTS = 20
 
 
 def damage(
-    model: Model,
-    delta: Delta,
-    earlier: Annotated[list[str], typer.Option(help="An earlier domain; may be repeated.")],
+    model: Subject = None,
+    delta: Along = None,
+    domain: Annotated[
+        list[str] | None,
+        typer.Option(help="A domain that may have lost; may be repeated. In a history, since its last stage each."),
+    ] = None,
     curvature: Annotated[
         Literal["ggn", "fisher", "hessian"], typer.Option(help="What stands for the loss's second derivative.")
     ] = "ggn",
@@ -39,6 +43,8 @@ def damage(
     ] = None,
     samples: Samples = 256,
     seed: Seed = 0,
+    history: In = None,
+    base: Base = None,
     device: Device = "auto",
     force: Force = False,
     as_json: Json = False,
@@ -50,15 +56,18 @@ def damage(
     from rlforget.report.damage_picture import save_damage_picture
     from rlforget.report.drawing import check_picture
 
-    wanted = [domains.get(name) for name in dict.fromkeys(earlier)]
+    names = list(dict.fromkeys(domain or []))
+    if not names:
+        raise typer.BadParameter("found none: name the domain that may have lost, e.g. math", param_hint="--domain")
+    source = source_of(model, delta, history, base, restore=names, protect=[], apart=True, hint="--domain")
+    wanted = [domains.get(name) for name in names]
     if plot is not None:
         check_picture(plot, force=force)
-    changes = load_changes(delta, model)
-    loaded = load_fitting(model, changes, device)
+    loaded, whole, apart = source.load(device)
     found: dict[str, tuple[Damage, DamageCurve]] = {}
-    for domain in wanted:
-        given = loaded.model, changes, domain
-        with output.step(f"predicting the damage to {domain.name}, {samples} completions"):
+    for number, hurt in enumerate(wanted):
+        given = loaded.model, whole if apart is None else apart[number], hurt
+        with output.step(f"predicting the damage to {hurt.name}, {samples} completions"):
             predicted = predict(
                 *given,
                 curvature=curvature,
@@ -68,9 +77,9 @@ def damage(
                 seed=seed,
                 tokenizer=loaded.tokenizer,
             )
-        with output.step(f"measuring the damage to {domain.name}"):
+        with output.step(f"measuring the damage to {hurt.name}"):
             measured = damage_curve(*given, samples=samples, seed=seed, tokenizer=loaded.tokenizer)
-        found[domain.name] = predicted, measured
+        found[hurt.name] = predicted, measured
     if plot is not None:
         save_damage_picture(found, plot, force=force)
     if as_json:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rlforget.cli import models, output
+from rlforget.cli.tuning import Tuning
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
@@ -18,21 +19,16 @@ if TYPE_CHECKING:
     from rlforget.recovery.in_place import What
 
 Point = Literal["now", "midpoint", "earlier"]
-Score = Annotated[
-    str,
-    typer.Option(
-        help="How to score a change: subspace, fisher, two_fisher, taylor, opposed, or the controls magnitude, random."
-    ),
-]
 Where = Annotated[
     Point | None,
     typer.Option(
         help="Point on the way from before to after where Fishers are taken.",
-        show_default="midpoint; for the score `taylor` earlier",
+        show_default="midpoint; for the rule `taylor` earlier",
     ),
 ]
 Own = Annotated[
-    Path | None, typer.Option(help="The earlier domain's own delta, for the score `opposed`.", metavar="DELTA")
+    Path | None,
+    typer.Option(help="The delta of the restored domain's own training, for the rule `opposed`.", metavar="DELTA"),
 ]
 
 FRACTION = 0.02
@@ -54,32 +50,32 @@ class Measurement:
     """How conflicts are measured: the options that `conflict` and `rollback` share.
 
     Raises:
-        UnknownNameError: There is no such score or domain.
-        typer.BadParameter: The score needs an option that was not given.
+        UnknownNameError: There is no such rule or domain.
+        typer.BadParameter: The rule needs an option that was not given, or does not take one that was.
 
     Args:
-        score: A score, or with `corrections` any rule of a rollback.
-        earlier: The domains that lost.
-        later: The domains to spare.
-        own: The earlier domain's own delta.
-        names: What the options for `earlier` and `later` are called.
+        rule: A score that old bits are chosen by, or with `corrections` any rule of a rollback.
+        restore: The domains that lost.
+        protect: The domains to spare.
+        own: The first of these domains' own delta.
         where: Where Fishers are taken; by default half-way, and for `taylor`, whose formula is so, at the earlier end.
         samples: Completions a domain.
         seed: Seed of all draws.
+        tuning: The rule's numbers, where they are not its own.
         corrections: Whether the rules that correct every coordinate are known.
     """
 
     def __init__(
         self,
-        score: str,
-        earlier: Sequence[str],
-        later: Sequence[str],
+        rule: str,
+        restore: Sequence[str],
+        protect: Sequence[str],
         own: Path | None,
         *,
-        names: tuple[str, str],
         where: Point | None,
         samples: int,
         seed: int,
+        tuning: Tuning,
         corrections: bool = False,
     ) -> None:
         from rlforget import domains
@@ -88,27 +84,28 @@ class Measurement:
         from rlforget.interference.scores import NEEDS
 
         known: dict[str, tuple[str, ...]] = CORRECTIONS | NEEDS if corrections else NEEDS
-        what = "rule" if corrections else "score"
-        if score not in known:
+        if rule not in known:
             raise UnknownNameError(
-                f"{what} {score!r}", expected=f"one of {', '.join(known)}", found=repr(score), fix="Check the spelling."
+                f"rule {rule!r}", expected=f"one of {', '.join(known)}", found=repr(rule), fix="Check the spelling."
             )
-        needs = known[score]
+        needs = known[rule]
         if corrections and where is not None and not {"earlier", "later"} & set(needs):
-            raise typer.BadParameter(f"the {what} {score!r} takes no Fisher", param_hint="--where")
+            said = f"the rule {rule!r} takes no Fisher: leave it out, or take the rule fisher"
+            raise typer.BadParameter(said, param_hint="--where")
         if corrections and own is not None and "own" not in needs:
-            raise typer.BadParameter(f"the {what} {score!r} does not look at it", param_hint="--own")
+            said = f"the rule {rule!r} does not look at it: leave it out, or take the rule opposed"
+            raise typer.BadParameter(said, param_hint="--own")
         for option, needed, given in (
-            (names[0], "earlier" in needs or "subspace" in needs, earlier),
-            (names[1], "later" in needs, later),
+            ("--restore", "earlier" in needs or "subspace" in needs, restore),
+            ("--protect", "later" in needs, protect),
             ("--own", "own" in needs, own),
         ):
             if needed and not given:
-                raise typer.BadParameter(f"the {what} {score!r} needs it", param_hint=option)
-        self.score, self.samples, self.seed = score, samples, seed
-        self.where: Point = where or ("earlier" if score == "taylor" else "midpoint")
-        self.earlier = [domains.get(name) for name in earlier]
-        self.later = [domains.get(name) for name in later]
+                raise typer.BadParameter(f"the rule {rule!r} needs it, found none: give it", param_hint=option)
+        self.rule, self.samples, self.seed, self.tuning = rule, samples, seed, tuning
+        self.where: Point = where or ("earlier" if rule == "taylor" else "midpoint")
+        self.restore = [domains.get(name) for name in restore]
+        self.protect = [domains.get(name) for name in protect]
         self._own = None if own is None else DeltaFile(own)
 
     @property
@@ -133,14 +130,15 @@ class Measurement:
         """
         from rlforget.interference import kronecker_rule, soft_rule
 
-        if self.score == "soft":
-            earlier, later = self._fishers(loaded, delta, self.earlier), self._fishers(loaded, delta, self.later)
-            return soft_rule(delta, earlier=earlier, later=later)
-        if self.score == "kronecker":
+        if self.rule == "soft":
+            earlier, later = self._fishers(loaded, delta, self.restore), self._fishers(loaded, delta, self.protect)
+            return soft_rule(delta, earlier=earlier, later=later, **self.tuning.of("soft"))
+        if self.rule == "kronecker":
             with output.step(f"measuring the second moments of every layer, {self.samples} completions a domain"):
-                return kronecker_rule(loaded.model, delta, self.earlier, self.later, **self._draws(loaded))
-        if self.score in CORRECTIONS:
-            return self.subspace(loaded, delta, passes=2 if self.score == "dense_twice" else 1, since=since)
+                given = self.tuning.of("kronecker") | self._draws(loaded)
+                return kronecker_rule(loaded.model, delta, self.restore, self.protect, **given)
+        if self.rule in CORRECTIONS:
+            return self.subspace(loaded, delta, passes=2 if self.rule == "dense_twice" else 1, since=since)
         return self.conflict(loaded, delta).top(FRACTION if budget is None else budget)
 
     def subspace(
@@ -151,7 +149,14 @@ class Measurement:
 
         with output.step(f"solving the conflict subspace, {self.samples} completions a domain"):
             return conflict_subspace(
-                loaded.model, delta, self.earlier, self.later, since=since, passes=passes, **self._draws(loaded)
+                loaded.model,
+                delta,
+                self.restore,
+                self.protect,
+                since=since,
+                passes=passes,
+                **self.tuning.of("subspace"),
+                **self._draws(loaded),
             )
 
     def conflict(self, loaded: models.Loaded, delta: Delta) -> Conflict:
@@ -159,12 +164,12 @@ class Measurement:
         from rlforget.interference import conflict
         from rlforget.interference.scores import NEEDS
 
-        needs = NEEDS[self.score]
+        needs = NEEDS[self.rule]
         return conflict(
             delta,
-            score=self.score,
-            earlier=self._fishers(loaded, delta, self.earlier) if "earlier" in needs else None,
-            later=self._fishers(loaded, delta, self.later) if "later" in needs else None,
+            score=self.rule,
+            earlier=self._fishers(loaded, delta, self.restore) if "earlier" in needs else None,
+            later=self._fishers(loaded, delta, self.protect) if "later" in needs else None,
             own=self.own_delta(loaded, delta),
             subspace=self.subspace(loaded, delta) if "subspace" in needs else None,
             seed=self.seed,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlforget.cli import output
 
 if TYPE_CHECKING:
-    from rlforget.domains import Domain
+    from rlforget.domains import Domain, Score
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ def folder_of(model: str) -> Path:
     return miniature.path() if model == "miniature" else Path(model)
 
 
-def rewards(loaded: Loaded, domains: Iterable[Domain], *, samples: int, seed: int) -> dict[str, float]:
+def rewards(loaded: Loaded, domains: Iterable[Domain], *, samples: int, seed: int) -> dict[str, Score]:
     """Mean sampled reward of each domain on evaluation prompts."""
     from rlforget.domains import evaluate
 
-    found: dict[str, float] = {}
+    found: dict[str, Score] = {}
     for domain in domains:
         with output.step(f"evaluating {domain.name}"):
-            found[domain.name] = evaluate(loaded.model, loaded.tokenizer, domain, count=samples, seed=seed).mean
+            found[domain.name] = evaluate(loaded.model, loaded.tokenizer, domain, count=samples, seed=seed)
     return found
 
 
@@ -87,7 +87,20 @@ def save(model: Any, tokenizer: Any, out: Path, *, like: Path | None, force: boo
         tokenizer.save_pretrained(draft)
 
 
-def show_rewards(before: dict[str, float], after: dict[str, float]) -> None:
-    """Write a table of mean rewards before and after."""
-    rows = [(name, f"{was:.3f}", f"{after[name]:.3f}", f"{after[name] - was:+.3f}") for name, was in before.items()]
+def rewards_json(before: dict[str, Score], after: dict[str, Score]) -> dict[str, Any]:
+    """Return rewards before and after, for programs."""
+    told = {"before": before, "after": after}
+    return {when: {name: vars(one) for name, one in found.items()} for when, found in told.items()}
+
+
+def show_rewards(before: dict[str, Score], after: dict[str, Score]) -> None:
+    """Write a table of mean rewards before and after, with their standard errors over prompts."""
+    rows = [
+        (
+            name,
+            *(f"{one.mean:.3f} ± {one.stderr:.3f}" for one in (was, after[name])),
+            f"{after[name].mean - was.mean:+.3f}",
+        )
+        for name, was in before.items()
+    ]
     output.table(("domain", "reward before", "after", ""), rows)

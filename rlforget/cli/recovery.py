@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlforget.cli import models, output
+from rlforget.cli.change_source import Along, Subject
 from rlforget.cli.history import In
 from rlforget.cli.measurement import CORRECTIONS, FRACTION, SEVERAL_STAGES, Measurement, Own, Where
 from rlforget.cli.options import Base, Device, DryRun, Evaluate, Force, InPlace, Json, OutFolderOrNone, Samples, Seed
 from rlforget.cli.rollback_places import Place, place_of
+from rlforget.cli.tuning import Lam, Mu, RowBudget, RowKind, Tuning
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
@@ -23,14 +25,8 @@ _VALIDATION = 256
 
 
 def rollback(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A history, a checkpoint folder, or `miniature`; else the history here.", metavar="MODEL"),
-    ] = None,
-    delta: Annotated[
-        Path | None,
-        typer.Argument(help="For a checkpoint, the *.delta.safetensors file that led to it.", metavar="DELTA"),
-    ] = None,
+    model: Subject = None,
+    delta: Along = None,
     out: OutFolderOrNone = None,
     in_place: InPlace = False,
     restore: Annotated[list[str] | None, typer.Option(help="A domain to restore; may be repeated.")] = None,
@@ -59,6 +55,10 @@ def rollback(
         ),
     ] = None,
     strength: Annotated[float, typer.Option(help="Share of each change to undo.", min=0.0, max=1.0)] = 1.0,
+    lam: Lam = None,
+    mu: Mu = None,
+    rows: RowKind = None,
+    row_budget: RowBudget = None,
     where: Where = None,
     own: Own = None,
     samples: Samples = 256,
@@ -86,15 +86,25 @@ def rollback(
     by_hand["--strength"] = None if strength == 1.0 else strength
     for option, value in by_hand.items():
         if auto and value is not None:
-            raise typer.BadParameter("--auto sees to that itself", param_hint=option)
+            raise typer.BadParameter("--auto sees to that itself: leave it out", param_hint=option)
     for option, value in {"--plot": plot, "--validation": validation}.items():
         if not auto and value is not None:
-            raise typer.BadParameter("it goes with --auto", param_hint=option)
+            raise typer.BadParameter("it goes with --auto: leave it out, or search", param_hint=option)
+    tuning = Tuning(lam, mu, rows, row_budget)
+    if auto:
+        tuning.refuse("--auto sees to that itself: leave it out")
     if budget is not None and rule in CORRECTIONS:
-        raise typer.BadParameter("it goes with a --rule that puts back old bits", param_hint="--budget")
+        raise typer.BadParameter(
+            f"the rule {rule!r} corrects every coordinate: leave it out, or take the rule subspace",
+            param_hint="--budget",
+        )
     if evaluate and not wanted and not protect and delta is not None:
-        raise typer.BadParameter("name the domains with --restore and --protect", param_hint="--evaluate")
+        raise typer.BadParameter(
+            "found no domain to measure: name some with --restore and --protect", param_hint="--evaluate"
+        )
     chosen = rule or (_RULE if budget is None else _SCORE)
+    if not auto:
+        tuning.check(chosen)
     place = place_of(
         model,
         delta,
@@ -107,16 +117,15 @@ def rollback(
         apart=not auto and chosen in SEVERAL_STAGES,
         force=force,
     )
-    names = ("--restore", "--protect")
     measured: dict[str, Any] = {"samples": samples, "seed": seed}
     measurement = Measurement(
         chosen,
         wanted,
         place.protect,
         own,
-        names=names,
         where=where,
         corrections=True,
+        tuning=tuning,
         **measured,
     )
     if auto:
@@ -125,24 +134,24 @@ def rollback(
         return
     loaded, changes, since = place.load(device)
     what = measurement.what(loaded, changes, budget, since=since)
-    shown = measurement.earlier + measurement.later if evaluate else []
+    shown = measurement.restore + measurement.protect if evaluate else []
     before = models.rewards(loaded, shown, **measured)
     done = _undo(loaded, changes, what, strength=strength, seed=seed)
     after = models.rewards(loaded, shown, **measured)
-    config = {"rule": measurement.score, "budget": budget, "strength": strength, **measured}
+    config = {"rule": measurement.rule, "budget": budget, "strength": strength, **tuning.given(), **measured}
     domains = {"restore": wanted, "protect": place.protect}
-    message = f"rolled back toward {', '.join(wanted) or 'before'} by {measurement.score}"
+    message = f"rolled back toward {', '.join(wanted) or 'before'} by {measurement.rule}"
     kept = place.save(
         loaded, {"message": message, "config": config | domains, "metrics": done.report.to_dict()}, dry_run=dry_run
     )
     if as_json:
-        rewards = {"before": before, "after": after} if evaluate else None
+        rewards = models.rewards_json(before, after) if evaluate else None
         output.json_object({**done.report.to_dict(), "rewards": rewards, **kept})
         return
     if evaluate:
         models.show_rewards(before, after)
     spared = f"; spared {', '.join(place.protect)}" if place.protect else ""
-    output.line(f"rolled back what changed since {place.since}, by {measurement.score}{spared}")
+    output.line(f"rolled back what changed since {place.since}, by {measurement.rule}{spared}")
     _show_written(done, changes)
     place.show(kept, dry_run=dry_run)
 
@@ -163,7 +172,7 @@ def _automatic(
     from rlforget.report.drawing import check_picture
     from rlforget.report.front import save_front
 
-    if not measurement.later:
+    if not measurement.protect:
         raise typer.BadParameter("--auto weighs what is restored against what is kept", param_hint="--protect")
     if plot is not None:
         check_picture(plot, force=force)
@@ -173,8 +182,8 @@ def _automatic(
             loaded.model,
             loaded.tokenizer,
             changes,
-            restore=measurement.earlier,
-            protect=measurement.later,
+            restore=measurement.restore,
+            protect=measurement.protect,
             samples=measurement.samples,
             validation=validation,
             evaluation=2 * validation,

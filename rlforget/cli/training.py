@@ -11,6 +11,7 @@ from rlforget.cli import models, output
 from rlforget.cli.options import Device, DryRun, Evaluate, Force, Json, Model, OutFolder, Samples, Seed
 
 if TYPE_CHECKING:
+    from rlforget.domains import Score
     from rlforget.training import SequenceConfig, StageConfig
 
 Config = Annotated[Path, typer.Argument(help="A YAML file.", metavar="CONFIG")]
@@ -44,9 +45,9 @@ def train(
         model, tokenizer = load_model(settings)
         if settings.continue_from is not None:
             replay(model, Path(settings.continue_from))
-    before = {domain.name: evaluate_domain(model, tokenizer, domain, settings.evaluation).mean}
+    before = {domain.name: evaluate_domain(model, tokenizer, domain, settings.evaluation)}
     result = train_stage(model, tokenizer, chosen, seed=settings.seed, domain=domain)
-    after = {domain.name: evaluate_domain(model, tokenizer, domain, settings.evaluation).mean}
+    after = {domain.name: evaluate_domain(model, tokenizer, domain, settings.evaluation)}
     models.save(model, tokenizer, out, like=None, force=force)
     _show_result(result, out, before, after, as_json=as_json)
 
@@ -95,10 +96,10 @@ def refresh(
     prompts: Annotated[int, typer.Option(help="Different prompts a step.", min=1)] = 16,
     protect: Annotated[list[str] | None, typer.Option(help="A domain to spare; may be repeated.")] = None,
     protection: Annotated[
-        Literal["project", "fisher"],
+        Literal["project", "fisher", "surgery"],
         typer.Option(
-            help="How to spare: take off each step what lies in the span of those domains' gradients, or shorten it "
-            "where their Fishers are large."
+            help="How to spare: take off each step what lies in the span of those domains' gradients, shorten it "
+            "where their Fishers are large, or take off each gradient, tensor by tensor, what points against theirs."
         ),
     ] = "project",
     seed: Seed = 0,
@@ -175,10 +176,10 @@ def _show_plan(out: Path, stages: list[StageConfig], *, as_json: bool) -> None:
     output.written(out, dry_run=True)
 
 
-def _show_result(result: Any, out: Path, before: dict[str, float], after: dict[str, float], *, as_json: bool) -> None:
+def _show_result(result: Any, out: Path, before: dict[str, Score], after: dict[str, Score], *, as_json: bool) -> None:
     if as_json:
         stage = {"domain": result.domain, "method": result.method, "steps": result.steps, "seconds": result.seconds}
-        output.json_object({**stage, "rewards": {"before": before, "after": after}, "out": out})
+        output.json_object({**stage, "rewards": models.rewards_json(before, after), "out": out})
         return
     if before:
         models.show_rewards(before, after)

@@ -14,8 +14,8 @@ from rlforget.report.json_node import Node
 from rlforget.report.results import Place
 
 DAMAGE_FILE, CONFLICT_FILE = "damage.json", "conflict.json"
-DAMAGE_COMMAND = "rlforget damage MODEL DELTA --earlier NAME --by tensor --json"
-CONFLICT_COMMAND = "rlforget conflict MODEL DELTA --earlier NAME --parts subspace --json"
+DAMAGE_COMMAND = "rlforget damage MODEL DELTA --domain NAME --by tensor --json"
+CONFLICT_COMMAND = "rlforget conflict MODEL DELTA --restore NAME --parts subspace --json"
 
 
 @dataclass(frozen=True)

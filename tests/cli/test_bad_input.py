@@ -90,7 +90,7 @@ def test_what_is_no_checkpoint_is_named(
             ("diff", checkpoints.base, bad, *out),
             ("apply", bad, checkpoints.delta, *out),
             ("revert", bad, checkpoints.delta, *out),
-            ("conflict", bad, checkpoints.delta, "--score", "random"),
+            ("conflict", bad, checkpoints.delta, "--rule", "random"),
             ("rollback", bad, checkpoints.delta, "--rule", "random", *out),
             ("refresh", bad, "--domain", "math", *out),
             ("refresh", bad, "--domain", "math", *out, "--dry-run"),
@@ -131,7 +131,7 @@ def test_what_is_no_delta_is_named(content: bytes | str | None, checkpoints: Che
         for command in (
             ("apply", checkpoints.base, delta, *out),
             ("revert", checkpoints.tuned, delta, *out),
-            ("conflict", checkpoints.tuned, delta, "--score", "random"),
+            ("conflict", checkpoints.tuned, delta, "--rule", "random"),
             ("rollback", checkpoints.tuned, delta, "--rule", "random", *out),
             ("rollback", checkpoints.tuned, checkpoints.delta, "--rule", "opposed", "--own", delta, *out),
         ):
@@ -146,7 +146,7 @@ def test_an_unknown_domain_is_named(domain: str, said: str, checkpoints: Checkpo
     config, out = stage_file(tmp_path, checkpoints.base, domain), ("-o", tmp_path / "out")
     with unchanged(tmp_path):
         for command in (
-            ("conflict", checkpoints.tuned, checkpoints.delta, "--earlier", domain),
+            ("conflict", checkpoints.tuned, checkpoints.delta, "--restore", domain),
             ("rollback", checkpoints.tuned, checkpoints.delta, "--restore", "math", "--protect", domain, *out),
             ("refresh", checkpoints.tuned, "--domain", domain, *out),
             ("train", config, *out),
@@ -161,8 +161,7 @@ def test_an_unknown_domain_is_named(domain: str, said: str, checkpoints: Checkpo
 def test_an_unknown_score_is_named(checkpoints: Checkpoints, tmp_path: Path) -> None:
     for command in ("conflict", "rollback"):
         out = ("-o", tmp_path / "out") if command == "rollback" else ()
-        how = "--rule" if command == "rollback" else "--score"
-        fault = run(command, checkpoints.tuned, checkpoints.delta, how, "fishers", *out).fault
+        fault = run(command, checkpoints.tuned, checkpoints.delta, "--rule", "fishers", *out).fault
         assert "'fishers'" in fault
         assert "two_fisher" in fault
 

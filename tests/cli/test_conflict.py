@@ -30,7 +30,7 @@ def asked(checkpoints: Checkpoints, *options: object) -> tuple[object, ...]:
     return ("conflict", checkpoints.tuned, checkpoints.delta, *options, *FEW)
 
 
-BOTH = ("--earlier", "writing", "--later", "math")
+BOTH = ("--restore", "writing", "--protect", "math")
 
 
 def test_the_set_is_counted_by_layer_and_kind(checkpoints: Checkpoints) -> None:
@@ -38,7 +38,7 @@ def test_the_set_is_counted_by_layer_and_kind(checkpoints: Checkpoints) -> None:
     whole = run(*command, "--json").json
     found = whole["set"]
     assert found["count"] == round(0.02 * whole["numel"])
-    assert found["score"] == "subspace"
+    assert found["rule"] == "subspace"
     assert sum(tensor["picked"] for tensor in found["tensors"]) == found["count"]
     for layer, group in found["groups"].items():
         for kind, count in group.items():
@@ -58,8 +58,8 @@ def _layer(name: str) -> str:
 def test_every_part_is_shown_saved_and_drawn(checkpoints: Checkpoints, own: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     enough = ("--samples", 96)  # for a random model to be rewarded now and then
-    both = ("--earlier", "math", "--later", "code")
-    ended = run(*asked(checkpoints, *both, "--own", own, "--score", "magnitude", "--out", out), *enough)
+    both = ("--restore", "math", "--protect", "code")
+    ended = run(*asked(checkpoints, *both, "--own", own, "--rule", "magnitude", "--out", out), *enough)
     assert ended.code == 0
     found = json.loads((out / "conflict.json").read_text())
     assert found["left_out"] == {}, found["left_out"]
@@ -93,12 +93,12 @@ def table(path: Path) -> list[dict[str, Any]]:
 
 
 def test_what_lacks_its_options_is_left_out_unless_it_is_asked_for(checkpoints: Checkpoints) -> None:
-    ended = run(*asked(checkpoints, "--score", "random", "--json"))
+    ended = run(*asked(checkpoints, "--rule", "random", "--json"))
     assert ended.code == 0
     assert {"set", "geometry"} == set(PARTS) & set(ended.json)
     assert set(ended.json["left_out"]) == set(PARTS) - {"set", "geometry"}
     for part in ended.json["left_out"]:
-        refused = run(*asked(checkpoints, "--score", "random", "--parts", part))
+        refused = run(*asked(checkpoints, "--rule", "random", "--parts", part))
         assert refused.code == 2
         assert part in refused.err
     unknown = run(*asked(checkpoints, "--parts", "set,shoes"))
@@ -113,7 +113,7 @@ def test_a_part_that_cannot_be_measured_says_why(checkpoints: Checkpoints, monke
         raise LayoutError("the model", expected="channels", found="none", fix="Take another.")
 
     monkeypatch.setitem(PARTS, "geometry", refuse)
-    ended = run(*asked(checkpoints, "--score", "random"))
+    ended = run(*asked(checkpoints, "--rule", "random"))
     assert ended.code == 0
     assert "left out geometry: the model: expected channels; found none. Take another." in ended.err
     assert "expected channels" in run(*asked(checkpoints, "--parts", "geometry")).fault

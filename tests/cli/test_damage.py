@@ -13,7 +13,7 @@ FEW = ("--samples", 4)
 
 
 def test_damage_is_predicted_and_measured(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    asked = ("damage", checkpoints.tuned, checkpoints.delta, "--earlier", "math", "--earlier", "qa", *FEW)
+    asked = ("damage", checkpoints.tuned, checkpoints.delta, "--domain", "math", "--domain", "qa", *FEW)
     plot = tmp_path / "damage.svg"
     found = run(*asked, "--by", "kind", "--plot", plot, "--json").json
     assert list(found["domains"]) == ["math", "qa"]
@@ -28,7 +28,7 @@ def test_damage_is_predicted_and_measured(checkpoints: Checkpoints, tmp_path: Pa
 
 
 def test_damage_as_a_table(checkpoints: Checkpoints) -> None:
-    shown = run("damage", checkpoints.tuned, checkpoints.delta, "--earlier", "math", "--by", "layer", *FEW)
+    shown = run("damage", checkpoints.tuned, checkpoints.delta, "--domain", "math", "--by", "layer", *FEW)
     lines = shown.out.splitlines()
     assert lines[1].startswith("math")
     assert "KL" in lines[0]
@@ -40,18 +40,18 @@ def test_damage_as_a_table(checkpoints: Checkpoints) -> None:
 def test_damage_faults(checkpoints: Checkpoints, tmp_path: Path) -> None:
     asked = ("damage", checkpoints.tuned, checkpoints.delta, *FEW)
     with unchanged(tmp_path):
-        assert ".svg" in run(*asked, "--earlier", "math", "--plot", tmp_path / "plot.pdf").fault
-        assert "no-such" in run(*asked, "--earlier", "no-such").fault
+        assert ".svg" in run(*asked, "--domain", "math", "--plot", tmp_path / "plot.pdf").fault
+        assert "no-such" in run(*asked, "--domain", "no-such").fault
         assert run(*asked).code == 2
     short = tmp_path / "short.jsonl"
     short.write_text('{"prompt": "a", "answer": "b", "split": "train"}\n')
-    assert "1 in its split" in run(*asked, "--earlier", short).fault
+    assert "1 in its split" in run(*asked, "--domain", short).fault
     assert issubclass(rf.errors.ShortDomainError, rf.RlforgetError)
-    backward = ("damage", checkpoints.base, checkpoints.delta, "--earlier", "math")
+    backward = ("damage", checkpoints.base, checkpoints.delta, "--domain", "math")
     assert "new bits" in run(*backward).fault
 
 
 def test_damage_of_nothing(checkpoints: Checkpoints, tmp_path: Path) -> None:
     empty = tmp_path / "empty.delta.safetensors"
     assert run("diff", checkpoints.base, checkpoints.base, "-o", empty).code == 0
-    assert run("damage", checkpoints.base, empty, "--earlier", "math").code == 3
+    assert run("damage", checkpoints.base, empty, "--domain", "math").code == 3

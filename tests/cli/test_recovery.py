@@ -6,15 +6,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import rlforget as rf
+from rlforget.cli import models
 from tests.cli.conftest import Checkpoints, differing, run, tensors, unchanged
 
 FEW = ("--samples", 4)
-HOW = {"conflict": "--score", "rollback": "--rule"}
 MATH = ("--restore", "math", "--protect", "writing")
 
 
@@ -67,6 +68,31 @@ def test_a_budget_alone_is_by_the_subspace(checkpoints: Checkpoints, tmp_path: P
     assert differing(tmp_path / "one", tmp_path / "two") == 0
 
 
+def test_the_numbers_of_a_rule_are_passed_on(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """As the library takes them, to the bit; and each of them matters."""
+    asked = ("rollback", checkpoints.tuned, checkpoints.delta, *MATH, *FEW)
+    numbers = ("--lam", 3, "--mu", 0.1, "--rows", "token", "--row-budget", 5)
+    assert run(*asked, *numbers, "-o", tmp_path / "all").code == 0
+    loaded = models.load(str(checkpoints.tuned), "cpu")
+    delta = rf.Delta.load(checkpoints.delta, base=checkpoints.tuned)
+    given: dict[str, Any] = {"lam": 3.0, "mu": 0.1, "rows": "token", "row_budget": 5}
+    subspace = rf.conflict_subspace(
+        loaded.model, delta, ["math"], ["writing"], **given, samples=FEW[1], tokenizer=loaded.tokenizer
+    )
+    rf.rollback(loaded.model, delta, subspace)
+    assert not rf.diff(tmp_path / "all", loaded.model).changed
+    for place in range(0, len(numbers), 2):
+        others = numbers[:place] + numbers[place + 2 :]
+        assert run(*asked, *others, "-o", tmp_path / "most", "--force").code == 0
+        assert differing(tmp_path / "all", tmp_path / "most") > 0
+
+
+def test_a_number_that_is_none_is_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    ended = run("rollback", checkpoints.tuned, checkpoints.delta, *MATH, "--lam", "much", "-o", tmp_path / "out")
+    assert ended.code == 2
+    assert "'much'" in ended.err
+
+
 def test_rollback_by_a_share(checkpoints: Checkpoints, tmp_path: Path) -> None:
     out = tmp_path / "out"
     asked = ("rollback", checkpoints.tuned, checkpoints.delta, "--rule", "magnitude", "--budget", 1)
@@ -84,6 +110,8 @@ def test_rollback_tells_the_rewards(checkpoints: Checkpoints, tmp_path: Path) ->
     assert all(set(found["rewards"][when]) == {"math", "writing"} for when in ("before", "after"))
     shown = run(*asked).out
     assert [line.split()[0] for line in shown.splitlines()[1:3]] == ["math", "writing"]
+    score = found["rewards"]["before"]["math"]
+    assert f"{score['mean']:.3f} ± {score['stderr']:.3f}" in shown
     assert f"wrote {tmp_path / 'out'}" in shown
 
 
@@ -100,7 +128,7 @@ def test_a_delta_without_changes_is_nothing_to_do(command: str, checkpoints: Che
     assert run("diff", checkpoints.base, checkpoints.base, "-o", empty).code == 0
     out = ("-o", tmp_path / "out") if command == "rollback" else ()
     with unchanged(tmp_path):
-        ended = run(command, checkpoints.base, empty, HOW[command], "random", *out)
+        ended = run(command, checkpoints.base, empty, "--rule", "random", *out)
     assert ended.code == 3
     assert "nothing to do" in ended.err
 
@@ -111,7 +139,7 @@ def test_a_model_that_the_delta_does_not_lead_to_is_refused(
 ) -> None:
     out = ("-o", tmp_path / "out") if command == "rollback" else ()
     with unchanged(tmp_path):
-        how = (HOW[command], "random", *out)
+        how = ("--rule", "random", *out)
         assert "apply the delta" in run(command, checkpoints.base, checkpoints.delta, *how).fault
         assert "float32[64, 16]" in run(command, other, checkpoints.delta, *how).fault
 
@@ -124,6 +152,10 @@ def test_a_model_that_the_delta_does_not_lead_to_is_refused(
         (("--validation", 8), ("--rule", "fisher")),
         (("--own", "own.safetensors"), ("--rule", "two_fisher")),
         (("--base", "base"), ()),
+        (("--mu", "1e-3"), ("--rule", "soft")),
+        (("--lam", "auto"), ("--rule", "kronecker")),
+        (("--rows", "token"), ("--rule", "fisher")),
+        (("--row-budget", 5), ("--auto",)),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(

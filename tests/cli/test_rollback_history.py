@@ -189,6 +189,37 @@ def test_a_score_by_the_domains_own_delta_on_a_history(history: Path, tmp_path: 
     assert ended.json["coordinates"] > 0
 
 
+def test_damage_and_conflict_look_at_a_history_as_rollback_does(
+    stages: Path, history: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = (stages / "writing", stages / "writing.delta.safetensors")
+    with unchanged(history):
+        hurt = run("damage", history, "--domain", "math", *FEW[:2], "--json").json["domains"]
+        assert hurt == run("damage", *writing, "--domain", "math", *FEW[:2], "--json").json["domains"]
+        asked = ("--restore", "math", "--rule", "two_fisher", "--parts", "set,geometry", *FEW[:2], "--json")
+        monkeypatch.chdir(history)
+        found = run("conflict", *asked).json
+    beside = run("conflict", *writing, *asked, "--protect", "writing").json  # which is what was committed since
+    for one in (found, beside):
+        one["set"]["tensors"].sort(key=lambda tensor: tensor["name"])  # in the order of their own delta
+    assert found == beside
+    assert found["set"]["count"] > 0
+    assert "'code'" in run("damage", history, "--domain", "code").fault
+    assert run("damage", history, "--domain", "writing").code == 3  # nothing changed since
+
+
+def test_each_domains_damage_is_since_its_own_stage(stages: Path, history: Path, tmp_path: Path) -> None:
+    opened = rf.History.open(history)
+    opened.commit(nudged(stages / "writing", tmp_path / "code", 1), domain="code", message="code, trained")
+    opened.commit(nudged(tmp_path / "code", tmp_path / "now", 2), domain="writing", message="writing, again")
+    both = run("damage", history, "--domain", "math", "--domain", "code", *FEW[:2], "--json").json["domains"]
+    for name, stage in (("math", "math"), ("code", "code")):
+        delta = tmp_path / f"{name}.delta.safetensors"
+        rf.History.open(history).delta(stage, "HEAD").save(delta)
+        alone = run("damage", tmp_path / "now", delta, "--domain", name, *FEW[:2], "--json").json["domains"]
+        assert alone[name] == both[name]
+
+
 def nudged(checkpoint: Path, out: Path, seed: int) -> Path:
     """The checkpoint with every weight a little off."""
     import torch
