@@ -15,6 +15,7 @@ from rlforget.circuits.forward import answer_logits, measuring
 from rlforget.circuits.heads import HeadSites
 from rlforget.circuits.metrics import Metric, get
 from rlforget.circuits.task import Task
+from rlforget.counting import counted
 from rlforget.errors import ConfigError, NonFiniteError
 
 
@@ -114,7 +115,7 @@ class MaskedRuns:
         batch, (replacement, where) = self.batches[number], self._replacements[number]
         pairs = len(batch)
         found = []
-        for group in torch.split(masks, max(1, self._batch_size // pairs)):
+        for group in counted("masks", torch.split(masks, max(1, self._batch_size // pairs)), size=len):
             times = len(group)
             rows = batch.repeat(times)
             gates = group.to(where.device).repeat_interleave(pairs, dim=0)

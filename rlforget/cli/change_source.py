@@ -99,7 +99,8 @@ class HistorySource:
 
     def load(self, device: str) -> tuple[models.Loaded, Delta, list[Delta] | None]:
         """Load HEAD, and what changed since."""
-        deltas = {stage.id: self._history.delta(stage, self._head) for stage in self._origins}
+        with output.step(f"reading what changed since {self.since}"):
+            deltas = {stage.id: self._history.delta(stage, self._head) for stage in self._origins}
         delta = deltas[self._farthest.id]
         apart = [deltas[stage.id] for stage in self._origins] if len(deltas) > 1 else None
         if not delta.changed:
@@ -107,7 +108,8 @@ class HistorySource:
             raise typer.Exit(NOTHING_TO_DO)
         with tempfile.TemporaryDirectory(prefix="rlforget-") as folder:
             head = Path(folder) / "head"
-            self._history.checkout(self._head, head)
+            with output.step(f"checking out {self._head.name}"):
+                self._history.checkout(self._head, head)
             return models.load(str(head), device), delta, apart
 
 

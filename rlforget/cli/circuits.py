@@ -256,7 +256,8 @@ def restore(
         output.note("nothing to do: these heads are the base's already")
         raise typer.Exit(NOTHING_TO_DO)
     if not dry_run:
-        models.save(loaded.model, loaded.tokenizer, out, like=loaded.folder, force=force)
+        with output.step(f"writing {out}"):
+            models.save(loaded.model, loaded.tokenizer, out, like=loaded.folder, force=force)
     if as_json:
         found = {name: effect.to_dict() for name, effect in effects.items()}
         output.json_object({**report.to_dict(), "effects": found, "out": None if dry_run else out})

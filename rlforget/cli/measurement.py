@@ -192,7 +192,8 @@ def load_changes(path: Path, model: str) -> Delta:
     """Load a delta whose after side is `model`, or end the command where it holds no change."""
     from rlforget.delta import Delta as File
 
-    delta = File.load(path, base=models.folder_of(model))
+    with output.step(f"reading {path}"):
+        delta = File.load(path, base=models.folder_of(model))
     if not delta.changed:
         output.note(f"nothing to do: {path} changes no coordinate")
         raise typer.Exit(NOTHING_TO_DO)
@@ -204,7 +205,8 @@ def load_fitting(model: str, delta: Delta, device: str) -> models.Loaded:
     from rlforget.interference.point import check_at_after
     from rlforget.weights import open_weights
 
-    check_at_after(open_weights(models.folder_of(model)), delta)
+    with output.step(f"comparing {model} with the delta"):
+        check_at_after(open_weights(models.folder_of(model)), delta)
     return models.load(model, device)
 
 

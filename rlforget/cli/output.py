@@ -8,14 +8,21 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from rlforget.counting import listening
+
+if TYPE_CHECKING:
+    from rlforget.cli.screen import Screen
+
 _WIDTH = 100  # columns of a table where there is no terminal
+_SECONDS_A_LINE = 10.0
 
 
 def line(text: str = "") -> None:
@@ -68,53 +75,71 @@ def json_text(value: Any) -> str:
 
 @contextmanager
 def step(text: str) -> Iterator[None]:
-    """Say on stderr what is being done: beside a spinner on a terminal, as a line elsewhere."""
-    if not sys.stderr.isatty():
-        note(f"{text} ...")
-        yield
-        return
-    from rich.console import Console
-    from rich.text import Text
+    """Say on stderr what is being done, and how far what is counted on the way is; see `rlforget.counting`.
 
-    with Console(stderr=True).status(Text(text)):
+    On a terminal that is a bar with its rate and the time that remains, elsewhere a line at the beginning and one now
+    and then.
+    """
+    with _shown() as work, listening(work.counted):
+        work.begin(text)
         yield
 
 
 @contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
-    """Say on stderr what is being done, step after step: beside one spinner on a terminal, as lines elsewhere.
+    """Say on stderr what is being done, step after step, as `step` does.
 
     Yields:
         What is to be told of each step.
     """
-    if not sys.stderr.isatty():
-        yield lambda text: note(f"{text} ...")
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status("") as shown:
-        yield lambda text: shown.update(Text(text))
+    with _shown() as work, listening(work.counted):
+        yield work.begin
 
 
 @contextmanager
-def bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """Say on stderr what is being done and how far it is: a bar on a terminal, a line at the beginning elsewhere.
+def bar(text: str, *, of: str = "coordinates") -> Iterator[Callable[[int, int], None]]:
+    """Say on stderr what is being done and how far it is, as `step` does.
+
+    Args:
+        text: What is being done.
+        of: What is counted.
 
     Yields:
-        What is to be told how much is done, and of how much.
+        What is to be told how many are done, and of how many.
     """
-    if not sys.stderr.isatty():
-        note(f"{text} ...")
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    with _shown() as work:
+        work.begin(text)
+        yield lambda done, total: work.counted(of, done, total)
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
-        task = drawn.add_task(text, total=None)
-        yield lambda done, total: drawn.update(task, completed=done, total=total)
+
+class _Lines:
+    """Plain lines, for what is no terminal: one for each step, and how far it is every `_SECONDS_A_LINE` seconds."""
+
+    def __init__(self) -> None:
+        self._text, self._since, self._told = "", 0.0, 0.0
+
+    def begin(self, text: str) -> None:
+        """Tell of a step."""
+        note(f"{text} ...")
+        self._text, self._since, self._told = text, time.monotonic(), time.monotonic()
+
+    def counted(self, what: str, done: int, total: int) -> None:
+        """Tell how far it is, where a while has gone by."""
+        now = time.monotonic()
+        if now - self._told >= _SECONDS_A_LINE:
+            self._told = now
+            note(f"{self._text}: {done:,} of {total:,} {what}, {now - self._since:.0f} s")
+
+
+@contextmanager
+def _shown() -> Iterator[_Lines | Screen]:
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rlforget.cli.screen import Screen
+
+    with Screen() as screen:
+        yield screen
 
 
 def percent(share: float) -> str:

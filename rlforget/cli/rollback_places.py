@@ -62,7 +62,8 @@ class CheckpointPlace(CheckpointSource):
         if dry_run:
             pass
         elif self._out is not None:
-            models.save(loaded.model, loaded.tokenizer, self._out, like=loaded.folder, force=self._force)
+            with output.step(f"writing {self._out}"):
+                models.save(loaded.model, loaded.tokenizer, self._out, like=loaded.folder, force=self._force)
         else:
             from rlforget.delta.in_place import write_difference
             from rlforget.weights import open_weights
@@ -90,15 +91,16 @@ class HistoryPlace(HistorySource):
         """Commit the model on what it came from."""
         if dry_run:
             return {"stage": None, "parent": self._head.name}
-        stage: Stage = self._history.commit(
-            loaded.model,
-            domain=self._restore[0],
-            message=done["message"],
-            parent=self._head,
-            config={**done["config"], ROLLED_BACK: [stage.name for stage in self._origins]},
-            metrics=done["metrics"],
-            wait=_WAIT,
-        )
+        with output.step(f"committing on {self._head.name}"):
+            stage: Stage = self._history.commit(
+                loaded.model,
+                domain=self._restore[0],
+                message=done["message"],
+                parent=self._head,
+                config={**done["config"], ROLLED_BACK: [stage.name for stage in self._origins]},
+                metrics=done["metrics"],
+                wait=_WAIT,
+            )
         return {"stage": stage.name, "id": stage.id, "parent": self._head.name}
 
     def show(self, kept: Mapping[str, Any], *, dry_run: bool) -> None:

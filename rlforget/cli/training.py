@@ -45,10 +45,13 @@ def train(
         model, tokenizer = load_model(settings)
         if settings.continue_from is not None:
             replay(model, Path(settings.continue_from))
-    before = {domain.name: evaluate_domain(model, tokenizer, domain, settings.evaluation)}
+    with output.step(f"evaluating {domain.name}"):
+        before = {domain.name: evaluate_domain(model, tokenizer, domain, settings.evaluation)}
     result = train_stage(model, tokenizer, chosen, seed=settings.seed, domain=domain)
-    after = {domain.name: evaluate_domain(model, tokenizer, domain, settings.evaluation)}
-    models.save(model, tokenizer, out, like=None, force=force)
+    with output.step(f"evaluating {domain.name}"):
+        after = {domain.name: evaluate_domain(model, tokenizer, domain, settings.evaluation)}
+    with output.step(f"writing {out}"):
+        models.save(model, tokenizer, out, like=None, force=force)
     _show_result(result, out, before, after, as_json=as_json)
 
 
@@ -141,7 +144,8 @@ def refresh(
         seed=seed,
     )
     after = models.rewards(loaded, shown, samples=samples, seed=seed)
-    models.save(loaded.model, loaded.tokenizer, out, like=loaded.folder, force=force)
+    with output.step(f"writing {out}"):
+        models.save(loaded.model, loaded.tokenizer, out, like=loaded.folder, force=force)
     _show_result(result, out, before, after, as_json=as_json)
 
 

@@ -131,8 +131,8 @@ def _named(record: UndoRecord) -> str:
 def _verify_history(folder: Path, base: Path | None, *, repair: bool, as_json: bool) -> None:
     from rlforget.history import History
 
-    with output.step(f"reading {folder}"):
-        report = History.open(folder, base=base).verify()
+    with output.bar(f"reading {folder}", of="states") as progress:
+        report = History.open(folder, base=base).verify(progress=progress)
     if as_json:
         output.json_object(report.to_dict())
     else:

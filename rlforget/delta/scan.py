@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlforget.counting import telling
 from rlforget.delta.sides import WholeMetas, fault_in_names
 from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.errors import LayoutError
@@ -141,6 +142,7 @@ class Comparison:
             progress: Told how many coordinates were read.
             only: The tensors to read; None: all.
         """
+        progress = progress or telling("coordinates")
         pairs = [pair for pair in self.pairs if only is None or pair.name in only]
         done, total = 0, sum(self.before.meta(pair.before).numel for pair in pairs)
         for batch in map_ahead(self._compare, _batches(self._ranges(pairs))):

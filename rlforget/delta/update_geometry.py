@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlforget.counting import counted
 from rlforget.delta.composed import ComposedWeights
 from rlforget.delta.delta import Delta
 from rlforget.delta.layers import MemoryLayer
@@ -204,7 +205,7 @@ def _matrices(
     old: Weights, new: Weights, only: Callable[[str], bool] | None, device: torch.device | str | None
 ) -> Iterator[_Matrix]:
     """Read the matrices that changed, one tensor at a time."""
-    for pair in pair_up(old, new):
+    for pair in counted("tensors", list(pair_up(old, new))):
         meta = old.meta(pair.before)
         wanted = meta.dtype.is_floating_point and meta.numel and (only is None or only(pair.name))
         if not wanted or len(meta.shape) not in (2, 3):

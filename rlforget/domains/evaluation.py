@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlforget.counting import counted
 from rlforget.domains.base import Domain, Example, Split
 from rlforget.domains.batches import encode_prompts
 from rlforget.domains.sampling import completion_texts, sample, special_tokens
@@ -71,7 +72,8 @@ def rewards_of(
     """
     rewards: list[float] = []
     pad, ends = special_tokens(model, tokenizer)
-    for start in range(0, len(examples), batch_size):
+    starts = range(0, len(examples), batch_size)
+    for start in counted("prompts", starts, len(examples), size=lambda at: min(batch_size, len(examples) - at)):
         chunk = list(examples[start : start + batch_size])
         completed = sample(
             model,

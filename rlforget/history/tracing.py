@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlforget.counting import telling
 from rlforget.delta.composed import BASE, ComposedWeights
 from rlforget.delta.scan import PIECE
 from rlforget.history.blame import Blame, BlameSummary, Count, Moment, add, named, ravelled
@@ -46,6 +47,7 @@ def blame(weights: ComposedWeights, stages: Sequence[Stage], name: str) -> Blame
 def summarise(weights: ComposedWeights, stages: Sequence[Stage], progress: Progress | None = None) -> BlameSummary:
     """Count who changed how much, in bounded memory; see `History.blame_summary`."""
     parts = [(name, start, stop) for name in weights.names() for start, stop in _ranges(weights, name)]
+    progress = progress or telling("coordinates")
     total, done = sum(stop - start for _, start, stop in parts), 0
     counts: dict[str, list[Count]] = {name: [] for name in weights.names()}
     found_in_order = map_ahead(lambda part: _count(weights, stages, *part), parts)

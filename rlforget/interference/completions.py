@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlforget import domains
+from rlforget.counting import counted
 from rlforget.domains.batches import IGNORED
 from rlforget.domains.sampling import special_tokens
 from rlforget.errors import ConfigError, EmptyDomainError, NonFiniteError, ShortDomainError
@@ -71,9 +72,8 @@ def completed(
     Every batch draws from a seed of its own, so batches may be completed in any order, or those at positions `only`.
     """
     device = next(model.parameters()).device
-    for position, batch in enumerate(batches):
-        if only is not None and position not in only:
-            continue
+    chosen = [(at, batch) for at, batch in enumerate(batches) if only is None or at in only]
+    for position, batch in counted("completions", chosen, size=lambda one: len(one[1]["input_ids"])):
         if "labels" not in batch:
             pad, end = special_tokens(model, tokenizer)
             draw = seed * 1_000_003 + position

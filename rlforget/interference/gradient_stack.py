@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlforget.counting import counted
 from rlforget.errors import NonFiniteError
 from rlforget.interference import sample_space
 from rlforget.interference.linearisation import Directions, Linearisation
@@ -99,7 +100,7 @@ class _Writer:
 
     def write(self, blocks: Sequence[Rows], rows: Tensor) -> None:
         start = 0
-        for block in blocks:
+        for block in counted("gradients", blocks, size=count):
             for chunk in self._gradients.chunks(block):
                 stop = start + count(chunk)
                 self._gradients.write(chunk, rows[start:stop])

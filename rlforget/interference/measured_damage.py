@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rlforget.counting import counted
 from rlforget.errors import ConfigError
 from rlforget.interference.completions import (
     Batches,
@@ -130,7 +131,7 @@ def damage_curve(
     with measuring(model):
         with at(0.0):
             taken = list(completed(model, prompts, seed=seed, tokenizer=tokenizer))
-        for batch in taken:
+        for batch in counted("completions", taken, size=lambda one: len(one["input_ids"])):
             for piece in pieces(model, batch):
                 reference, start = scores(0.0, piece)
                 losses.append(start.cpu())

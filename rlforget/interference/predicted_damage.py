@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from rlforget.counting import counted
 from rlforget.delta.naming import kind_of, layer_of
 from rlforget.domains.batches import IGNORED
 from rlforget.errors import ConfigError, UnknownNameError
@@ -187,7 +188,7 @@ def damage(
             if not taken:
                 scored = list(completed(model, prompts, seed=seed, tokenizer=tokenizer))
             found: dict[str, list[Tensor]] = {}
-            for batch in scored:
+            for batch in counted("completions", scored, size=lambda one: len(one["input_ids"])):
                 for piece in pieces(model, batch):
                     for label, terms in _terms(model, piece, change, groups, curvature):
                         found.setdefault(label, []).append(terms.double().cpu())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rlforget.counting import counted
 from rlforget.errors import NothingLostError
 from rlforget.interference.completions import Batches
 from rlforget.interference.forms import PLAIN_BYTES, Form, check_settings, flat, refuse_unless, sources_of, space_of
@@ -178,7 +179,7 @@ class _Plan:
         """The curve over the directions whose weights over the rows of G_A are the columns of `weights`."""
         n = self.target.numel()
         points = []
-        for count in counts:
+        for count in counted("points of the curve", counts):
             y = gram.new_zeros(gram.shape[0])
             y[:n] = weights[:, :count].sum(1)
             reached = gram @ y  # [G_A u; G_B u]

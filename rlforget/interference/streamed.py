@@ -16,6 +16,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
+from rlforget.counting import counted
 from rlforget.errors import NonFiniteError
 from rlforget.interference.forward_mode import completion_derivative
 from rlforget.interference.gram import LayerGradients
@@ -109,7 +110,7 @@ class StreamedGradients:
         firsts = [0, *accumulate(map(len, self._sides))]  # the first block of each side
         gram = torch.zeros(ends[-1], ends[-1], dtype=torch.float64)
         for own in range(len(self._sides)):
-            for i in range(firsts[own], firsts[own + 1]):
+            for i in counted("blocks of gradients", range(firsts[own], firsts[own + 1])):
                 if not mine(i):
                     continue
                 with self._point(own)():
@@ -143,7 +144,7 @@ class StreamedGradients:
                 for name, column in self._columns.items()
             }
             with self._point(side)():
-                for rows in self._sides[side]:
+                for rows in counted("derivatives", self._sides[side], size=count):
                     end = start + count(rows)
                     if mine(number):
                         _, derivative = completion_derivative(self._model, tangents, rows)

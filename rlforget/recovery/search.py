@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rlforget import domains
+from rlforget.counting import counted
 from rlforget.domains.base import Domain
 from rlforget.errors import ConfigError, NothingGainedError, NothingLostError
 from rlforget.interference.point import changed_parameters, check_at_after, moved, toward_before
@@ -168,7 +169,7 @@ def auto_rollback(
     scale = Scale(lost, gained, then, now)
     trials: list[Trial] = []
     answered: list[Answers] = []
-    for number, candidate in enumerate(planned, start=1):
+    for number, candidate in enumerate(counted("rollbacks", planned), start=1):
         what = workshop.make(candidate)
         say(f"{number}/{len(planned)}: {candidate.label}")
         answers, trial = _tried(model, delta, candidate, what, judge, scale, seed)

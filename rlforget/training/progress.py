@@ -66,6 +66,7 @@ class Bar:
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
+        self._since = 0.0
 
     def start(self, title: str, total: int) -> None:
         """Draw the bar."""
@@ -73,19 +74,22 @@ class Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(elapsed_when_finished=True),
         )
         self._bar = Progress(*columns, console=Console(stderr=True))
-        self._task = self._bar.add_task(title, total=total, figures="")
+        self._task = self._bar.add_task(title, total=total, figures="", rate="")
+        self._since = time.monotonic()
         self._bar.start()
 
     def advance(self, done: int, figures: dict[str, float]) -> None:
         """Move the bar."""
-        self._bar.update(self._task, completed=done, figures=_shown(figures).removeprefix(", "))
+        rate = f"{done / max(1e-9, time.monotonic() - self._since):.1f}/s"
+        self._bar.update(self._task, completed=done, figures=_shown(figures).removeprefix(", "), rate=rate)
 
     def stop(self) -> None:
         """Leave the bar as it stands."""

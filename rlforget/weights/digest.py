@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from rlforget.counting import counted
 from rlforget.weights.layout import TensorMeta
 from rlforget.weights.source import CHUNK, Weights
 from rlforget_kernels.fingerprint import fingerprint
@@ -35,7 +36,8 @@ def digest(tensors: Mapping[str, tuple[TensorMeta, Sequence[int]]]) -> str:
 
 def weights_digest(weights: Weights) -> str:
     """Read all of `weights`, in bounded memory, and return their digest."""
-    return digest({name: (weights.meta(name), lanes_of(weights, name)) for name in weights.names()})
+    names = counted("coordinates", list(weights.names()), size=lambda name: weights.meta(name).numel)
+    return digest({name: (weights.meta(name), lanes_of(weights, name)) for name in names})
 
 
 def lanes_of(weights: Weights, name: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import torch
 
+from rlforget.counting import telling
 from rlforget.errors import LayoutError, RlforgetError
 from rlforget.weights.ahead import Progress, map_ahead
 from rlforget.weights.atomic import new_file, new_folder
@@ -128,6 +129,7 @@ def save_like(
         OutputError: `path` exists and may not be replaced, or it cannot be written (read-only, disk full).
         RlforgetError: What `check` says.
     """
+    progress = progress or telling("coordinates")
     total, done = sum(source.meta(one.source).numel for one in placed), 0
 
     def wrote(count: int) -> None:

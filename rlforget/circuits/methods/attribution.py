@@ -12,6 +12,7 @@ import torch
 from rlforget.circuits.methods.linear_estimate import PositionSum, at_clean_prompts, over_positions
 from rlforget.circuits.methods.result import MethodResult
 from rlforget.circuits.trial import Trial
+from rlforget.counting import counted
 
 
 def score(trial: Trial, seed: int, *, position_sum: PositionSum = "dominant") -> MethodResult:
@@ -25,7 +26,7 @@ def score(trial: Trial, seed: int, *, position_sum: PositionSum = "dominant") ->
         position_sum: How a prompt's positions become one number (see `PositionSum`).
     """
     found = []
-    for number in range(len(trial.batches)):
+    for number in counted("pairs", range(len(trial.batches)), size=lambda at: len(trial.batches[at])):
         _, products = at_clean_prompts(trial, number)  # one [B, T, heads] a layer
         found.append(over_positions(torch.stack(products), position_sum).transpose(0, 1).cpu())
     per_prompt = torch.cat(found)

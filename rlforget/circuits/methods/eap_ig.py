@@ -36,6 +36,7 @@ from rlforget.circuits.methods.linear_estimate import (
 from rlforget.circuits.methods.result import MethodResult
 from rlforget.circuits.task import TaskBatch
 from rlforget.circuits.trial import Trial
+from rlforget.counting import counted
 from rlforget.errors import ConfigError
 
 Rule = Literal["right", "midpoint", "left"]
@@ -69,7 +70,7 @@ def score(
     points, gradients = _points(steps, rule), _walk_of(path)
     inner = [point for point in points if point != 1.0]
     found = []
-    for number in range(len(trial.batches)):
+    for number in counted("pairs", range(len(trial.batches)), size=lambda at: len(trial.batches[at])):
         if len(inner) < len(points):
             moved, at_end = at_clean_prompts(trial, number)
             values = torch.stack(at_end)  # [layers, B, T, heads]

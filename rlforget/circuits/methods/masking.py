@@ -41,6 +41,7 @@ from rlforget.circuits.methods.result import MethodResult
 from rlforget.circuits.metrics import Metric, get
 from rlforget.circuits.task import TaskBatch
 from rlforget.circuits.trial import Trial
+from rlforget.counting import counted
 from rlforget.errors import ConfigError
 
 CONVENTIONS = ("keep", "interchange")
@@ -208,7 +209,7 @@ class _Trainer:
         prices = torch.tensor(lambdas, device=self._device)
         optimizer = torch.optim.Adam([theta], lr=schedule.learning_rate)
         order = self._order(schedule.prompts, generator)
-        for step in range(schedule.steps):
+        for step in counted("steps", range(schedule.steps)):
             scene, chosen = next(order)
             optimizer.zero_grad()
             for group in torch.split(torch.arange(len(lambdas)), max(1, self._rows // len(chosen))):
@@ -223,7 +224,7 @@ class _Trainer:
     def values(self, gates: Tensor) -> list[float]:
         """Return the mean objective of the whole task under each table of gates [tables, layers, heads]."""
         found = []
-        for table in gates.to(self._device):
+        for table in counted("masks", gates.to(self._device)):
             values = [self._objective(s, table.expand(len(s.batch), -1, -1)) for s in self.scenes]
             found.append(float(torch.cat(values).double().mean()))
         return found

@@ -14,6 +14,7 @@ from rlforget.circuits.heads import Edit
 from rlforget.circuits.methods.result import MethodResult
 from rlforget.circuits.replay import Replay
 from rlforget.circuits.trial import Trial
+from rlforget.counting import counted
 from rlforget.errors import ConfigError
 
 
@@ -35,7 +36,7 @@ def score(
     replay = Replay(trial, skip_layers=skip_layers, skip_tokens=skip_tokens)
     layers, heads = trial.sites.shape
     found = []
-    for number, batch in enumerate(trial.batches):
+    for number, batch in enumerate(counted("pairs", trial.batches, size=len)):
         replacement, where, clean = trial.replacement(number), trial.where(number), replay.read(number)
         where = where[:, replay.start :]
         effects = torch.empty(len(batch), layers, heads)
