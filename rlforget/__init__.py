@@ -24,6 +24,10 @@ if TYPE_CHECKING:
         TensorDelta,
         apply,
         diff,
+        export_coordinates,
+        export_lora,
+        export_mergekit,
+        export_task_vector,
         geometry,
         overlap,
         revert,
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
         synergy,
     )
     from rlforget.recovery import Rollback, Search, auto_rollback, rollback
+    from rlforget.training import ForgettingMonitor, Tracker
     from rlforget.weights import Weights, open_weights, save_checkpoint
     from rlforget.weights.in_place import undo
 
@@ -76,6 +81,7 @@ _HOME = {
     "DeltaFile": "delta",
     "DeltaStats": "delta",
     "Fisher": "interference",
+    "ForgettingMonitor": "training",
     "Geometry": "delta",
     "GradientAlignment": "interference",
     "History": "history",
@@ -90,6 +96,7 @@ _HOME = {
     "Stage": "history",
     "Synergy": "interference",
     "TensorDelta": "delta",
+    "Tracker": "training",
     "Weights": "weights",
     "apply": "delta",
     "auto_rollback": "recovery",
@@ -99,6 +106,10 @@ _HOME = {
     "damage": "interference",
     "damage_curve": "interference",
     "diff": "delta",
+    "export_coordinates": "delta",
+    "export_lora": "delta",
+    "export_mergekit": "delta",
+    "export_task_vector": "delta",
     "fewest": "interference",
     "fisher": "interference",
     "geometry": "delta",
@@ -128,6 +139,7 @@ __all__ = [
     "DeltaFile",
     "DeltaStats",
     "Fisher",
+    "ForgettingMonitor",
     "Geometry",
     "GradientAlignment",
     "History",
@@ -142,6 +154,7 @@ __all__ = [
     "Stage",
     "Synergy",
     "TensorDelta",
+    "Tracker",
     "Weights",
     "__version__",
     "apply",
@@ -156,6 +169,10 @@ __all__ = [
     "diff",
     "domains",
     "errors",
+    "export_coordinates",
+    "export_lora",
+    "export_mergekit",
+    "export_task_vector",
     "fewest",
     "fisher",
     "geometry",
@@ -182,14 +199,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        try:
-            return importlib.import_module(f"rlforget.{name}")
-        except ModuleNotFoundError as fault:
-            if fault.name not in ("pydantic", "yaml"):
-                raise
-            from rlforget.errors import missing_extra
-
-            raise missing_extra(fault.name, "train") from fault
+        return importlib.import_module(f"rlforget.{name}")
     if name in _HOME:
         value = getattr(importlib.import_module(f"rlforget.{_HOME[name]}"), name)
         globals()[name] = value

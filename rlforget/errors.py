@@ -34,6 +34,10 @@ class DeltaFileError(RlforgetError):
     """A delta file that is truncated, forged, or of another format."""
 
 
+class ExportError(RlforgetError):
+    """A change that the format of an export has no room for."""
+
+
 class HistoryError(RlforgetError):
     """A history that is damaged, in use, or does not have what is asked of it."""
 
@@ -98,6 +102,10 @@ class NothingLostError(RlforgetError):
 
 class NothingGainedError(RlforgetError):
     """A domain to protect that gained nothing: no share of its gain can be kept."""
+
+
+class ForgettingWarning(UserWarning):
+    """A run whose change is predicted, or measured, to cost a protected domain more than was asked for."""
 
 
 class ReportError(RlforgetError):

@@ -56,7 +56,8 @@ def test_names_of_the_weights_and_deltas_stay_light(torch_alone: set[str]) -> No
 
 
 def test_all_public_names_exist_and_stay_light(torch_alone: set[str]) -> None:
-    code = "import rlforget as rf\nfor name in rf.__all__:\n    if name != 'training': getattr(rf, name)"
+    # A trainer's callback is as heavy as the trainer.
+    code = "import rlforget as rf\nfor name in rf.__all__:\n    if name != 'ForgettingMonitor': getattr(rf, name)"
     packages = {name.split(".")[0] for name in modules_after(code) - torch_alone}
     assert packages.isdisjoint(HEAVY)
 
@@ -85,7 +86,7 @@ def test_no_importable_package_named_kernels_in_the_repository() -> None:
 
 
 def test_training_without_its_extra_names_the_extra() -> None:
-    code = "import sys; sys.modules['pydantic'] = None\nimport rlforget as rf\nrf.training"
+    code = "import sys; sys.modules['pydantic'] = None\nimport rlforget as rf\nrf.training.StageConfig"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "pip install 'rlforget[train]'" in done.stderr

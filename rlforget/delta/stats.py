@@ -181,7 +181,7 @@ def measure(delta: Delta) -> DeltaStats:
     tensors = list(delta.values())
     measured = Measured(*foreach_delta_stats([t.before for t in tensors], [t.after for t in tensors]))
     return DeltaStats(
-        {t.name: _change(t.dtype, t.numel, t.changed, measured, row) for row, t in enumerate(tensors)},
+        {t.name: named_change(t.dtype, t.numel, t.changed, measured, row) for row, t in enumerate(tensors)},
         {t.name: fate(t.meta_before, t.meta_after) for t in delta.whole.values()},
         {file.name: fate_of_file(file.before, file.after) for file in delta.files.values()},
         delta.renamed,
@@ -219,7 +219,7 @@ class Tally:
         measured = Measured(*foreach_delta_stats(before, [piece.after_bits.view(piece.dtype) for piece in pieces]))
         parts: dict[str, list[Change]] = {}
         for row, p in enumerate(pieces):
-            change = _change(p.dtype, p.stop - p.start, p.indices.numel(), measured, row)
+            change = named_change(p.dtype, p.stop - p.start, p.indices.numel(), measured, row)
             parts.setdefault(p.name, [self._changes[p.name]]).append(change)
         self._changes |= {name: combine(changes) for name, changes in parts.items()}
 
@@ -245,8 +245,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _change(dtype: torch.dtype, numel: int, changed: int, measured: Measured, row: int) -> Change:
-    """Name the numbers of one row."""
+def named_change(dtype: torch.dtype, numel: int, changed: int, measured: Measured, row: int) -> Change:
+    """Name the numbers of one row of `foreach_delta_stats`, of a tensor of `numel` coordinates."""
     return Change(
         dtypes=(_name(dtype),),
         numel=numel,

@@ -1,21 +1,22 @@
-"""A refresh that spares other domains: each optimizer step is bent away from what they depend on.
+"""Training that spares other domains: each optimizer step is bent away from what they depend on.
 
-Both ways are this project's own. `project` is a gradient projection in the manner of 2602.02301 and of orthogonal
-gradient descent, with the other domains' per-sample gradients at the start as the directions to leave alone; it acts on
-the optimizer's step and not on the gradient, so that AdamW's scaling cannot turn it back. `fisher` shortens the step at
-every coordinate by how much the other domains depend on it, as the pull of elastic weight consolidation does.
+`project` is a gradient projection in the manner of orthogonal gradient descent, with the other domains' per-sample
+gradients at the start as the directions to leave alone; it acts on the optimizer's step and not on the gradient, so
+that AdamW's scaling cannot turn it back. `fisher` shortens the step at every coordinate by how much the other domains
+depend on it, as the pull of elastic weight consolidation does. Both are this project's own. `surgery`, per-tensor
+gradient surgery, is in `surgery`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from rlforget.domains import Domain
 from rlforget.errors import ConfigError, NonFiniteError, UnknownNameError
+from rlforget.interference.completions import Batches
 from rlforget.interference.sample_gradients import Column
 from rlforget.training.span import (
     Span,
@@ -26,17 +27,30 @@ from rlforget.training.span import (
     write_values,
 )
 
-Protection = Literal["project", "fisher"]
-PROTECTIONS: tuple[Protection, ...] = ("project", "fisher")
+Protection = Literal["project", "fisher", "surgery"]
+PROTECTIONS: tuple[Protection, ...] = get_args(Protection)
 
 Bend = Callable[[Tensor], Tensor]
 """What becomes of an optimizer step, float32 [N]."""
 
 
+class Guard(Protocol):
+    """What stands around every optimizer step."""
+
+    def before_step(self) -> None:
+        """Act on the gradients, which are complete and clipped."""
+
+    def after_step(self) -> None:
+        """Act on the parameters, which the optimizer has moved."""
+
+    def figures(self) -> dict[str, float]:
+        """Return what it did at the last step, by name."""
+
+
 def protecting(
     model: nn.Module,
     tokenizer: Any,
-    protect: Sequence[str | Domain],
+    protect: Sequence[Batches],
     kind: Protection = "project",
     *,
     samples: int = 256,
@@ -49,7 +63,8 @@ def protecting(
     `project`: of each step, the part in the span of the domains' per-sample gradients is taken off. `fisher`: each step
     is scaled by 1 / (1 + λ F / mean F), with F the sum over the domains of their diagonal Fishers, each over its mean.
     Both are measured now, on completions sampled from the model. Into a 16-bit parameter the bent step is rounded to
-    nearest, which puts a rounding's worth of it back.
+    nearest, which puts a rounding's worth of it back. `surgery`: of each gradient, tensor by tensor, what points
+    against the domains' present gradients is taken off; see `Surgery`.
 
     Args:
         model: The model that is going to be trained, all of it: an adapter is not bent.
@@ -57,6 +72,7 @@ def protecting(
         protect: The domains to spare.
         kind: How.
         samples: Completions a domain. `project` holds a gradient for each: 4 bytes × samples × domains × parameters.
+            `surgery` holds one gradient more than the optimizer needs.
         lam: λ of `fisher`.
         rank: For `project`, leave only this many directions alone, those of the largest eigenvalues; None: all.
         seed: Seed of prompts and completions.
@@ -67,6 +83,23 @@ def protecting(
         NonFiniteError: Gradients that are all zero, or not finite.
         UnknownNameError: There is no such kind or domain.
     """
+    return _as_callback(
+        guard_for(model, tokenizer, protect, kind, samples=samples, lam=lam, rank=rank, seed=seed),
+    )
+
+
+def guard_for(
+    model: nn.Module,
+    tokenizer: Any,
+    protect: Sequence[Batches],
+    kind: Protection = "project",
+    *,
+    samples: int = 256,
+    lam: float = 1.0,
+    rank: int | None = None,
+    seed: int = 0,
+) -> Guard:
+    """Build what `protecting` wraps as a callback, for a loop of one's own; see there."""
     if kind not in PROTECTIONS:
         raise UnknownNameError(
             f"protection {kind!r}", expected=f"one of {', '.join(PROTECTIONS)}", found=repr(kind), fix="Check it."
@@ -75,19 +108,23 @@ def protecting(
         raise ConfigError("protect", expected="one domain or more", found="none", fix="Name a domain to spare.")
     if not lam > 0:
         raise ConfigError("lam", expected="a positive number", found=str(lam), fix="Give another lam=.")
+    if kind == "surgery":
+        from rlforget.training.surgery import Surgery
+
+        return Surgery(model, protect, samples=samples, seed=seed, tokenizer=tokenizer)
     columns = whole_columns(model)
     bend = (
         _projected(model, columns, protect, samples, rank, seed, tokenizer)
         if kind == "project"
         else _shortened(model, columns, protect, samples, lam, seed, tokenizer)
     )
-    return _as_callback(columns, bend)
+    return _Bent(columns, bend)
 
 
 def _projected(
     model: nn.Module,
     columns: Mapping[str, Column],
-    protect: Sequence[str | Domain],
+    protect: Sequence[Batches],
     samples: int,
     rank: int | None,
     seed: int,
@@ -105,7 +142,7 @@ def _projected(
 def _shortened(
     model: nn.Module,
     columns: Mapping[str, Column],
-    protect: Sequence[str | Domain],
+    protect: Sequence[Batches],
     samples: int,
     lam: float,
     seed: int,
@@ -117,7 +154,7 @@ def _shortened(
         mean = float(fisher.double().mean())
         if not 0 < mean < float("inf"):
             raise NonFiniteError(
-                f"the Fisher of {domain if isinstance(domain, str) else domain.name!r}",
+                "the Fisher of a protected domain",
                 expected="a positive mean, to divide by",
                 found=f"a mean of {mean}",
                 fix="Look for NaN or Inf in the model's weights, and that the domain's completions are not empty.",
@@ -127,14 +164,36 @@ def _shortened(
     return lambda step: step * scale
 
 
-def _as_callback(columns: Mapping[str, Column], bend: Bend) -> Any:
+class _Bent:
+    """Bends the optimizer's step."""
+
+    def __init__(self, columns: Mapping[str, Column], bend: Bend) -> None:
+        self._columns, self._bend = columns, bend
+        self._start = torch.empty(0)
+        self._share = 0.0
+
+    def before_step(self) -> None:
+        self._start = values_of(self._columns)
+
+    def after_step(self) -> None:
+        step = values_of(self._columns) - self._start
+        bent = self._bend(step)
+        write_values(self._columns, self._start + bent)
+        size = float(step.norm())
+        self._share = float((step - bent).norm()) / size if size else 0.0
+
+    def figures(self) -> dict[str, float]:
+        return {"taken_off": self._share}
+
+
+def _as_callback(guard: Guard) -> Any:
     from transformers import TrainerCallback
 
-    class _Bent(TrainerCallback):  # type: ignore[misc]
+    class _Guarding(TrainerCallback):  # type: ignore[misc]
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            self.start = values_of(columns)
+            guard.before_step()
 
         def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-            write_values(columns, self.start + bend(values_of(columns) - self.start))
+            guard.after_step()
 
-    return _Bent()
+    return _Guarding()

@@ -52,7 +52,7 @@ def refresh(
         prompts: Different prompts a step.
         protect: Domains whose present skill is to stay; see `protecting`.
         protection: `project` takes off each step what lies in the span of their gradients; `fisher` shortens it where
-            their Fishers are large.
+            their Fishers are large; `surgery` takes off each gradient what points against theirs.
         protect_samples: Completions a protected domain.
         lam: λ of `fisher`.
         seed: Decides the examples and all draws.

@@ -1,0 +1,151 @@
+"""The trained parameters of a model, end to end: what a monitor passes over, a stretch at a time."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlforget.errors import ParameterError
+
+STRETCH = 1 << 22
+"""Coordinates that are looked at at a time: the memory beyond what is kept. A multiple of 8, for packed bits."""
+
+
+class Stretch(NamedTuple):
+    """A range of a line: its coordinates from `start` up to `stop`."""
+
+    line: int
+    start: int
+    stop: int
+
+
+class Part(NamedTuple):
+    """A part of a parameter in a line.
+
+    Attributes:
+        name: The parameter.
+        begin: Where the parameter begins in the line.
+        start: First flat index of the part in the parameter.
+        stop: The one after its last.
+    """
+
+    name: str
+    begin: int
+    start: int
+    stop: int
+
+
+class Line:
+    """Parameters of one dtype on one device, laid end to end in the model's order.
+
+    Args:
+        parameters: {name: parameter}.
+
+    Attributes:
+        parameters: Those.
+        starts: Where each begins.
+        numel: How many coordinates there are on this rank.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        self._names = tuple(parameters)
+        ends = list(accumulate(here(parameter).numel() for parameter in parameters.values()))
+        self.starts, self._ends = [0, *ends[:-1]], ends
+        self.numel = ends[-1]
+        first = here(next(iter(parameters.values())))
+        self.dtype, self.device = first.dtype, first.device
+
+    def values(self, start: int, stop: int) -> Tensor:
+        """Return the present values of a range: 1-D, a view where it lies in one contiguous parameter."""
+        found = self.parts(start, stop)
+        parts = [here(self.parameters[name]).reshape(-1)[first:last] for name, _, first, last in found]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def parts(self, start: int, stop: int) -> list[Part]:
+        """Return which parts of which parameters a range is made of."""
+        found = []
+        for k in range(bisect_right(self.starts, start) - 1, bisect_left(self.starts, stop)):
+            begin, end = self.starts[k], self._ends[k]
+            found.append(Part(self._names[k], begin, max(start - begin, 0), min(stop, end) - begin))
+        return found
+
+
+class Trained:
+    """What of a model is trained, tied parameters once, and how many coordinates are frozen.
+
+    Of a sharded model (`fully_shard`, tensor parallel) these are the shards on this rank; of a parameter that several
+    ranks hold a copy of, the first of them counts it.
+
+    Args:
+        model: The model.
+
+    Attributes:
+        lines: A line for each dtype and device.
+        frozen: Floating-point coordinates that are not trained, and so cannot change.
+        sharded: Whether some parameter is a shard.
+
+    Raises:
+        ParameterError: Nothing is trained.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        floating = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+        self.sharded = any(hasattr(p, "to_local") for p in floating.values())
+        trained = {name: p for name, p in floating.items() if p.requires_grad}
+        if not trained:
+            raise ParameterError(
+                type(model).__name__,
+                expected="a model with parameters that are trained",
+                found=f"{len(floating)} floating-point parameters, and requires_grad on none",
+                fix="Turn requires_grad on, or put the monitor on the model that is trained.",
+            )
+        self.frozen = sum(p.numel() for p in floating.values()) - sum(p.numel() for p in trained.values())
+        groups: dict[object, dict[str, nn.Parameter]] = {}
+        for name, p in trained.items():
+            if counts_here(p, self.sharded) and here(p).numel():
+                groups.setdefault((p.dtype, here(p).device), {})[name] = p
+        self.lines = [Line(group) for group in groups.values()]
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return {name: parameter} of all lines, in their order."""
+        return {name: p for line in self.lines for name, p in line.parameters.items()}
+
+    def stretches(self) -> Iterator[Stretch]:
+        """Yield all ranges of all lines, each of `STRETCH` coordinates at most."""
+        for number, line in enumerate(self.lines):
+            for start in range(0, line.numel, STRETCH):
+                yield Stretch(number, start, min(start + STRETCH, line.numel))
+
+    def values(self, stretch: Stretch) -> Tensor:
+        """Return the present values of a range; see `Line.values`."""
+        return self.lines[stretch.line].values(stretch.start, stretch.stop)
+
+
+def here(tensor: Any) -> Tensor:
+    """Return what of a tensor lies on this rank, without gradient tracking."""
+    found: Tensor = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
+    return found
+
+
+def counts_here(tensor: Any, sharded: bool) -> bool:
+    """Return whether this rank counts a tensor: its shard, or as the first of those that hold a copy.
+
+    Args:
+        tensor: A parameter.
+        sharded: Whether the model has shards at all; if not, every rank is on its own.
+    """
+    if not sharded:
+        return True
+    if not hasattr(tensor, "to_local"):
+        return torch.distributed.get_rank() == 0
+    place = tensor.device_mesh.get_coordinate()
+    if place is None:  # this rank is not of the mesh
+        return False
+    return all(p.is_shard() or at == 0 for p, at in zip(tensor.placements, place, strict=True))
