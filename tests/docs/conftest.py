@@ -26,17 +26,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, tokenizer = miniature.load()
     draw = torch.Generator().manual_seed(0)
     seed = folder / "runs" / "demo" / "seed-0"
-    for number, name in enumerate(("base", *SEQUENCE)):
-        before = {key: value.detach().clone() for key, value in model.state_dict().items()}
-        if number:
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter += 0.01 * torch.randn(parameter.shape, generator=draw)
-            stage = seed / "stages" / f"{number:02d}-{name}"
-            stage.mkdir(parents=True)
-            rf.diff(before, model).save(stage / f"{name}.delta.safetensors", self_contained=True)
+    stages = ("base", *SEQUENCE)
+    for number, name in enumerate(stages):
         model.save_pretrained(folder / "checkpoints" / name)
         tokenizer.save_pretrained(folder / "checkpoints" / name)
+        if number:
+            file = seed / "stages" / f"{number:02d}-{name}" / f"{name}.delta.safetensors"
+            file.parent.mkdir(parents=True)
+            both = (folder / "checkpoints" / stages[number - 1], folder / "checkpoints" / name)
+            rf.write_diff(*both, file, self_contained=True)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.01 * torch.randn(parameter.shape, generator=draw)
     for name, stage in OTHER_NAMES.items():
         shutil.copytree(folder / "checkpoints" / stage, folder / name)
     (folder / "math.yaml").write_text("steps: 60")

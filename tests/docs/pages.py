@@ -33,7 +33,7 @@ _BLOCK = re.compile(
     r'```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$',
     flags=re.M | re.S,
 )
-_SMALL = {"samples": 8, "count": 8, "prompts": 8, "validation": 8, "evaluation": 8, "steps": 2}
+_SMALL = {"samples": 8, "count": 8, "prompts": 8, "validation": 8, "evaluation": 8, "steps": 2, "every": 2}
 _SIZE = re.compile(rf"\b({'|'.join(_SMALL)})([ =:]+)(\d+)\b")
 _MINUTES = ("demo", "miniature", "experiment")
 """Commands that take minutes: they are not run, but held to exist with the options that a page gives them."""
@@ -103,6 +103,9 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     while re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     program, *arguments = words
+    target = ""
+    if ">" in arguments:
+        *arguments, _, target = arguments
     if program == "cd":
         os.chdir(*arguments)
     elif program == "rlforget":
@@ -111,6 +114,8 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             few = ["--samples", 8] if "--samples" in options - {*arguments} else []
             done = run(*shlex.split(small(shlex.join(arguments))), *few)
             assert done.code in ((0, 3) if "--exit-code" in arguments else (0,)), (words, done)
+            if target:
+                Path(target).write_text(done.out, encoding="utf-8")
     elif program == "python" and arguments[0].startswith("examples/"):
         monkeypatch.setattr(sys, "argv", arguments)
         runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
