@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlforget.delta.compare import diff
 from rlforget.delta.delta import Delta
+from rlforget.delta.exporting import export_coordinates, export_lora, export_mergekit, export_task_vector
 from rlforget.delta.file import DeltaFile
 from rlforget.delta.overlaps import Overlap, SetOverlap, overlap
 from rlforget.delta.patching import apply, revert
@@ -27,6 +28,10 @@ __all__ = [
     "WholeDelta",
     "apply",
     "diff",
+    "export_coordinates",
+    "export_lora",
+    "export_mergekit",
+    "export_task_vector",
     "geometry",
     "measure_diff",
     "overlap",

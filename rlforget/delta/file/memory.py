@@ -111,15 +111,20 @@ def _check_room(file: DeltaFile, most: int) -> None:
 
 
 @dataclass(frozen=True)
-class _End:
+class End:
     """Where a tensor of the base stands: its name there, and whether it is the one after."""
 
     name: str
     backward: bool
 
 
-def _end(file: DeltaFile, entry: Entry, base: Weights) -> _End:
-    """Tell by its fingerprint at which end a tensor of the base is."""
+def end_of(file: DeltaFile, entry: Entry, base: Weights) -> End:
+    """Tell by its fingerprint at which end a tensor of the base is.
+
+    Raises:
+        LayoutError: The base has no such tensor.
+        WrongBaseError: It is at neither end.
+    """
     names = [name for name in _names(file, entry.name) if name in base]
     fitting = [name for name in names if base.meta(name) == entry.meta]
     if not fitting:
@@ -132,7 +137,7 @@ def _end(file: DeltaFile, entry: Entry, base: Weights) -> _End:
     for name in fitting:
         lanes = lanes_of(base, name)
         if lanes in (entry.fingerprint_before, entry.fingerprint_after):
-            return _End(name, backward=lanes != entry.fingerprint_before)
+            return End(name, backward=lanes != entry.fingerprint_before)
     raise _wrong_base(file, base, entry.name)
 
 
@@ -155,19 +160,19 @@ def _tensor(file: DeltaFile, entry: Entry, base: Weights | None) -> TensorDelta:
     bits = bits_dtype(entry.dtype)
     indices = torch.empty(entry.changed, dtype=index_dtype(entry.meta.numel))
     before, after = torch.empty(entry.changed, dtype=bits), torch.empty(entry.changed, dtype=bits)
-    end = None if base is None or not entry.changed else _end(file, entry, base)
+    end = None if base is None or not entry.changed else end_of(file, entry, base)
     count = 0
     for start, stop in file.changed_ranges(entry.name) if entry.changed else ():
         held = None if base is None or end is None else base.bits(end.name, start, stop)
         found = file.patch(entry.name, start, stop).changes(held, backward=end is not None and end.backward)
         first, count = count, count + found[0].numel()
         if count > entry.changed:
-            raise _unfit(file, entry)
+            raise unfit(file, entry)
         for column, values in zip((indices, before, after), found, strict=True):
             column[first:count] = values
     lanes = fingerprint_after_patch(torch.tensor(entry.fingerprint_before), indices, before, after).tolist()
     if count != entry.changed or tuple(lanes) != entry.fingerprint_after:
-        raise _unfit(file, entry)
+        raise unfit(file, entry)
     return TensorDelta(
         entry.name,
         entry.dtype,
@@ -180,7 +185,8 @@ def _tensor(file: DeltaFile, entry: Entry, base: Weights | None) -> TensorDelta:
     )
 
 
-def _unfit(file: DeltaFile, entry: Entry) -> DeltaFileError:
+def unfit(file: DeltaFile, entry: Entry) -> DeltaFileError:
+    """Build the error for a tensor whose changes do not fit its fingerprints."""
     return DeltaFileError(
         f"{file.path}, tensor {entry.name!r}",
         expected=f"{entry.changed} changes that fit its fingerprints",
