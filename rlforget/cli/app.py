@@ -15,6 +15,7 @@ from rlforget.cli import (
     demo,
     doctor,
     experiment,
+    export,
     history,
     output,
     recovery,
@@ -38,6 +39,7 @@ TASKS: dict[str, Examples] = {
         weights.diff: "rlforget diff base/ tuned/ -o math.delta.safetensors",
         weights.apply: "rlforget apply base/ math.delta.safetensors -o tuned/",
         weights.revert: "rlforget revert tuned/ math.delta.safetensors -o base/",
+        export.export: "rlforget export math.delta.safetensors --base base/ --format lora --rank 16 -o adapter/",
     },
     "Keep every stage": {
         history.init: "rlforget init base/ -H history",
