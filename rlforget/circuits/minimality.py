@@ -69,7 +69,8 @@ def minimal(
     """
     if tolerance < 0 or at_once < 1:
         found = f"tolerance {tolerance}, at_once {at_once}"
-        raise ConfigError("minimal", expected="a tolerance from 0 and at_once from 1", found=found, fix="Mend it.")
+        fix = "Give a share such as 0.01, and 1 head or more at once."
+        raise ConfigError("minimal", expected="a tolerance from 0 and at_once from 1", found=found, fix=fix)
     runs = MaskedRuns(model, task, tokenizer=tokenizer, **options)
     mask = check_mask(mask, runs.shape)
     gap, empty = gap_of(runs), runs.values(torch.zeros_like(mask)[None]).mean()

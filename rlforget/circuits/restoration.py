@@ -218,7 +218,7 @@ def restoration_effect(
             "restoration_effect",
             expected="at least one head, and no negative number of draws",
             found=f"{len(chosen)} heads, {draws} draws",
-            fix="Choose heads.",
+            fix="Choose one head or more, as pairs of a layer and a head.",
         )
 
     def restored(some: Sequence[Head]) -> tuple[float, int]:

@@ -308,4 +308,5 @@ def _is_whole(value: Any) -> bool:
 
 def _file_fault(path: Path, number: int, expected: str, found: str) -> DomainFileError:
     where = f"{path}, line {number}" if number else str(path)
-    return DomainFileError(where, expected=expected, found=found, fix="Mend the file.")
+    fix = "Mend the file: each line an object with clean, counterfactual, target and distractor."
+    return DomainFileError(where, expected=expected, found=found, fix=fix)

@@ -10,6 +10,7 @@ import typer
 
 from rlforget.cli import models, output
 from rlforget.cli.measurement import NOTHING_TO_DO, load_changes, load_fitting
+from rlforget.cli.options import misused
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
@@ -139,17 +140,17 @@ def history_of(
     named = model is not None and is_history(Path(model))
     if model is None or named or history is not None:
         if model is not None and not named:
-            raise typer.BadParameter(f"{model} is no history: give it, or --history, alone", param_hint="--history")
+            raise misused("--history", found=f"{model} beside it, which is no history", fix="Give one of them.")
         if delta is not None:
-            raise typer.BadParameter("a history knows its deltas: leave it out", param_hint="DELTA")
+            raise misused("DELTA", found="a history, which knows its own", fix="Leave it out.")
         if not domains:
-            raise typer.BadParameter("a history is looked at since a domain's stage: name one", param_hint=hint)
+            raise misused(hint, found="none", fix="Name the domain since whose stage the history is looked at.")
         return opened(history or (Path(model) if named and model else None), base)
     if base is not None:
-        raise typer.BadParameter("it goes with a history: leave it out, or name one", param_hint="--base")
+        raise misused("--base", found="no history", fix="Leave it out, or name the history.")
     if delta is None:
-        raise typer.BadParameter(
-            "a model is looked at along a delta: name its file; or name a history", param_hint="DELTA"
+        raise misused(
+            "DELTA", found="none", fix="Name the delta file that led to the model; or give a history instead."
         )
     return None
 

@@ -30,7 +30,7 @@ from rlforget.cli.circuits_options import (
     read_task,
 )
 from rlforget.cli.circuits_output import show_circuit, show_effects, show_judged
-from rlforget.cli.options import Device, DryRun, Force, Json, Model, OutFolder, Samples, Seed
+from rlforget.cli.options import Device, DryRun, Force, Json, Model, OutFolder, Samples, Seed, misused
 
 if TYPE_CHECKING:
     from rlforget.circuits import Circuit, Task
@@ -155,9 +155,13 @@ def compare(
     runs, ways = named_models(tuned, "NAME=MODEL"), named_models(checkpoint or [], "--checkpoint")
     lacking = next((name for name in ways if len(runs.get(name, [])) != 1), None)
     if lacking is not None:
-        raise typer.BadParameter(f"{lacking!r} is not the name of one model", param_hint="--checkpoint")
+        raise misused(
+            "--checkpoint", found=f"the name {lacking!r}", fix="Name a model that is given once as NAME=MODEL."
+        )
     if weights and len(runs) < 2:
-        raise typer.BadParameter("a head is vulnerable in one fine-tune and not in another", param_hint="--weights")
+        raise misused(
+            "--weights", found="one fine-tune", fix="Give two: a head is vulnerable in one and not in the other."
+        )
     setting = {"metric": metric, "ablation": ablation, "positions": read_positions(positions), "batch_size": batch_size}
     wanted = {"size": read_size(size), **setting, **read_options(option or [])}
     chosen = read_task(domain, task, samples, seed)

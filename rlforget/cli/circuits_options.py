@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rlforget.cli import output
+from rlforget.cli.options import misused
 
 if TYPE_CHECKING:
     from rlforget.circuits import Task
@@ -57,9 +58,9 @@ def named_models(pairs: Sequence[str], hint: str) -> dict[str, list[str]]:
     for pair in pairs:
         name, _, model = pair.partition("=")
         if not name or not model:
-            raise typer.BadParameter(f"{pair!r} is not NAME=MODEL", param_hint=hint)
+            raise misused(hint, found=repr(pair), fix="Write it as NAME=MODEL.")
         if name == "base":
-            raise typer.BadParameter("the name 'base' is the base's", param_hint=hint)
+            raise misused(hint, found="the name 'base', which is the base's", fix="Take another.")
         found.setdefault(name, []).append(model)
     return found
 
@@ -73,7 +74,11 @@ def read_task(domain: str | None, file: Path | None, samples: int, seed: int) ->
     from rlforget.circuits import Task as Pairs
 
     if (domain is None) == (file is None):
-        raise typer.BadParameter("give a domain, or a file with --task", param_hint="--domain")
+        raise misused(
+            "--domain",
+            found="none" if domain is None else "--task beside it",
+            fix="Give a domain, or a file with --task.",
+        )
     if domain is not None:
         return Pairs.from_domain(domain, count=samples, seed=seed)
     whole = Pairs.from_jsonl(file)  # type: ignore[arg-type]
@@ -103,7 +108,7 @@ def read_size(text: str | None) -> int | float | None:
         return int(text)
     if re.fullmatch(r"\d*\.\d+|\d+\.", text) and float(text) <= 1:
         return float(text)
-    raise typer.BadParameter(f"{text!r} is neither a share such as 0.25 nor a count such as 12", param_hint="--size")
+    raise misused("--size", found=repr(text), fix="Give a share such as 0.25, or a count such as 12.")
 
 
 def read_positions(text: str) -> Any:
@@ -116,7 +121,7 @@ def read_positions(text: str) -> Any:
         return text
     spans = [re.fullmatch(r"\s*(-?\d+):(-?\d+)\s*", part) for part in text.split(",")]
     if not all(spans):
-        raise typer.BadParameter(f"{text!r} is neither all, last nor START:STOP,START:STOP", param_hint="--positions")
+        raise misused("--positions", found=repr(text), fix="Write all, last, or START:STOP,START:STOP.")
     return [(int(span[1]), int(span[2])) for span in spans if span]
 
 
@@ -126,7 +131,7 @@ def read_options(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not name.isidentifier():
-            raise typer.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint="--option")
+            raise misused("--option", found=repr(pair), fix="Write it as NAME=VALUE.")
         try:
             found[name] = json.loads(value)
         except ValueError:
@@ -144,7 +149,11 @@ def read_heads(heads: str | None, circuit: Path | None) -> list[tuple[int, int]]
     from rlforget.circuits import Circuit as File
 
     if (heads is None) == (circuit is None):
-        raise typer.BadParameter("give heads, or a file with --circuit", param_hint="--heads")
+        raise misused(
+            "--heads",
+            found="none" if heads is None else "--circuit beside it",
+            fix="Give heads, or a file with --circuit.",
+        )
     if circuit is not None:
         chosen = File.load(circuit).heads()
         if not chosen:
@@ -153,5 +162,5 @@ def read_heads(heads: str | None, circuit: Path | None) -> list[tuple[int, int]]
         return chosen
     found = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in str(heads).split(",")]
     if not all(found):
-        raise typer.BadParameter(f"{heads!r} is not LAYER:HEAD,LAYER:HEAD", param_hint="--heads")
+        raise misused("--heads", found=repr(heads), fix="Write them as LAYER:HEAD,LAYER:HEAD.")
     return sorted({(int(one[1]), int(one[2])) for one in found if one})

@@ -14,7 +14,7 @@ from rlforget.cli.change_source import Along, Subject, source_of
 from rlforget.cli.conflict_parts import PARTS, Case, Finding, lacking
 from rlforget.cli.history import In
 from rlforget.cli.measurement import FRACTION, Measurement, Own, Where
-from rlforget.cli.options import Base, Device, DryRun, Force, Json, Samples, Seed
+from rlforget.cli.options import Base, Device, DryRun, Force, Json, Samples, Seed, misused
 from rlforget.cli.tuning import Lam, Mu, RowBudget, RowKind, Tuning
 from rlforget.errors import RlforgetError
 
@@ -95,7 +95,7 @@ def conflict(
     left_out = {part: f"it needs {lack}" for part in asked if (lack := lacking(part, measurement)) is not None}
     if parts is not None and left_out:
         part, why = next(iter(left_out.items()))
-        raise typer.BadParameter(f"{part}: {why}; give it, or leave the part out", param_hint="--parts")
+        raise misused("--parts", found=f"{part}, but {why}", fix="Give that, or leave the part out.")
     _check_out(out, force=force)
     loaded, changes, _ = source.load(device)
     case = Case(measurement, loaded, changes, budget, top, evaluate)
@@ -138,7 +138,7 @@ def _asked(parts: str | None) -> list[str]:
     wanted = [part.strip() for part in parts.split(",")]
     unknown = next((part for part in wanted if part not in PARTS), None)
     if unknown is not None:
-        raise typer.BadParameter(f"{unknown!r} is none of {', '.join(PARTS)}", param_hint="--parts")
+        raise misused("--parts", found=repr(unknown), fix=f"Name some of {', '.join(PARTS)}, with commas.")
     return [part for part in PARTS if part in wanted]
 
 

@@ -10,7 +10,7 @@ import typer
 from rlforget.cli import output
 from rlforget.cli.change_source import Along, Subject, source_of
 from rlforget.cli.history import In
-from rlforget.cli.options import Base, Device, Force, Json, Samples, Seed
+from rlforget.cli.options import Base, Device, Force, Json, Samples, Seed, misused
 
 if TYPE_CHECKING:
     from rlforget.interference import Damage, DamageCurve, DamagePart
@@ -58,7 +58,7 @@ def damage(
 
     names = list(dict.fromkeys(domain or []))
     if not names:
-        raise typer.BadParameter("found none: name the domain that may have lost, e.g. math", param_hint="--domain")
+        raise misused("--domain", found="none", fix="Name the domain that may have lost, e.g. math.")
     source = source_of(model, delta, history, base, restore=names, protect=[], apart=True, hint="--domain")
     wanted = [domains.get(name) for name in names]
     if plot is not None:

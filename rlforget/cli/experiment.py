@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rlforget.cli import output
-from rlforget.cli.options import DryRun, Json, OutFolder
+from rlforget.cli.options import DryRun, Json, OutFolder, misused
 
 
 def experiment(
@@ -35,7 +35,7 @@ def experiment(
         study = study.fast()
     parts = tuple(part for part in PARTS if only is None or part in only)
     if unknown := next((part for part in only or () if part not in PARTS), None):
-        raise typer.BadParameter(f"{unknown!r} is not one of {', '.join(PARTS)}", param_hint="--only")
+        raise misused("--only", found=repr(unknown), fix=f"Name one of {', '.join(PARTS)}.")
     planned = plan_of(study, out, bases=bases, parts=parts)
     if dry_run:
         if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlforget.cli import history_output, models, output
-from rlforget.cli.options import Base, DryRun, Force, Json, OutFolder, Plot, Rename, renamed
+from rlforget.cli.options import Base, DryRun, Force, Json, OutFolder, Plot, Rename, misused, renamed
 
 if TYPE_CHECKING:
     from rlforget.history import History, Stage
@@ -91,9 +91,13 @@ def commit(
     from rlforget.history.committing import commit as add
 
     if (checkpoint is None) == (run is None):
-        raise typer.BadParameter("give a checkpoint, or the --run of a sequence", param_hint="CKPT")
+        raise misused(
+            "CKPT",
+            found="none" if run is None else "--run beside it",
+            fix="Give a checkpoint, or the --run of a sequence.",
+        )
     if run is None and not message.strip():
-        raise typer.BadParameter("say with -m what was done", param_hint="--message")
+        raise misused("--message", found="none", fix="Say with -m what was done.")
     kept = opened(history, base)
     if run is not None:
         with output.step(f"committing the stages of {run}"):
@@ -131,7 +135,7 @@ def log(
 ) -> None:
     """List the stages of a history, the newest first."""
     if graph and count is not None:
-        raise typer.BadParameter("it draws all of them", param_hint="--graph")
+        raise misused("--graph", found="--max-count beside it", fix="Leave one out: a graph has all stages.")
     kept = opened(history)
     if as_json:
         output.json_object(history_output.log_json(kept, stage, count))
@@ -157,7 +161,7 @@ def show(
     found = resolve(index, stage)
     if plot is not None:
         if found is None:
-            raise typer.BadParameter("the base is no change", param_hint="--plot")
+            raise misused("--plot", found="the base, which is no change", fix="Name a stage.")
         _draw_stage(kept, found, plot, force=force)
     if as_json:
         told = history_output.stage_json(index, found)
@@ -205,7 +209,7 @@ def blame(
 ) -> None:
     """Show which stage last changed each coordinate, and how often it went back and forth."""
     if at is not None and tensor is None:
-        raise typer.BadParameter("it needs a TENSOR", param_hint="--at")
+        raise misused("--at", found="no TENSOR", fix="Name the one that the coordinate is in.")
     kept = opened(history, base)
     if at is not None and tensor is not None:
         moments = kept.biography(tensor, _coordinate(at), stage)
@@ -236,7 +240,7 @@ def tag(
 
     kept = opened(history)
     if name is None and delete:
-        raise typer.BadParameter("it needs the NAME of a tag", param_hint="--delete")
+        raise misused("--delete", found="no NAME", fix="Name the tag.")
     if name is not None and delete:
         untag(kept.folder, name, wait=wait, dry_run=dry_run)
     elif name is not None:
@@ -383,7 +387,7 @@ def _metrics(given: list[str]) -> dict[str, float]:
         try:
             metrics[name] = float(number)
         except ValueError:
-            raise typer.BadParameter(f"{text!r} is no NAME=NUMBER", param_hint="--metric") from None
+            raise misused("--metric", found=repr(text), fix="Write it as NAME=NUMBER.") from None
     return metrics
 
 
@@ -411,7 +415,7 @@ def _config(path: Path | None) -> dict[str, Any]:
             str(path), expected="a JSON or YAML file", found=fault.strerror or str(fault), fix=fix
         ) from fault
     except ValueError as fault:
-        fix = "Mend the file."
+        fix = "Mend the file, or leave --config out."
         raise ConfigError(str(path), expected="JSON or YAML", found=str(fault), fix=fix) from fault
     if not isinstance(found, dict):
         fix = "Put the values under names."
@@ -423,4 +427,4 @@ def _coordinate(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")] if text.strip() else []
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of numbers like 3,5", param_hint="--at") from None
+        raise misused("--at", found=repr(text), fix="Write whole numbers, as in 3,5.") from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rlforget.cli import models, output
+from rlforget.cli.options import misused
 from rlforget.cli.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -90,18 +91,18 @@ class Measurement:
             )
         needs = known[rule]
         if corrections and where is not None and not {"earlier", "later"} & set(needs):
-            said = f"the rule {rule!r} takes no Fisher: leave it out, or take the rule fisher"
-            raise typer.BadParameter(said, param_hint="--where")
+            found = f"the rule {rule!r}, which takes no Fisher"
+            raise misused("--where", found=found, fix="Leave it out, or take the rule fisher.")
         if corrections and own is not None and "own" not in needs:
-            said = f"the rule {rule!r} does not look at it: leave it out, or take the rule opposed"
-            raise typer.BadParameter(said, param_hint="--own")
+            found = f"the rule {rule!r}, which does not look at it"
+            raise misused("--own", found=found, fix="Leave it out, or take the rule opposed.")
         for option, needed, given in (
             ("--restore", "earlier" in needs or "subspace" in needs, restore),
             ("--protect", "later" in needs, protect),
             ("--own", "own" in needs, own),
         ):
             if needed and not given:
-                raise typer.BadParameter(f"the rule {rule!r} needs it, found none: give it", param_hint=option)
+                raise misused(option, found="none", fix=f"Give it: the rule {rule!r} needs it.")
         self.rule, self.samples, self.seed, self.tuning = rule, samples, seed, tuning
         self.where: Point = where or ("earlier" if rule == "taylor" else "midpoint")
         self.restore = [domains.get(name) for name in restore]

@@ -36,6 +36,17 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to c
 Evaluate = Annotated[bool, typer.Option("--evaluate", help="Measure the domains' rewards before and after.")]
 
 
+def misused(option: str, *, found: str, fix: str) -> typer.BadParameter:
+    """Build the error for an option that lacks, is wrong, or goes with nothing that was given.
+
+    Args:
+        option: Its name, or an argument's.
+        found: What was there.
+        fix: What to do about it.
+    """
+    return typer.BadParameter(f"found {found}. {fix}", param_hint=option)
+
+
 def out_or_in_place(out: Path | None, in_place: bool) -> None:
     """Hold that a command that writes a checkpoint is told where, once.
 
@@ -43,7 +54,9 @@ def out_or_in_place(out: Path | None, in_place: bool) -> None:
         BadParameter: It is not.
     """
     if (out is None) != in_place:
-        raise typer.BadParameter("give one of --out and --in-place", param_hint="--out")
+        raise misused(
+            "--out", found="--in-place beside it" if in_place else "none", fix="Give one of --out and --in-place."
+        )
 
 
 def renamed(pairs: list[str]) -> dict[str, str]:
@@ -56,6 +69,6 @@ def renamed(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         old, equals, new = pair.partition("=")
         if not (old and equals and new):
-            raise typer.BadParameter(f"{pair!r} is not OLD=NEW", param_hint="--rename")
+            raise misused("--rename", found=repr(pair), fix="Write it as OLD=NEW.")
         found[old] = new
     return found

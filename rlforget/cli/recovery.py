@@ -11,7 +11,19 @@ from rlforget.cli import models, output
 from rlforget.cli.change_source import Along, Subject
 from rlforget.cli.history import In
 from rlforget.cli.measurement import CORRECTIONS, FRACTION, SEVERAL_STAGES, Measurement, Own, Where
-from rlforget.cli.options import Base, Device, DryRun, Evaluate, Force, InPlace, Json, OutFolderOrNone, Samples, Seed
+from rlforget.cli.options import (
+    Base,
+    Device,
+    DryRun,
+    Evaluate,
+    Force,
+    InPlace,
+    Json,
+    OutFolderOrNone,
+    Samples,
+    Seed,
+    misused,
+)
 from rlforget.cli.rollback_places import Place, place_of
 from rlforget.cli.tuning import Lam, Mu, RowBudget, RowKind, Tuning
 
@@ -86,22 +98,21 @@ def rollback(
     by_hand["--strength"] = None if strength == 1.0 else strength
     for option, value in by_hand.items():
         if auto and value is not None:
-            raise typer.BadParameter("--auto sees to that itself: leave it out", param_hint=option)
+            raise misused(option, found="--auto, which sees to that itself", fix="Leave one out.")
     for option, value in {"--plot": plot, "--validation": validation}.items():
         if not auto and value is not None:
-            raise typer.BadParameter("it goes with --auto: leave it out, or search", param_hint=option)
+            raise misused(option, found="no --auto", fix="Leave it out, or search with --auto.")
     tuning = Tuning(lam, mu, rows, row_budget)
     if auto:
-        tuning.refuse("--auto sees to that itself: leave it out")
+        tuning.refuse(found="--auto, which sees to that itself", fix="Leave one out.")
     if budget is not None and rule in CORRECTIONS:
-        raise typer.BadParameter(
-            f"the rule {rule!r} corrects every coordinate: leave it out, or take the rule subspace",
-            param_hint="--budget",
+        raise misused(
+            "--budget",
+            found=f"the rule {rule!r}, which corrects every coordinate",
+            fix="Leave it out, or take a rule that puts back old bits, such as subspace.",
         )
     if evaluate and not wanted and not protect and delta is not None:
-        raise typer.BadParameter(
-            "found no domain to measure: name some with --restore and --protect", param_hint="--evaluate"
-        )
+        raise misused("--evaluate", found="no domain", fix="Name some with --restore and --protect.")
     chosen = rule or (_RULE if budget is None else _SCORE)
     if not auto:
         tuning.check(chosen)
@@ -173,7 +184,9 @@ def _automatic(
     from rlforget.report.front import save_front
 
     if not measurement.protect:
-        raise typer.BadParameter("--auto weighs what is restored against what is kept", param_hint="--protect")
+        raise misused(
+            "--protect", found="none", fix="Name a domain: --auto weighs what is restored against what is kept."
+        )
     if plot is not None:
         check_picture(plot, force=force)
     loaded, changes, _ = place.load(device)

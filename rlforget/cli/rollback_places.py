@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import typer
-
 from rlforget.cli import models, output
 from rlforget.cli.change_source import ROLLED_BACK, CheckpointSource, HistorySource, Source, history_of
+from rlforget.cli.options import misused
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
@@ -46,7 +45,7 @@ class CheckpointPlace(CheckpointSource):
         if out is not None:
             check_new_folder(out, force=force)
         elif model == "miniature":
-            raise typer.BadParameter("the shipped miniature stays as it is: give --out", param_hint="--in-place")
+            raise misused("--in-place", found="the shipped miniature, which stays as it is", fix="Give --out.")
         super().__init__(model, delta, protect)
         self._out, self._force = out, force
 
@@ -126,7 +125,7 @@ def place_of(
 
     Raises:
         HistoryError: There is no history, or no stage of a domain to restore in it.
-        typer.BadParameter: An option that does not go with it, or lacks.
+        BadParameter: An option that does not go with it, or lacks.
     """
     from rlforget.cli.options import out_or_in_place
 
@@ -134,8 +133,10 @@ def place_of(
     if found is not None:
         for given, option in ((out is not None, "--out"), (in_place, "--in-place")):
             if given:
-                raise typer.BadParameter(
-                    "a history gets a new stage: leave it out; `rlforget checkout` writes a stage", param_hint=option
+                raise misused(
+                    option,
+                    found="a history, which gets a new stage",
+                    fix="Leave it out; `rlforget checkout` writes a stage.",
                 )
         return HistoryPlace(found, restore, protect, apart=apart)
     out_or_in_place(out, in_place)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rlforget.cli import models, output
-from rlforget.cli.options import Device, DryRun, Evaluate, Force, Json, Model, OutFolder, Samples, Seed
+from rlforget.cli.options import Device, DryRun, Evaluate, Force, Json, Model, OutFolder, Samples, Seed, misused
 
 if TYPE_CHECKING:
     from rlforget.domains import Score
@@ -160,7 +160,7 @@ def _only_stage(settings: SequenceConfig, wanted: str | None) -> StageConfig:
 
     names = [stage.name or stage.domain for stage in settings.stages]
     if wanted is None and len(names) > 1:
-        raise typer.BadParameter(f"the file has the stages {', '.join(names)}: choose one", param_hint="--stage")
+        raise misused("--stage", found=f"the stages {', '.join(names)} in the file", fix="Choose one.")
     if wanted is not None and wanted not in names:
         raise UnknownNameError(
             f"stage {wanted!r}", expected=f"one of {', '.join(names)}", found=repr(wanted), fix="Check the spelling."

@@ -9,7 +9,7 @@ import typer
 
 from rlforget.cli import output
 from rlforget.cli.history import In, nearest
-from rlforget.cli.options import Base, DryRun, Json
+from rlforget.cli.options import Base, DryRun, Json, misused
 
 if TYPE_CHECKING:
     from rlforget.weights.undo_records import UndoRecord
@@ -33,7 +33,7 @@ def undo(
     from rlforget.weights.undo_records import undo_log
 
     if show and forget:
-        raise typer.BadParameter("give --list or --forget")
+        raise misused("--forget", found="--list beside it", fix="Give one of them.")
     CheckpointWeights(weights)  # puts right what was cut short, and holds that there is a checkpoint
     if forget:
         _forget(weights, dry_run=dry_run, as_json=as_json)
@@ -78,7 +78,7 @@ def verify(
     from rlforget.weights.soundness import verify as check
 
     if path is not None and history is not None:
-        raise typer.BadParameter("give one of DIR and --history", param_hint="DIR")
+        raise misused("DIR", found="--history beside it", fix="Give one of them.")
     path = path or history or nearest() or Path()
     if history is not None or base is not None or is_history(path):
         _verify_history(path, base, repair=repair, as_json=as_json)

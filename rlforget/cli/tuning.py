@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from rlforget.cli.options import misused
+
 Rows = Literal["sequence", "token", "logit"]
 
 _TAKES = {
@@ -31,7 +33,7 @@ def _number_or_auto(text: str) -> float | Literal["auto"]:
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither a number nor auto: write e.g. 1e-4") from None
+        raise typer.BadParameter(f"found {text!r}. Write a number, e.g. 1e-4, or auto.") from None
 
 
 Lam = Annotated[
@@ -94,16 +96,16 @@ class Tuning:
         for name, value in self.given().items():
             takers = [one for one, taken in _TAKES.items() if name in taken]
             if rule not in takers and not any(name in PARTS.get(part, ()) for part in parts):
-                said = f"the rule {rule!r} has none: leave it out, or take {', '.join(takers)}"
-                raise typer.BadParameter(said, param_hint=_OPTIONS[name])
+                fix = f"Leave it out, or take {', '.join(takers)}."
+                raise misused(_OPTIONS[name], found=f"the rule {rule!r}, which has none", fix=fix)
             if value == "auto" and (rule in ("kronecker", "soft") or "kronecker" in parts):
-                raise typer.BadParameter("a Kronecker or soft rule takes a number", param_hint=_OPTIONS[name])
+                raise misused(_OPTIONS[name], found="auto, for a Kronecker or soft rule", fix="Give a number.")
 
-    def refuse(self, why: str) -> None:
+    def refuse(self, *, found: str, fix: str) -> None:
         """Hold that nothing was asked for.
 
         Raises:
             typer.BadParameter: Something was.
         """
         for name in self.given():
-            raise typer.BadParameter(why, param_hint=_OPTIONS[name])
+            raise misused(_OPTIONS[name], found=found, fix=fix)

@@ -156,4 +156,5 @@ def _example(path: Path, number: int, row: dict[str, Any]) -> Example:
 
 def _fault(path: Path, number: int, expected: str, found: str) -> DomainFileError:
     where = f"{path}, line {number}" if number else str(path)
-    return DomainFileError(where, expected=expected, found=found, fix="Mend the file.")
+    fix = "Mend the file: each line an object with a prompt, an answer, and optionally a split (the first: settings)."
+    return DomainFileError(where, expected=expected, found=found, fix=fix)

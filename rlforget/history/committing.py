@@ -144,7 +144,7 @@ def _check_changed(stats: DeltaStats, parent: Stage | None, details: Details) ->
             "nothing to commit",
             expected=f"other weights than those of {label(parent)}",
             found="the same, bit for bit",
-            fix="Allow an empty stage, if it is to be noted all the same.",
+            fix="Note it all the same with --allow-empty (allow_empty=True), or commit other weights.",
         )
 
 

@@ -115,7 +115,10 @@ def read_index(folder: Path) -> Index:
     except (Malformed, OSError, ValueError, RecursionError) as fault:
         if isinstance(fault, FileNotFoundError | NotADirectoryError):
             raise HistoryError(
-                str(folder), expected="the folder of a history", found=f"no {INDEX} in it", fix="Begin one with init."
+                str(folder),
+                expected="the folder of a history",
+                found=f"no {INDEX} in it",
+                fix="Check the path, or begin one there with `rlforget init BASE`.",
             ) from fault
         found = str(fault) if isinstance(fault, Malformed) else f"{type(fault).__name__}: {fault}"
         fix = "Take a copy of it that is whole; deltas and base are read only through it."

@@ -36,7 +36,7 @@ def untag(folder: Path, name: str, *, wait: float, dry_run: bool = False) -> Non
         index = read_index(folder)
         if name not in index.tags:
             known = ", ".join(sorted(index.tags)) or "no tags"
-            raise HistoryError(f"tag {name!r}", expected="a tag", found=known, fix="List them with tag.")
+            raise HistoryError(f"tag {name!r}", expected="a tag", found=known, fix="`rlforget tag` lists them.")
         if not dry_run:
             write_index(folder, replace(index, tags={tag: id for tag, id in index.tags.items() if tag != name}))
 
@@ -50,7 +50,7 @@ def check_new_name(index: Index, name: str, what: str) -> None:
     try:
         check_name(name)
     except Malformed as fault:
-        fix = "Choose another one."
+        fix = "Choose another name: letters and digits, with dots, dashes and underscores between them."
         raise HistoryError(f"the new {what}", expected="a name", found=str(fault), fix=fix) from fault
     if name in index.names():
         kind = "a tag" if name in index.tags else "a stage"

@@ -92,5 +92,5 @@ def _unknown(index: Index, what: str, found: str) -> HistoryError:
         if latest
         else "base",
         found=found,
-        fix="List them with log.",
+        fix="`rlforget log` lists the stages, `rlforget tag` the tags.",
     )

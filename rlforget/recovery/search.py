@@ -242,7 +242,10 @@ def _told_apart(
     said = "; ".join(f"{name} {why}" for name, why in left_out.items())
     if not restored:
         raise NothingLostError(
-            "restore", expected="a domain that the later change cost something", found=said, fix="Name another one."
+            "restore",
+            expected="a domain that the later change cost something",
+            found=said,
+            fix="Name another one, or give a delta from an earlier stage.",
         )
     if not protected:
         raise NothingGainedError(

@@ -55,7 +55,7 @@ def check_picture(path: Path, *, force: bool) -> None:
     """
     if path.suffix.lower() not in _FORMATS:
         found = path.suffix or "no suffix"
-        raise OutputError(str(path), expected=" or ".join(_FORMATS), found=found, fix="Name it so.")
+        raise OutputError(str(path), expected=" or ".join(_FORMATS), found=found, fix="Give it that ending.")
     check_free(path, force=force)
     check_drawing()
 

@@ -207,7 +207,10 @@ def read_results(run: Path) -> Results:
         raise ReportError(str(run), expected=f"a run's folder, with {RESULTS_FILE}", found=found, fix=fix) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ReportError(
-            str(path), expected="a readable JSON file", found=str(error), fix="Make the run again."
+            str(path),
+            expected="a readable JSON file",
+            found=str(error),
+            fix="Make the run again with `rlforget demo --force`.",
         ) from error
     return parse_results(raw, str(path))
 

@@ -123,7 +123,7 @@ class StageConfig(_Strict):
                 "micro_batch",
                 expected=f"a divisor of the {self.sequences} sequences a step",
                 found=str(self.micro_batch),
-                fix="Change the value.",
+                fix=f"Give a number that divides {self.sequences}.",
             )
         return self
 

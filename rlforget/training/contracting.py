@@ -182,7 +182,7 @@ def contraction(
             "steps and learning_rate",
             expected="at least 1, and a positive number",
             found=f"{steps}, {learning_rate}",
-            fix="Give others.",
+            fix="Give one step or more, and a rate such as 1e-3.",
         )
     found = ConflictSpan(model, delta, domain, samples=samples, rank=rank, seed=seed, tokenizer=tokenizer)
     rate = 0.5 / float(found.span.eigenvalues[0]) if learning_rate is None else learning_rate

@@ -102,7 +102,7 @@ def guard_for(
     """Build what `protecting` wraps as a callback, for a loop of one's own; see there."""
     if kind not in PROTECTIONS:
         raise UnknownNameError(
-            f"protection {kind!r}", expected=f"one of {', '.join(PROTECTIONS)}", found=repr(kind), fix="Check it."
+            f"protection {kind!r}", expected=f"one of {', '.join(PROTECTIONS)}", found=repr(kind), fix="Choose one."
         )
     if not protect:
         raise ConfigError("protect", expected="one domain or more", found="none", fix="Name a domain to spare.")

@@ -312,4 +312,4 @@ def _check(
     ]
     for name, holds, expected, found in rules:
         if not holds:
-            raise ConfigError(f"masking, {name}", expected=expected, found=repr(found), fix="Mend the option.")
+            raise ConfigError(f"masking, {name}", expected=expected, found=repr(found), fix=f"Give another {name}.")

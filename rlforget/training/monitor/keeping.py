@@ -31,7 +31,7 @@ class Keeper:
     def __init__(self, keep: Keep, folder: str | os.PathLike[str] | None = None) -> None:
         if keep not in get_args(Keep):
             raise UnknownNameError(
-                f"keep {keep!r}", expected=f"one of {', '.join(get_args(Keep))}", found=repr(keep), fix="Check it."
+                f"keep {keep!r}", expected=f"one of {', '.join(get_args(Keep))}", found=repr(keep), fix="Choose one."
             )
         self._keep, self._folder = keep, folder
 
