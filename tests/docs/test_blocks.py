@@ -52,5 +52,5 @@ def test_commands_in_the_text_exist(page: str) -> None:
 def test_files_in_the_text_exist() -> None:
     for page in PAGES:
         for path in re.findall(r"`((?:rlforget|tests|examples|benchmarks|configs|docs)/[\w./-]+\.\w+)`", text_of(page)):
-            assert (ROOT / path).exists(), (page, path)
+            assert (ROOT / path).exists() or "NAME" in path, (page, path)
     assert (DOCS / "index.md").exists()
