@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import rlforget as rf
 from rlforget.delta.exporting import export_coordinates, export_task_vector
-from rlforget.errors import ExportError, NonFiniteError, OutputError, WrongBaseError
+from rlforget.errors import DeltaFileError, ExportError, NonFiniteError, OutputError, WrongBaseError
+from tests.delta.file.forging import Parts, put_together, take_apart
 from tests.delta.random_changes import Change, changes
 from tests.delta.random_weights import Tensors, pairs, same_bits
 
@@ -37,14 +39,17 @@ def finite_pairs(draw: st.DrawFn) -> tuple[Tensors, Tensors]:
     return before, after
 
 
-def load_folder(folder: Path) -> Tensors:
-    """Load a folder as a program does that knows of shards."""
+def load_folder(folder: Path, shard: int) -> Tensors:
+    """Load a folder as a program does that knows of shards, and hold that none is larger than it may be."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return load_file(folder / "model.safetensors")
     placed = json.loads(index.read_text())["weight_map"]
     loaded = {name: load_file(folder / file)[name] for name, file in placed.items()}
     assert set(placed.values()) == {path.name for path in folder.glob("*.safetensors")}
+    for file in set(placed.values()):
+        inside = [tensor.nbytes for name, tensor in loaded.items() if placed[name] == file]
+        assert sum(inside) <= shard or len(inside) == 1
     return loaded
 
 
@@ -62,7 +67,7 @@ def test_a_task_vector_is_the_difference(pair: tuple[Tensors, Tensors], dtype: t
                 export_task_vector(delta, out, dtype=dtype)
             return
         found = export_task_vector(delta, out, dtype=dtype, shard_bytes=shard)
-        vector = load_folder(out)
+        vector = load_folder(out, shard)
     assert vector.keys() == floating.keys()
     inexact, square = 0, 0.0
     for name, old in floating.items():
@@ -174,7 +179,7 @@ def test_wrong_bases_and_taken_places_are_refused(tmp_path: Path) -> None:
         for source in (delta, tmp_path / "x.delta.safetensors"):
             with pytest.raises(WrongBaseError):
                 export(source, out, base={"w": torch.zeros(9)})
-        with pytest.raises(rf.errors.DeltaFileError, match="--base"):
+        with pytest.raises(DeltaFileError, match="--base"):
             export(tmp_path / "x.delta.safetensors", out)
         assert not out.exists()
         out.write_text("mine")
@@ -182,6 +187,27 @@ def test_wrong_bases_and_taken_places_are_refused(tmp_path: Path) -> None:
             export(tmp_path / "x.delta.safetensors", out, base=before)
         assert out.read_text() == "mine"
         out.unlink()
+
+
+FORGED: dict[str, Callable[[Parts], object]] = {
+    "another fingerprint after": lambda p: p.lanes.__setitem__(3, 7),
+    "another count": lambda p: (p.changed.__setitem__(0, 3), p.rows[0].__setitem__("changed", 3)),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+@pytest.mark.parametrize("export", [export_coordinates, export_task_vector])
+def test_a_forged_file_is_refused_and_nothing_is_written(
+    case: str, export: Callable[..., object], tmp_path: Path
+) -> None:
+    file, out = tmp_path / "x.delta.safetensors", tmp_path / "out"
+    rf.diff({"w": torch.ones(9)}, {"w": torch.arange(9.0)}).save(file, self_contained=True)
+    parts = take_apart(file.read_bytes())
+    FORGED[case](parts)
+    file.write_bytes(put_together(parts))
+    with pytest.raises(DeltaFileError):
+        export(file, out)
+    assert not out.exists()
 
 
 def test_a_task_vector_of_a_checkpoint_is_read_as_a_model(tmp_path: Path) -> None:

@@ -99,14 +99,15 @@ class Changes:
         if not entry.changed:
             return
         end = None if self.delta.self_contained else self._end(self.delta, name)
-        lanes = torch.tensor(entry.fingerprint_before)
+        lanes, count = torch.tensor(entry.fingerprint_before), 0
         for start, stop in self.delta.changed_ranges(name):
             held = None if self.base is None or end is None else self.base.bits(end.name, start, stop)
             patch = self.delta.patch(name, start, stop)
             indices, before, after = patch.changes(held, backward=end is not None and end.backward)
             lanes = fingerprint_after_patch(lanes, indices, before, after)
+            count += indices.numel()
             yield Piece(name, entry.dtype, start, stop, indices, before, after)
-        if tuple(lanes.tolist()) != entry.fingerprint_after:
+        if count != entry.changed or tuple(lanes.tolist()) != entry.fingerprint_after:
             raise unfit(self.delta, entry)
 
     def after(self) -> Weights:
