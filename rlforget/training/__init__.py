@@ -90,7 +90,7 @@ def __getattr__(name: str) -> Any:
             raise
         from rlforget.errors import missing_extra
 
-        raise missing_extra(fault.name, "train") from fault
+        raise missing_extra({"yaml": "pyyaml"}.get(fault.name, fault.name), "train") from fault
     globals()[name] = value
     return value
 

@@ -2,23 +2,35 @@
 
 TRL's defaults are made for models of billions of parameters on a GPU. What differs here was measured on a miniature:
 activation checkpointing (half as slow again), bfloat16 autocast and the decaying, tiny learning rate are off unless
-they are asked for, and so are checkpoints, evaluation and reports of the trainer's own.
+they are asked for, and so are evaluation and reports of the trainer's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from rlforget.training.config import StageConfig
 
 
-def grpo_arguments(stage: StageConfig, *, seed: int, device: str, folder: str, max_new_tokens: int) -> Any:
-    """Build TRL's `GRPOConfig`: one generation of `prompts * samples` completions an optimizer step, on policy."""
+def grpo_arguments(
+    stage: StageConfig, *, seed: int, device: str, folder: str, saving: Mapping[str, Any], max_new_tokens: int
+) -> Any:
+    """Build TRL's `GRPOConfig`: one generation of `prompts * samples` completions an optimizer step, on policy.
+
+    Args:
+        stage: What to do.
+        seed: Seed of all draws.
+        device: Type of the device.
+        folder: Where the trainer writes.
+        saving: The arguments that make it save; none: it does not.
+        max_new_tokens: Longest completion.
+    """
     from trl import GRPOConfig
 
     return GRPOConfig(
-        **_shared(GRPOConfig, stage, seed=seed, device=device, folder=folder),
+        **_shared(GRPOConfig, stage, saving, seed=seed, device=device, folder=folder),
         num_generations=stage.samples,
         max_completion_length=max_new_tokens,
         temperature=stage.temperature,
@@ -29,18 +41,20 @@ def grpo_arguments(stage: StageConfig, *, seed: int, device: str, folder: str, m
     )
 
 
-def sft_arguments(stage: StageConfig, *, seed: int, device: str, folder: str) -> Any:
-    """Build TRL's `SFTConfig`: loss on the completions alone, sequences neither cut nor packed."""
+def sft_arguments(stage: StageConfig, *, seed: int, device: str, folder: str, saving: Mapping[str, Any]) -> Any:
+    """Build TRL's `SFTConfig`: loss on completions alone, sequences neither cut nor packed; see `grpo_arguments`."""
     from trl import SFTConfig
 
     return SFTConfig(
-        **_shared(SFTConfig, stage, seed=seed, device=device, folder=folder),
+        **_shared(SFTConfig, stage, saving, seed=seed, device=device, folder=folder),
         max_length=None,
         packing=False,
     )
 
 
-def _shared(kind: type[Any], stage: StageConfig, *, seed: int, device: str, folder: str) -> dict[str, Any]:
+def _shared(
+    kind: type[Any], stage: StageConfig, saving: Mapping[str, Any], *, seed: int, device: str, folder: str
+) -> dict[str, Any]:
     micro = stage.micro_batch or stage.sequences
     # transformers renamed the option; the old name warns where there is the new one.
     new_name = "activation_checkpointing" in {field.name for field in fields(kind)}
@@ -62,11 +76,12 @@ def _shared(kind: type[Any], stage: StageConfig, *, seed: int, device: str, fold
         "logging_strategy": "steps",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would report an old loss in place of NaN
-        "save_strategy": "no",
         "eval_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": device != "cpu",
+        "save_strategy": "no",
+        **saving,
     }
 
 

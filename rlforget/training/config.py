@@ -157,6 +157,9 @@ class SequenceConfig(_Strict):
         device: Where to train; `auto` is the GPU where there is one.
         dtype: Dtype of the weights; `auto` is the checkpoint's own.
         evaluation: How every domain is evaluated after every stage.
+        save_every: Optimizer steps from one of the trainer's checkpoints of a stage to the next, from which a killed
+            run goes on; null: it begins the stage again. Two are kept until the stage is finished, each of three times
+            the trained weights' size.
     """
 
     model: str = "miniature"
@@ -166,6 +169,7 @@ class SequenceConfig(_Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     evaluation: EvaluationConfig = EvaluationConfig()
+    save_every: Count | None = 100
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

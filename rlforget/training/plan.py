@@ -37,8 +37,8 @@ class Plan:
         self.parents = _parents(config.stages, self.names)
 
     def settings(self) -> dict[str, Any]:
-        """Return what all stages share, except the model's path: its weights are compared instead."""
-        shared = self.config.model_dump(exclude={"stages", "model", "device", "continue_from"})
+        """Return what decides all stages, except the model's path: its weights are compared instead."""
+        shared = self.config.model_dump(exclude={"stages", "model", "device", "continue_from", "save_every"})
         shared["evaluation"]["domains"] = [domain.name for domain in self.evaluated]
         return shared
 

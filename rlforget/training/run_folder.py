@@ -4,6 +4,7 @@
 - `stages/00-base/stage.json`
 - `stages/01-code/stage.json`
 - `stages/01-code/code.delta.safetensors`, the change to its parent
+- `training/02-math/`, the trainer's checkpoints of the stage that is not finished yet
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stages = path / "stages"
+        self._training = path / "training"
 
     @property
     def log_path(self) -> Path:
@@ -109,6 +111,10 @@ class RunFolder:
                 raise ConfigError(str(self._stages), expected=f"stage {place}", found="it missing", fix=fix)
         return found
 
+    def unfinished(self, index: int, name: str) -> Path:
+        """Return where the trainer keeps a stage until it is finished."""
+        return self._training / f"{index:02d}-{name}"
+
     def write(self, index: int, name: str, record: dict[str, Any], delta: Delta | None) -> StageFolder:
         """Write a finished stage; it is there whole, or not at all.
 
@@ -120,6 +126,7 @@ class RunFolder:
             (draft / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             if delta is not None:
                 delta.save(draft / stage.delta_path.name, self_contained=True)
+        shutil.rmtree(self._training, ignore_errors=True)
         return stage
 
     def _check_ours(self) -> None:

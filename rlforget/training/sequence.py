@@ -9,6 +9,7 @@ from typing import Any
 from rlforget import domains
 from rlforget.delta import apply, diff, revert
 from rlforget.domains import Domain, Score
+from rlforget.training.checkpoints import Checkpoints
 from rlforget.training.config import EvaluationConfig, SequenceConfig, StageConfig
 from rlforget.training.live import replay, tensors, weights_digest
 from rlforget.training.loading import load_model
@@ -71,8 +72,9 @@ def run_sequence(
 ) -> SequenceResult:
     """Run the stages of `config` that are not finished in `output` yet.
 
-    A process may be killed at any time: a finished stage appears in `output` by one rename. A resumed run replays the
-    finished stages' deltas on the base, and ends with the same bits as a run that was never interrupted.
+    A process may be killed at any time: a finished stage appears in `output` by one rename, and of an unfinished one
+    the trainer's checkpoints are kept. A resumed run replays the finished stages' deltas on the base, goes on from the
+    last checkpoint, and ends with the same bits as a run that was never interrupted.
 
     Args:
         config: The configuration, or the path of its YAML file.
@@ -161,6 +163,7 @@ class _Runner:
             domain=domain,
             log=self._log,
             progress=self._progress,
+            checkpoints=self._checkpoints(index),
         )
         delta = diff(before, tensors(self._model, copy=False))
         record = {
@@ -172,6 +175,17 @@ class _Runner:
         written = self._run.write(index, name, record, delta)
         self._log("finished", stage=name, steps=result.steps, seconds=round(result.seconds, 3))
         return written
+
+    def _checkpoints(self, index: int) -> Checkpoints | None:
+        every, config = self._plan.config.save_every, self._plan.config.stages[index - 1]
+        if every is None or every >= config.steps:
+            return None
+        plan = {
+            "config": config.model_dump(),
+            "seed": self._plan.stage_seed(index),
+            "weights": weights_digest(self._model),
+        }
+        return Checkpoints(self._run.unfinished(index, self._plan.names[index - 1]), every, plan)
 
     def _scores(self, name: str) -> dict[str, dict[str, float]]:
         settings, wanted = self._plan.config.evaluation, self._plan.evaluated

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,8 @@ from rlforget.domains import Domain
 from rlforget.errors import missing_extra
 from rlforget.training.arguments import grpo_arguments, sft_arguments
 from rlforget.training.borrow import borrowed, seeded
+from rlforget.training.checkpoints import Checkpoint, Checkpoints
+from rlforget.training.checkpoints import as_callback as completing
 from rlforget.training.config import StageConfig
 from rlforget.training.data import completion_rows, prompt_rows, reward_function
 from rlforget.training.log import Log
@@ -61,6 +62,7 @@ def train_stage(
     log: Log | None = None,
     progress: bool | Progress = True,
     callbacks: Sequence[Any] = (),
+    checkpoints: Checkpoints | None = None,
 ) -> StageResult:
     """Fine-tune `model` in place.
 
@@ -76,6 +78,8 @@ def train_stage(
         log: Called with each event; `JsonLinesLog` is one.
         progress: True shows a bar on a terminal and lines elsewhere.
         callbacks: Further transformers `TrainerCallback`s, called in this order.
+        checkpoints: Where the trainer saves, and goes on from what is there: `model` is then at the weights that the
+            stage began with. The bits are those of a stage that was never interrupted.
 
     Raises:
         RewardError: A reward raised or is no number in [0, 1].
@@ -88,44 +92,75 @@ def train_stage(
     chosen = domains.get(stage.domain) if domain is None else domain
     name = stage.name or chosen.name
     shown = choose(progress)
-    watch = Watch(name, stage, log or _no_log, shown, lambda: _measure(model, tokenizer, chosen, stage, seed))
+    saved = None if checkpoints is None else checkpoints.latest()
+    watch = Watch(
+        name,
+        stage,
+        log or _no_log,
+        shown,
+        lambda: _measure(model, tokenizer, chosen, stage, seed),
+        *(() if saved is None else (saved.course, saved.seconds)),
+    )
+    if saved is not None and log is not None:
+        log("resume", stage=name, step=saved.step)
+    called = [as_callback(watch), *callbacks]
+    arguments: dict[str, Any] = {}
+    if checkpoints is not None:
+        called.append(completing(checkpoints, watch))
+        arguments = checkpoints.arguments()
     with quiet():
         import trl.trainer  # noqa: F401  # seconds of imports, which are not the stage's
     shown.start(f"{name} ({stage.method})", stage.steps)
-    started = time.perf_counter()
+    watch.start()
     try:
-        with quiet(), borrowed(model), seeded(seed), adapter(model, stage.lora) as trained:
-            _train(trained, tokenizer, stage, chosen, seed, [as_callback(watch), *callbacks], watch)
+        with quiet(), borrowed(model), seeded(seed), adapter(model, stage.lora) as trained, _folder(checkpoints) as out:
+            build = _grpo_trainer if stage.method == "grpo" else _sft_trainer
+            trainer = build(trained, tokenizer, stage, chosen, seed, out, arguments)
+            _train(trainer, called, watch, saved)
     finally:
         shown.stop()
-    return _result(name, chosen, stage, watch.course, time.perf_counter() - started)
+    return _result(name, chosen, stage, watch.course, watch.seconds())
 
 
-def _train(
-    model: Any, tokenizer: Any, stage: StageConfig, domain: Domain, seed: int, callbacks: Sequence[Any], watch: Watch
-) -> None:
+@contextmanager
+def _folder(checkpoints: Checkpoints | None) -> Iterator[str]:
+    """Give the trainer a folder: that of the checkpoints, or one that is gone afterwards."""
+    if checkpoints is not None:
+        yield str(checkpoints.path)
+        return
+    with tempfile.TemporaryDirectory(prefix="rlforget-") as folder:
+        yield folder
+
+
+def _train(trainer: Any, callbacks: Sequence[Any], watch: Watch, saved: Checkpoint | None) -> None:
     from transformers import PrinterCallback
 
-    build = _grpo_trainer if stage.method == "grpo" else _sft_trainer
-    with tempfile.TemporaryDirectory(prefix="rlforget-") as folder:
-        trainer = build(model, tokenizer, stage, domain, seed, folder)
-        trainer.remove_callback(PrinterCallback)
-        for callback in callbacks:
-            trainer.add_callback(callback)
-        try:
-            trainer.train()
-        except RuntimeError as fault:
-            if "probability tensor contains" not in str(fault):  # torch.multinomial, of logits that are not finite
-                raise
-            raise watch.diverged("logits", "inf or NaN") from fault
+    trainer.remove_callback(PrinterCallback)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    try:
+        trainer.train(resume_from_checkpoint=None if saved is None else str(saved.path))
+    except RuntimeError as fault:
+        if "probability tensor contains" not in str(fault):  # torch.multinomial, of logits that are not finite
+            raise
+        raise watch.diverged("logits", "inf or NaN") from fault
 
 
-def _grpo_trainer(model: Any, tokenizer: Any, stage: StageConfig, domain: Domain, seed: int, folder: str) -> Any:
+def _grpo_trainer(
+    model: Any,
+    tokenizer: Any,
+    stage: StageConfig,
+    domain: Domain,
+    seed: int,
+    folder: str,
+    saving: Mapping[str, Any],
+) -> Any:
     from trl import GRPOTrainer
 
     examples = domain.examples(stage.steps * stage.prompts, seed=seed, split="train")
     length = stage.max_new_tokens or domain.max_new_tokens
-    arguments = grpo_arguments(stage, seed=seed, device=model.device.type, folder=folder, max_new_tokens=length)
+    device = model.device.type
+    arguments = grpo_arguments(stage, seed=seed, device=device, folder=folder, saving=saving, max_new_tokens=length)
     with _reference(model, stage, folder):
         return GRPOTrainer(
             model=model,
@@ -136,13 +171,21 @@ def _grpo_trainer(model: Any, tokenizer: Any, stage: StageConfig, domain: Domain
         )
 
 
-def _sft_trainer(model: Any, tokenizer: Any, stage: StageConfig, domain: Domain, seed: int, folder: str) -> Any:
+def _sft_trainer(
+    model: Any,
+    tokenizer: Any,
+    stage: StageConfig,
+    domain: Domain,
+    seed: int,
+    folder: str,
+    saving: Mapping[str, Any],
+) -> Any:
     from trl import SFTTrainer
 
     examples = domain.examples(stage.steps * stage.prompts, seed=seed, split="train")
     return SFTTrainer(
         model=model,
-        args=sft_arguments(stage, seed=seed, device=model.device.type, folder=folder),
+        args=sft_arguments(stage, seed=seed, device=model.device.type, folder=folder, saving=saving),
         train_dataset=completion_rows(examples, tokenizer),
         processing_class=tokenizer,
     )

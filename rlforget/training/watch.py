@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,12 +51,22 @@ class Watch:
         log: Where each step is written.
         progress: Who is told.
         measure: Measures the mean sampled reward now; used by SFT stages that stop at a reward.
+        course: How the stage went before, where it goes on from a checkpoint.
+        seconds: What that took.
     """
 
     def __init__(
-        self, name: str, stage: StageConfig, log: Log, progress: Progress, measure: Callable[[], float]
+        self,
+        name: str,
+        stage: StageConfig,
+        log: Log,
+        progress: Progress,
+        measure: Callable[[], float],
+        course: Course | None = None,
+        seconds: float = 0.0,
     ) -> None:
-        self.course = Course()
+        self.course = course or Course()
+        self._before, self._started = seconds, time.perf_counter()
         self._name, self._stage, self._log, self._progress, self._measure = name, stage, log, progress, measure
 
     def step(self, step: int, logs: dict[str, Any]) -> bool:
@@ -77,6 +88,14 @@ class Watch:
         self._progress.advance(step, {key: figures[key] for key in ("reward", "loss") if key in figures})
         self.course.stopped = self._reached(figures)
         return self.course.stopped
+
+    def start(self) -> None:
+        """Start the clock: what came before was the trainer's import."""
+        self._started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return what the stage took so far."""
+        return self._before + time.perf_counter() - self._started
 
     def _is_try(self, step: int) -> bool:
         return self._stage.stop_at_reward is not None and step % self._stage.evaluate_every == 0

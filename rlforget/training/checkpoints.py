@@ -1,0 +1,105 @@
+"""Where an unfinished stage is kept, so that a killed one goes on from the trainer's last checkpoint.
+
+The checkpoints are transformers' own: weights as safetensors; optimizer, schedule and random states as torch files,
+which transformers loads without running code from them. A checkpoint counts once `course.json` is in it, which is
+written last, after everything else is on disk: what a killed process left half-written has none.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlforget.training.watch import Course, Watch
+from rlforget.weights.atomic import sync, sync_folder
+
+_COURSE = "course.json"
+_PLAN = "plan.json"
+_KEPT = 2  # one whole while the next is written
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is whole.
+
+    Attributes:
+        path: Its folder.
+        step: Optimizer steps taken.
+        course: How the stage went so far.
+        seconds: What it took so far.
+    """
+
+    path: Path
+    step: int
+    course: Course
+    seconds: float
+
+
+class Checkpoints:
+    """The folder of an unfinished stage.
+
+    Args:
+        path: The folder; made where it is not there.
+        every: Optimizer steps from one checkpoint to the next.
+        plan: What the stage does, as plain values. Checkpoints of another plan are removed.
+    """
+
+    def __init__(self, path: Path, every: int, plan: Mapping[str, Any]) -> None:
+        self.path, self.every = path, every
+        written = json.dumps(plan, sort_keys=True)
+        if path.is_dir() and _text(path / _PLAN) != written:
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / _PLAN).write_text(written, encoding="utf-8")
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole, and remove the others that claim to be newer."""
+        for folder in sorted(self.path.glob("checkpoint-*"), key=_step, reverse=True):
+            if (text := _text(folder / _COURSE)) is not None:
+                held = json.loads(text)
+                return Checkpoint(folder, _step(folder), Course(**held["course"]), held["seconds"])
+            shutil.rmtree(folder)
+        return None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the trainer's arguments that make it save."""
+        return {"save_strategy": "steps", "save_steps": self.every, "save_total_limit": _KEPT}
+
+    def complete(self, step: int, course: Course, seconds: float) -> None:
+        """Note that the trainer has written the checkpoint of a step: from now on it counts."""
+        folder = self.path / f"checkpoint-{step}"
+        for file in folder.iterdir():
+            sync(file)
+        draft = folder / f".{_COURSE}"
+        draft.write_text(json.dumps({"course": asdict(course), "seconds": seconds}), encoding="utf-8")
+        sync(draft)
+        draft.rename(folder / _COURSE)
+        sync_folder(folder)
+        sync_folder(self.path)
+
+
+def as_callback(checkpoints: Checkpoints, watch: Watch) -> Any:
+    """Wrap it as the transformers `TrainerCallback` that completes what the trainer saves."""
+    from transformers import TrainerCallback
+
+    class _Saving(TrainerCallback):  # type: ignore[misc]
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            checkpoints.complete(state.global_step, watch.course, watch.seconds())
+
+    return _Saving()
+
+
+def _step(folder: Path) -> int:
+    number = folder.name.partition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
