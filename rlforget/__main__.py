@@ -17,6 +17,8 @@ def main() -> None:
     """
     # Read when torch is loaded. On a machine that is busy, threads that spin while they wait are many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if sys.platform == "win32":
+        sys.exit("rlforget: expected Linux, or macOS for work on CPUs; found Windows. Use its subsystem for Linux.")
     for package in ("typer", "rich"):
         if importlib.util.find_spec(package) is None:
             sys.exit(f"rlforget: {missing_extra(package, 'cli')}")

@@ -132,11 +132,12 @@ class MissingExtraError(RlforgetError):
     """A feature whose optional dependency is not installed."""
 
 
-def missing_extra(package: str, extra: str) -> MissingExtraError:
-    """Build the error for an optional `package` that the extra `extra` installs."""
+def missing_extra(package: str, *extras: str) -> MissingExtraError:
+    """Build the error for an optional `package`, or several with commas, that the extras install."""
+    named = ",".join(extras)
     return MissingExtraError(
-        package,
+        f"the extra {named}",
         expected=f"the package {package}",
         found="none installed",
-        fix=f"Install it with: pip install 'rlforget[{extra}]'",
+        fix=f"Install it with: pip install 'rlforget[{named}]'",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
 
@@ -86,6 +87,9 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
 }
 """The commands that stand under another: what that is about, and which they are."""
 
+FIRST_EXAMPLE = "rlforget demo --fast"
+"""That of the program itself."""
+
 
 def name_of(command: Callable[..., None]) -> str:
     """Return what a command is called: the name of its function, after that of its group."""
@@ -113,7 +117,7 @@ class _Program(TyperGroup):
             extra = doctor.extra_of(fault.name or "")
             if extra is None:
                 raise
-            message = str(missing_extra(str(fault.name), extra))
+            message = str(missing_extra(doctor.distribution_of(str(fault.name)), extra))
         output.error(message)
         raise typer.Exit(INPUT_AT_FAULT)
 
@@ -121,6 +125,7 @@ class _Program(TyperGroup):
 app = typer.Typer(
     cls=_Program,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"Example: {FIRST_EXAMPLE}",
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -147,8 +152,10 @@ def _show_map() -> None:
     for task, commands in TASKS.items():
         output.line(f"\n{task}")
         for command in commands:
-            output.line(f"  {name_of(command):<16} {(command.__doc__ or '').splitlines()[0]}")
+            said = re.split("[:;]", (command.__doc__ or "").splitlines()[0])[0].removesuffix(".")
+            output.line(f"  {name_of(command):<16} {said}")
     output.line("\n`rlforget COMMAND --help` shows a command's options and an example.")
+    output.line("`rlforget --install-completion` teaches them to your shell (bash, zsh, fish).")
 
 
 _groups: dict[str, typer.Typer] = {}
@@ -157,6 +164,7 @@ for _task, _commands in TASKS.items():
         _group, _, _ = name_of(_command).rpartition(" ")
         if _group and _group not in _groups:
             _groups[_group] = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-            app.add_typer(_groups[_group], name=_group, help=GROUPS[_group][0], rich_help_panel=_task)
+            _about, _epilog = GROUPS[_group][0], f"Example: {_example}"
+            app.add_typer(_groups[_group], name=_group, help=_about, epilog=_epilog, rich_help_panel=_task)
         _home, _panel = (_groups[_group], None) if _group else (app, _task)
         _home.command(rich_help_panel=_panel, epilog=f"Example: {_example}")(_command)

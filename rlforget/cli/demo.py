@@ -35,6 +35,9 @@ def demo(
         plan = {"seeds": seeds, "fast": fast, "out": None}
         output.json_object(plan) if as_json else output.written(out, dry_run=True)
         return
+    from rlforget.cli.doctor import need
+
+    need("train", "report")
     from rlforget.experiments.demo import PAGE_FILE, run_demo
     from rlforget.report import save_picture, write_report
     from rlforget.training.progress import choose

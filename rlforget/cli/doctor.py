@@ -6,11 +6,13 @@ import importlib.metadata
 import importlib.util
 import platform
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from rlforget.cli import output
 from rlforget.cli.options import Json
+from rlforget.errors import missing_extra
 
 REQUIRED = (
     "torch>=2.8",
@@ -38,6 +40,10 @@ class Feature:
     extra: str
     requirements: tuple[str, ...]
 
+    def missing(self) -> list[str]:
+        """Return the requirements that are not met here."""
+        return [one for one in self.requirements if not _is_met(one)]
+
 
 FEATURES = (
     Feature(
@@ -59,15 +65,22 @@ FEATURES = (
 )
 """What is optional for a user, as in setup.py."""
 
+RUNS_ON = ("linux", "darwin")
+"""What is supported, as `sys.platform` calls it."""
+
 _DISTRIBUTION = {"yaml": "pyyaml", "reasoning_gym": "reasoning-gym"}  # by the name that is imported
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show versions, devices, the backend of each operator, and what is missing for which feature."""
+    """Show platform, versions, devices, the backend of each operator, and what is missing for which feature."""
     found = diagnosis()
     if as_json:
         output.json_object(found)
         return
+    here = found["platform"]
+    fit = "" if here["supported"] else ": not supported"
+    output.line(f"{here['system']} {here['machine']}{fit} (runs on Linux; on macOS on CPUs alone; not on Windows)")
+    output.line()
     output.table(("package", "version"), [(name, version or "missing") for name, version in found["versions"].items()])
     output.line()
     output.table(("device", "", "memory"), [(d["name"], d["description"], d["memory"]) for d in found["devices"]])
@@ -85,8 +98,9 @@ def diagnosis() -> dict[str, Any]:
     """Return everything that `doctor` shows."""
     every = [*REQUIRED, *(requirement for feature in FEATURES for requirement in feature.requirements)]
     packages = [requirement.partition(">=")[0] for requirement in every]
-    core = Feature("the core: diff, apply, revert", "", REQUIRED)
+    core = Feature("the core: diff, apply, revert", "", tuple(one for one in REQUIRED if _is_wanted(one)))
     return {
+        "platform": {"system": platform.system(), "machine": platform.machine(), "supported": sys.platform in RUNS_ON},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "devices": _devices(),
         "operators": _operators(),
@@ -94,7 +108,7 @@ def diagnosis() -> dict[str, Any]:
             {
                 "purpose": feature.purpose,
                 "extra": feature.extra,
-                "missing": [requirement for requirement in feature.requirements if not _is_met(requirement)],
+                "missing": feature.missing(),
                 "install": f"pip install 'rlforget[{feature.extra}]'" if feature.extra else "pip install rlforget",
             }
             for feature in (core, *FEATURES)
@@ -102,14 +116,30 @@ def diagnosis() -> dict[str, Any]:
     }
 
 
+def need(*extras: str) -> None:
+    """Hold that all that some extras install is here, before long work that needs all of them begins.
+
+    Raises:
+        MissingExtraError: Something is not; the message names all of it, and the command that installs it.
+    """
+    lacking = {f.extra: missing for f in FEATURES if f.extra in extras and (missing := f.missing())}
+    if lacking:
+        raise missing_extra(", ".join(one for missing in lacking.values() for one in missing), *lacking)
+
+
 def extra_of(module: str) -> str | None:
     """Return the extra that installs an importable module, or None where it is no optional dependency."""
-    name = module.partition(".")[0]
-    package = _DISTRIBUTION.get(name, name)
+    package = distribution_of(module)
     for feature in FEATURES:
         if package in (requirement.partition(">=")[0] for requirement in feature.requirements):
             return feature.extra
     return None
+
+
+def distribution_of(module: str) -> str:
+    """Return what an importable module is installed as."""
+    name = module.partition(".")[0]
+    return _DISTRIBUTION.get(name, name)
 
 
 def _version(package: str) -> str | None:
@@ -117,6 +147,11 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _is_wanted(requirement: str) -> bool:
+    """Whether this platform takes it: triton is for Linux alone."""
+    return sys.platform == "linux" or not requirement.startswith("triton")
 
 
 def _is_met(requirement: str) -> bool:

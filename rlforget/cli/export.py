@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from rlforget.cli import output
-from rlforget.cli.options import Delta, DryRun, Force, Json, Seed
+from rlforget.cli.options import Delta, DryRun, Force, Json, Seed, misused
 
 if TYPE_CHECKING:
     from rlforget.delta.exporting import Adapter, Coordinates, MergekitModel, TaskVector
@@ -82,14 +82,16 @@ def _check_options(form: Format, base: Path | None, rank: int | None, **others: 
         BadParameter: One lacks, or goes with another format.
     """
     if form == "lora" and rank is None:
-        raise typer.BadParameter("a lora needs one", param_hint="--rank")
+        raise misused("--rank", found="none", fix="Give it: a lora needs one.")
     if form == "mergekit" and base is None:
-        raise typer.BadParameter("mergekit subtracts the base: name its folder", param_hint="--base")
+        raise misused("--base", found="none", fix="Name the base's folder: mergekit subtracts it.")
     taken = {"lora": {"rank", "target", "save_rest", "dtype", "top"}, "task-vector": {"dtype"}}.get(form, set())
     given = {"rank": rank, **others}
     for name, value in given.items():
         if value and value != "float32" and name not in taken:
-            raise typer.BadParameter(f"it does not go with {form}", param_hint=f"--{name.replace('_', '-')}")
+            raise misused(
+                f"--{name.replace('_', '-')}", found=f"the format {form}, which has none", fix="Leave it out."
+            )
 
 
 def _show_worst(found: Found, top: int) -> None:

@@ -92,7 +92,7 @@ def rollback(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Undo just the changes that hurt earlier domains, in a new checkpoint, in place, or as a history's new stage."""
+    """Undo just the changes that hurt earlier domains: in a new checkpoint, in place, or as a history's new stage."""
     wanted = list(restore or [])
     by_hand = {"--rule": rule, "--budget": budget, "--own": own, "--evaluate": evaluate or None, "--where": where}
     by_hand["--strength"] = None if strength == 1.0 else strength

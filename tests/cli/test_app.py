@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import errno
+import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.core import TyperGroup
 
 from rlforget.cli import doctor
-from rlforget.cli.app import GROUPS, TASKS, name_of
-from rlforget.errors import ConfigError
+from rlforget.cli.app import GROUPS, TASKS, app, name_of
+from rlforget.errors import ConfigError, MissingExtraError
 from tests.cli.conftest import run
 
 EXAMPLES = {name_of(command): example for commands in TASKS.values() for command, example in commands.items()}
@@ -22,8 +28,10 @@ WRITERS = (
 )
 
 
-def program(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "rlforget", *arguments], capture_output=True, text=True, timeout=120)
+def program(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rlforget", *arguments]
+    env = os.environ | (environment or {})
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
 
 
 def plain(text: str) -> str:
@@ -47,6 +55,55 @@ def test_help_holds_one_example_whose_options_exist(command: str) -> None:
     options = shown.partition("Options")[2].partition("Example:")[0].split()
     assert {word for word in EXAMPLES[command].split() if word.startswith("-")} <= set(options)
     assert "--json" in options
+
+
+def every_command() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The program, its groups and its commands, as they are asked for and as they are."""
+    from typer.main import get_command
+
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), get_command(app))]
+    while waiting:
+        words, command = waiting.pop()
+        yield words, command
+        waiting += [((*words, name), one) for name, one in getattr(command, "commands", {}).items()]
+
+
+EVERY = {" ".join(words) or "rlforget": (words, command) for words, command in every_command()}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_help_has_one_example_that_parses(name: str) -> None:
+    """Of the program itself, its groups and commands: as the options are, and without running anything."""
+    words, command = EVERY[name]
+    shown = plain(run(*words, "--help").out)
+    assert shown.count("Example: ") == 1
+    assert command.epilog in shown
+    program_name, *arguments = shlex.split(command.epilog.removeprefix("Example: "))
+    assert program_name == "rlforget"
+    assert tuple(arguments[: len(words)]) == words
+    _, within = EVERY["rlforget"]
+    while isinstance(within, TyperGroup):
+        within = within.commands[arguments.pop(0)]
+    within.make_context(name, arguments)  # a fault of usage is raised
+
+
+def test_a_wrong_example_would_be_found() -> None:
+    _, diff = EVERY["diff"]
+    for wrong in (["a"], ["a", "b", "--tpo", "3"], ["a", "b", "--top", "some"]):
+        with pytest.raises(Exception, match=r"Missing parameter|No such option|valid integer"):
+            diff.make_context("diff", wrong)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_shown_and_completes(shell: str) -> None:
+    # The shell's name as an argument, as it cannot be found out from a process that no shell started.
+    given = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    script = program("--show-completion", shell, environment=given)
+    assert script.returncode == 0
+    assert f"complete_{shell}" in script.stdout
+    asked = {"_RLFORGET_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": "rlforget rollback --pro"}
+    asked |= {"COMP_WORDS": "rlforget rollback --pro", "COMP_CWORD": "2", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    assert "--protect" in program(environment=asked).stdout
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -155,6 +212,30 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
     assert ended.code == 2
     assert not ended.out
     assert "Usage: rlforget" in ended.err
+
+
+def test_every_usage_error_says_what_was_found_and_what_to_do() -> None:
+    """All are made by `misused`, but for the one of a parser that knows no option's name."""
+    makers = [
+        (path.name, call.lineno)
+        for path in Path(str(doctor.__file__)).parent.glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "BadParameter"
+    ]
+    assert sorted(name for name, _ in makers) == ["options.py", "tuning.py"], makers
+    shown = plain(run("rollback", "a", "d", "-o", "x", "--rule", "dense", "--budget", "0.1").err)
+    assert "Invalid value for --budget: found the rule 'dense', which corrects every coordinate. Leave it out" in shown
+
+
+def test_all_that_the_demo_lacks_is_named_before_it_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("trl", "plotly") else "99")
+    fault = run("demo", "-o", tmp_path / "demo").fault
+    assert "expected the package trl>=1.16, plotly>=6.0" in fault
+    assert fault.endswith("pip install 'rlforget[train,report]'")
+    assert not list(tmp_path.iterdir())
+    doctor.need("cli")
+    with pytest.raises(MissingExtraError, match="trl"):
+        doctor.need("train")
 
 
 def test_the_program_itself(tmp_path: Path) -> None:

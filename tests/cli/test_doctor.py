@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,28 @@ def test_doctor_knows_this_machine() -> None:
     assert torch.__version__ in shown
     assert all(operator in shown for operator in OPERATORS)
     assert max(map(len, shown.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(("system", "supported"), [("linux", True), ("darwin", True), ("win32", False)])
+def test_doctor_says_where_it_runs(system: str, supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "triton" else real(name))
+    found = doctor.diagnosis()
+    assert found["platform"]["supported"] is supported
+    assert ("triton>=3.4" in found["features"][0]["missing"]) is (system == "linux")  # which alone has one
+    monkeypatch.setattr(doctor, "diagnosis", lambda: found)
+    first = run("doctor").out.splitlines()[0]
+    assert first.endswith("(runs on Linux; on macOS on CPUs alone; not on Windows)")
+    assert (": not supported" in first) is not supported
+
+
+def test_windows_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlforget.__main__ import main
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="found Windows"):
+        main()
 
 
 @pytest.mark.parametrize("found", [None, "1.15.9", "0.16"])
