@@ -33,7 +33,7 @@ _BLOCK = re.compile(
     r'```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$',
     flags=re.M | re.S,
 )
-_SMALL = {"samples": 8, "count": 8, "prompts": 8, "validation": 8, "evaluation": 8, "steps": 2, "every": 2}
+_SMALL = {"samples": 4, "count": 8, "prompts": 8, "validation": 8, "evaluation": 8, "steps": 2, "every": 2}
 _SIZE = re.compile(rf"\b({'|'.join(_SMALL)})([ =:]+)(\d+)\b")
 _MINUTES = ("demo", "miniature", "experiment")
 """Commands that take minutes: they are not run, but held to exist with the options that a page gives them."""
@@ -111,7 +111,7 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif program == "rlforget":
         options = check_options(arguments)
         if arguments[0] not in _MINUTES:
-            few = ["--samples", 8] if "--samples" in options - {*arguments} else []
+            few = ["--samples", 4] if "--samples" in options - {*arguments} else []
             done = run(*shlex.split(small(shlex.join(arguments))), *few)
             assert done.code in ((0, 3) if "--exit-code" in arguments else (0,)), (words, done)
             if target:
