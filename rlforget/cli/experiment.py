@@ -37,18 +37,20 @@ def experiment(
     if unknown := next((part for part in only or () if part not in PARTS), None):
         raise misused("--only", found=repr(unknown), fix=f"Name one of {', '.join(PARTS)}.")
     planned = plan_of(study, out, bases=bases, parts=parts)
+    counts = {name: vars(count) for name, count in planned.items()}
     if dry_run:
         if as_json:
-            output.json_object({**planned, "out": None})
+            output.json_object({**counts, "out": None})
         else:
-            output.line(", ".join(f"{count} {name}" for name, count in planned.items()))
+            for name, count in planned.items():
+                output.line(f"{name}: {count.done:,} of {count.all:,} done")
             output.written(out, dry_run=True)
         return
     short = " --fast" if fast else ""
     command = f"rlforget experiment {config} -o {out}{short} --jobs {jobs}"  # the parts are those that are in `out`
     written = run_study(study, out, bases=bases, parts=parts, processes=jobs, progress=choose(True), command=command)
     if as_json:
-        output.json_object({**planned, "out": out, "files": written})
+        output.json_object({**counts, "out": out, "files": written})
     else:
         for path in written:
             output.written(path, dry_run=False)

@@ -15,9 +15,12 @@ CONFIG = Path(__file__).parents[2] / "configs" / "miniature.yaml"
 def test_a_dry_run_counts_what_would_be_done_and_writes_nothing(tmp_path: Path) -> None:
     whole = run("experiment", CONFIG, "-o", tmp_path / "out", "--dry-run", "--json").json
     short = run("experiment", CONFIG, "-o", tmp_path / "out", "--fast", "--dry-run", "--json").json
-    assert whole["scenes"] > 70 > 10 > short["scenes"] > 0
+    assert whole["scenes"]["all"] > 70 > 10 > short["scenes"]["all"] > 0
+    assert whole["stages"]["done"] == whole["scenes"]["done"] == 0
     assert whole["out"] is None
-    assert "would write" in run("experiment", CONFIG, "-o", tmp_path / "out", "--only", "sizes", "--dry-run").out
+    shown = run("experiment", CONFIG, "-o", tmp_path / "out", "--only", "sizes", "--dry-run").out.splitlines()
+    assert [line.split()[0] for line in shown] == ["bases:", "stages:", "scenes:", "would"]
+    assert " 0 of " in shown[1]
     assert not list(tmp_path.iterdir())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,18 +27,37 @@ TABLE, PAGE, PICTURES, SETTINGS = "results.csv", "results.md", "images", "study.
 _FIXED = ("domains", "methods", "evaluation_prompts", "samples", "few", "budgets", "refresh_steps")
 
 
-def plan_of(study: StudyConfig, out: Path, *, bases: Path, parts: tuple[Part, ...] = PARTS) -> dict[str, int]:
-    """Count what a study is made of.
+@dataclass(frozen=True)
+class Count:
+    """How many there are of something, and how many are done already."""
+
+    all: int
+    done: int
+
+
+def plan_of(study: StudyConfig, out: Path, *, bases: Path, parts: tuple[Part, ...] = PARTS) -> dict[str, Count]:
+    """Count what a study is made of, and what of it is in `out` already.
+
+    A base that is given and not pretrained counts as done; the base that a sequence keeps does not count as a stage.
 
     Raises:
         ConfigError: The study in `out` was made with other settings.
     """
     _check_settings(study, out)
     planned = courses(study, out, bases, parts)
+    pretraining = [_pretraining(one) for one in _unique_bases(planned)]
+    given = len({course.base for course in planned}) - len(pretraining)
+    trained = {course.folder: max(0, _training(course).done() - 1) for course in planned}
+    measured = [
+        (job := measuring.job(study, course, scene)).done() == job.pieces
+        for course in planned
+        if trained[course.folder] == len(course.config.stages)  # what is measured depends on what was lost
+        for scene in course.scenes
+    ]
     return {
-        "bases": len({course.base for course in planned}),
-        "stages": sum(len(course.config.stages) for course in planned),
-        "scenes": sum(len(course.scenes) for course in planned),
+        "bases": Count(given + len(pretraining), given + sum(job.done() for job in pretraining)),
+        "stages": Count(sum(len(course.config.stages) for course in planned), sum(trained.values())),
+        "scenes": Count(sum(len(course.scenes) for course in planned), sum(measured)),
     }
 
 

@@ -107,11 +107,19 @@ def test_a_killed_run_goes_on_and_repeats_nothing(tmp_path: Path, monkeypatch: p
         "progress": Silent(),
         "command": "it",
     }
-    for _ in range(2):
+
+    def done() -> list[str]:
+        planned = plan_of(tiny(), tmp_path, bases=tmp_path, parts=("pairs", "sequence"))
+        return [f"{count.done}/{count.all} {name}" for name, count in planned.items()]
+
+    assert done() == ["1/1 bases", "0/3 stages", "0/2 scenes"]
+    for stages in ("1/3 stages", "3/3 stages"):
         with pytest.raises(KeyboardInterrupt):
             run_study(tiny(), tmp_path, **arguments)
+        assert done() == ["1/1 bases", stages, "0/2 scenes"]
     made = stamps(tmp_path)
     run_study(tiny(), tmp_path, **arguments)
+    assert done()[-1] == "2/2 scenes"
     assert {path: stamp for path, stamp in stamps(tmp_path).items() if path in made} == made
     assert trained == ["math", "math-writing", "math-writing", "then-writing"]
     assert measured == ["pairs-math-writing"] * 3 + ["sequence-then-writing"]
