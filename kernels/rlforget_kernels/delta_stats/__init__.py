@@ -86,7 +86,7 @@ def delta_stats(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor, 
       representable values lie between a and b, plus one: bin 1 are neighbours. Of integer tensors, |b - a|.
 
     Sums are the same to the bit on every device, for any number of threads or programs. The changes of 4096
-    consecutive coordinates are added 256 at a time as integers, multiples of 2**-50 (of d**2: 2**-50) of the power of
+    consecutive coordinates are added 256 at a time as integers, multiples of 2⁻⁵⁰ (of d²: 2⁻⁵⁰) of the power of
     two at the largest |d|; those sums are added in order in float64, and those of 4096 as in `exact_sums`.
 
     Args:

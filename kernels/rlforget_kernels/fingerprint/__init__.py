@@ -32,8 +32,8 @@ def fingerprint(weight: Tensor, offset: int = 0) -> Tensor:
     narrower than a word adds its bits, shifted to where it lies in its word, times that word's factors.
 
     A sum knows no order: threads, shards and devices agree. It costs two multiplications a word, so memory sets the
-    pace. A change within a tile of 1024 words leaves a lane as it was for at most one in 2**32 choices of the factors,
-    so both lanes stay with a chance of about 2**-64. It guards against mistakes, not against forgery, and says nothing
+    pace. A change within a tile of 1024 words leaves a lane as it was for at most one in 2³² choices of the factors,
+    so both lanes stay with a chance of about 2⁻⁶⁴. It guards against mistakes, not against forgery, and says nothing
     of shape or dtype (zeros add nothing): keep those beside it.
 
     Args:

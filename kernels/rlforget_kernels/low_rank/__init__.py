@@ -36,7 +36,7 @@ class LowRank(NamedTuple):
         s: [rank], descending.
         v: [in, rank], orthonormal columns.
         error_bound: float64 [2], upper bounds of the norms of δ − U diag(s) Vᵀ: of the Frobenius norm, which follows
-            from energies alone, √(‖δ‖² − ‖s‖²), to which comes what rounding may hide, 2**-10 · ‖δ‖ (2**-22 · ‖δ‖ in
+            from energies alone, √(‖δ‖² − ‖s‖²), to which comes what rounding may hide, 2⁻¹⁰ · ‖δ‖ (2⁻²² · ‖δ‖ in
             float64) where nothing else is left; and of the spectral norm, right with a probability of 1 − 10**-10.
     """
 

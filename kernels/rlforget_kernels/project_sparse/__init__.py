@@ -35,7 +35,7 @@ def project_sparse(
     """Express a sparse difference in a pair of bases: core = Uᵀ δ V, δ being `values` at `indices` and 0 elsewhere.
 
     Equal to the core of `project` but for the rounding of sums, which are taken in a fixed order, in float32 or on
-    request in float64. The error is at most 2**-15 (2**-43 in float64) · ‖U‖ · ‖δ‖ · ‖V‖ (Frobenius norms).
+    request in float64. The error is at most 2⁻¹⁵ (2⁻⁴³ in float64) · ‖U‖ · ‖δ‖ · ‖V‖ (Frobenius norms).
     ‖values‖² and the squares of the core make the energies that `project.energy_share` takes.
 
     Args:
