@@ -12,6 +12,7 @@ TRAIN = [
     "peft>=0.21",
     "pydantic>=2.10",
     "pyyaml>=6.0",
+    "jsonschema>=4.23",
 ]
 REPORT = ["plotly>=6.0", "matplotlib>=3.9"]
 CLI = ["typer>=0.20", "rich>=13.9"]
@@ -24,6 +25,7 @@ TEST = [
     "ruff>=0.14",
     "mypy>=1.18",
     "types-PyYAML",
+    "types-jsonschema",
 ]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings-python>=2.0", "latex2mathml>=3.78"]
 BENCH = ["pytest>=8.3", "pytest-benchmark>=5.0"]

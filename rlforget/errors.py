@@ -80,6 +80,10 @@ class RewardError(RlforgetError):
     """A reward that raised, or returned something that is no number in [0, 1]."""
 
 
+class SandboxError(RlforgetError):
+    """A machine on which code that nobody has read cannot be confined."""
+
+
 class NonFiniteError(RlforgetError):
     """NaN or Inf where a finite number is needed."""
 

@@ -23,6 +23,7 @@ from rlforget import domains, errors
 from rlforget.circuits.task import Pair
 from rlforget.delta.exporting import export_task_vector
 from rlforget.domains import Example, miniature
+from rlforget.domains.rewards.sandbox import run as confine
 from rlforget.errors import RlforgetError
 from rlforget.weights.locks import locked
 from tests.recovery.digits import SEVENS, Digits, forgetful
@@ -100,6 +101,10 @@ class Wrong(Digits):
 
 def reward(folder: Path) -> None:
     Wrong("M", "7").checked_reward(Example("M1234=", "777"), "777")
+
+
+def sandbox(folder: Path) -> None:
+    confine("1", ["1"], seconds=1, memory=1 << 80)
 
 
 def non_finite(folder: Path) -> None:
@@ -252,6 +257,7 @@ SAMPLES: dict[str, Sample] = {
     "TaskError": task,
     "UndefinedCircuitError": undefined_circuit,
     "RewardError": reward,
+    "SandboxError": sandbox,
     "NonFiniteError": non_finite,
     "ZeroGradientError": zero_gradient,
     "ParameterError": parameter,

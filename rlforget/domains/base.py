@@ -26,12 +26,14 @@ class Example:
         answer: The gold answer, which is also the SFT target. Holds no end-of-sequence token.
         counterfactual: A prompt of the same form whose answer differs, or "" where the domain has none.
         counterfactual_answer: The gold answer of `counterfactual`.
+        reference: What the reward checks against where that is not the answer: tests, a JSON Schema, a rubric.
     """
 
     prompt: str
     answer: str
     counterfactual: str = ""
     counterfactual_answer: str = ""
+    reference: str = ""
 
 
 class Domain(ABC):

@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from rlforget.domains.base import Domain, Example, Split, empty, is_eval
+from rlforget.domains.rewards.matching import exact_match
 from rlforget.errors import DomainFileError
 
 RewardFunction = Callable[[Example, str], float]
-_FIELDS = ("prompt", "answer", "counterfactual", "counterfactual_answer")
+_FIELDS = ("prompt", "answer", "counterfactual", "counterfactual_answer", "reference")
 _HEADER = ("domain", "reward", "max_new_tokens")
-
-
-def exact_match(example: Example, completion: str) -> float:
-    """1 where the completion equals the answer but for surrounding white space, else 0."""
-    return float(completion.strip() == example.answer.strip())
 
 
 class JsonlDomain(Domain):
     """Examples read from a file, one JSON object a line.
 
-    Each object has `prompt` and `answer`, and may have `counterfactual` and `counterfactual_answer`. A first line
+    Each object has `prompt` and `answer`, and may have `counterfactual`, `counterfactual_answer` and `reference` (see
+    `Example`). A first line
     `{"domain": NAME, "reward": "package.module:function", "max_new_tokens": N}` sets what its keys name; each may be
     left out. A line may say `"split": "train"` or `"split": "eval"`; one that does not is put in
     a split by the hash of its prompt.

@@ -1,0 +1,17 @@
+"""Rewards for domains of one's own, each named by its import path, `rlforget.domains.rewards:numeric`.
+
+Each takes an example and a completion and returns a number in [0, 1]. What they check against is the example's
+`reference`, or its `answer` where it has none. A completion they can make nothing of is worth 0; an example they can
+make nothing of is an error, since every completion would then be worth 0 without anyone noticing.
+"""
+
+from __future__ import annotations
+
+from rlforget.domains.rewards.choice import multiple_choice
+from rlforget.domains.rewards.code_tests import code_tests
+from rlforget.domains.rewards.judge import judge
+from rlforget.domains.rewards.matching import exact_match
+from rlforget.domains.rewards.numeric import numeric
+from rlforget.domains.rewards.schema import json_schema
+
+__all__ = ["code_tests", "exact_match", "json_schema", "judge", "multiple_choice", "numeric"]
