@@ -43,7 +43,7 @@ bench-once: .venv/.ready
 
 # The documentation, into site/; a warning is an error.
 docs: .venv/.ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What takes minutes; then the kernels for every dtype with every option, of which the test command compiles a part.
 test-slow: .venv/.ready
