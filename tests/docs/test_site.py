@@ -21,6 +21,7 @@ import rlforget_kernels
 from docs._build import formulas, outside_links
 from rlforget import circuits, domains, errors, training
 from rlforget.cli.app import TASKS, name_of
+from rlforget.domains import rewards
 from tests.docs.pages import ROOT
 
 PLAIN = {"METHODS", "METRICS", "BUILT_IN", "__version__"}
@@ -88,7 +89,7 @@ def test_links_and_anchors_lead_somewhere(parsed: dict[Path, Parsed]) -> None:
 
 def public_names() -> Iterator[tuple[object, str]]:
     """Yield every class and function that users are told to use, under each name that it goes by."""
-    for module in (rf, circuits, domains, training):
+    for module in (rf, circuits, domains, rewards, training):
         yield from ((getattr(module, name), f"{module.__name__}.{name}") for name in module.__all__)
     yield from ((found, f"rlforget.errors.{name}") for name, found in vars(errors).items() if isinstance(found, type))
     for name in rlforget_kernels.OPERATORS:
