@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ import pytest
 
 import rlforget as rf
 import rlforget_kernels
-from docs._build import formulas, outside_links
 from rlforget import circuits, domains, errors, training
 from rlforget.cli.app import TASKS, name_of
 from rlforget.domains import rewards
@@ -108,10 +108,15 @@ def test_every_public_name_and_command_is_in_the_reference(site: Path, parsed: d
     assert commands - parsed[site / "reference" / "command-line.html"].ids == set()
 
 
+def hook(name: str) -> dict[str, Any]:
+    """What a hook of the site defines; mkdocs, too, runs it by its path."""
+    return runpy.run_path(str(ROOT / "docs" / "_build" / f"{name}.py"))
+
+
 def test_formulas_become_mathml_and_code_stays() -> None:
     from markdown import markdown
 
-    extension: Any = formulas._Formulas()
+    extension: Any = hook("formulas")["_Formulas"]()
     made = markdown("The norm $\\lVert u \\rVert$ of `$HOME` in\n\n$$u = W^\\top y$$", extensions=[extension])
     assert made.count("<math") == 2
     assert "<code>$HOME</code>" in made
@@ -124,11 +129,12 @@ def test_links_out_of_the_pages_name_a_file_that_exists() -> None:
         src_uri, docs_dir = "how-to/page.md", str(ROOT / "docs")
         file = config = None
 
+    on_page_markdown = hook("outside_links")["on_page_markdown"]
     here: Any = Here()
     here.file = here
 
     def named(text: str) -> str:
-        return outside_links.on_page_markdown(text, page=here, config=here, files=here)
+        return str(on_page_markdown(text, page=here, config=here, files=here))
 
     assert named("see [README.md](../../README.md)") == "see `README.md`"
     assert named("see [the readme](../../README.md#two)") == "see the readme (`README.md`)"
