@@ -16,7 +16,7 @@ import rlforget as rf
 
 def write_sums(file: Path) -> None:
     """Write sums of two digits as a domain: a line that says how it is rewarded, then a prompt and an answer a line."""
-    first = {"domain": "sums", "reward": "rlforget.domains.jsonl:exact_match", "max_new_tokens": 2}
+    first = {"domain": "sums", "reward": "rlforget.domains.rewards:exact_match", "max_new_tokens": 2}
     rows = [
         {"prompt": f"M{a}+{b}=", "answer": str(a + b)[-1], "split": "eval" if (a + b) % 4 == 0 else "train"}
         for a in range(10)

@@ -132,6 +132,10 @@ class JournalError(RlforgetError):
     """A record of an in-place write that is damaged, or missing where one is needed."""
 
 
+class WorldError(RlforgetError):
+    """Another of the processes that train together has stopped."""
+
+
 class MissingExtraError(RlforgetError):
     """A feature whose optional dependency is not installed."""
 

@@ -13,7 +13,12 @@ import torch
 from benchmarks import environment
 from benchmarks.monitor import cost, guards
 
-PAIRS = (("math", "writing", "grpo", 180), ("code", "writing", "grpo", 180), ("math", "qa", "sft", 100))
+# Earlier and later domain, method, steps and learning rate of the later one: an ordinary loss, a deep one, and SFT.
+PAIRS = (
+    ("math", "writing", "grpo", 100, 2e-3),
+    ("code", "writing", "grpo", 200, 5e-3),
+    ("code", "writing", "sft", 60, 2e-3),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,10 +35,10 @@ def main(arguments: list[str] | None = None) -> None:
             for method in ("sft", "grpo"):
                 found.append(cost.measure(size, method, 20 if options.fast else 60))
     else:
-        for earlier, later, method, steps in PAIRS[:1] if options.fast else PAIRS:
-            for seed in range(1 if options.fast else options.seeds):
-                count = 16 if options.fast else 256
-                found.append(guards.measure(earlier, later, method, 4 if options.fast else steps, seed, count=count))
+        for seed in range(1 if options.fast else options.seeds):
+            for earlier, later, method, steps, rate in PAIRS[:1] if options.fast else PAIRS:
+                count, taken = (16, 4) if options.fast else (256, steps)
+                found.append(guards.measure(earlier, later, method, taken, rate, seed, count=count))
                 sys.stderr.write(f"{json.dumps(found[-1])}\n")
     where = environment.describe(torch.device("cpu"))
     if options.results is None:

@@ -15,7 +15,9 @@ from rlforget.training import StageConfig, train_stage
 GUARDS = (None, "surgery", "project", "fisher")
 
 
-def measure(earlier: str, later: str, method: Any, steps: int, seed: int, *, count: int = 256) -> dict[str, Any]:
+def measure(
+    earlier: str, later: str, method: Any, steps: int, rate: float, seed: int, *, count: int = 256
+) -> dict[str, Any]:
     """Train a domain and then another, with each guard from the same weights.
 
     Returns:
@@ -23,15 +25,17 @@ def measure(earlier: str, later: str, method: Any, steps: int, seed: int, *, cou
         seconds a step; and how the unguarded run's predictions rank what was lost along it (Spearman).
     """
     start, tokenizer = miniature.load()
-    first = StageConfig(domain=earlier, method=method, steps=60, learning_rate=1e-3)
+    prompts = 16 if method == "grpo" else 128  # 128 sequences a step
+    first = StageConfig(domain=earlier, method=method, steps=60, prompts=prompts, learning_rate=1e-3)
     train_stage(start, tokenizer, first, seed=seed, progress=False)
-    found: dict[str, Any] = {"earlier": earlier, "later": later, "method": method, "steps": steps, "seed": seed}
+    found: dict[str, Any] = {"earlier": earlier, "later": later, "method": method, "steps": steps, "rate": rate}
+    found["seed"] = seed
     for guard in GUARDS:
         model = copy.deepcopy(start)
         every = max(steps // 12, 1)
         watched = {"every": every, "evaluate": [earlier, later], "evaluate_count": count, "seed": seed}
         monitor = rf.ForgettingMonitor(protect=[earlier], guard=guard, evaluate_every=every, **watched)
-        stage = StageConfig(domain=later, method=method, steps=steps, learning_rate=1e-3)
+        stage = StageConfig(domain=later, method=method, steps=steps, prompts=prompts, learning_rate=rate)
         result = train_stage(model, tokenizer, stage, seed=seed + 1, progress=False, callbacks=[monitor])
         assert monitor.tracker is not None
         found[guard or "none"] = _row(monitor.tracker.measured, earlier, later) | {"stage_seconds": result.seconds}

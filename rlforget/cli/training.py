@@ -13,6 +13,7 @@ from rlforget.cli.options import Device, DryRun, Evaluate, Force, Json, Model, O
 if TYPE_CHECKING:
     from rlforget.domains import Score
     from rlforget.training import SequenceConfig, StageConfig
+    from rlforget.training.needs import Needs
 
 Config = Annotated[Path, typer.Argument(help="A YAML file.", metavar="CONFIG")]
 
@@ -28,15 +29,15 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Run one stage of a YAML file and write the tuned model as a checkpoint folder."""
-    from rlforget import domains
     from rlforget.training import load_config, replay, train_stage
     from rlforget.training.loading import load_model
+    from rlforget.training.naming import domain_named
     from rlforget.training.sequence import evaluate_domain
     from rlforget.weights.atomic import check_new_folder
 
     settings = load_config(config)
     chosen = _only_stage(settings, stage)
-    domain = domains.get(chosen.domain)
+    domain = domain_named(settings, chosen.domain)
     check_new_folder(out, force=force)
     if dry_run:
         _show_plan(out, [chosen], as_json=as_json)
@@ -59,18 +60,25 @@ def sequence(
     config: Config,
     out: OutFolder,
     resume: Annotated[bool, typer.Option(help="Go on with an unfinished run, or refuse to.")] = True,
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="Two steps of every stage on a miniature model and data, to see that it runs."),
+    ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Run the stages of a YAML file one after another; kill it at any time and run it again to go on."""
-    from rlforget import domains
     from rlforget.training import load_config, run_sequence
+    from rlforget.training.needs import needs_of
+    from rlforget.training.plan import Plan
+    from rlforget.training.smoke import smoke_test_of
 
     settings = load_config(config)
-    for stage in settings.stages:
-        domains.get(stage.domain)
+    if smoke:
+        settings = smoke_test_of(settings)
+    plan = Plan(settings)
     if dry_run:
-        _show_plan(out, settings.stages, as_json=as_json)
+        _show_plan(out, settings.stages, as_json=as_json, needs=needs_of(plan))
         return
     result = run_sequence(settings, out, resume=resume)
     if as_json:
@@ -168,16 +176,37 @@ def _only_stage(settings: SequenceConfig, wanted: str | None) -> StageConfig:
     return settings.stages[0 if wanted is None else names.index(wanted)]
 
 
-def _show_plan(out: Path, stages: list[StageConfig], *, as_json: bool) -> None:
+def _show_plan(out: Path, stages: list[StageConfig], *, as_json: bool, needs: Needs | None = None) -> None:
     if as_json:
-        output.json_object({"stages": [stage.model_dump() for stage in stages], "out": None})
+        found = {} if needs is None else {"needs": needs.to_dict()}
+        output.json_object({"stages": [stage.model_dump() for stage in stages], "out": None, **found})
         return
     rows = [
         (stage.name or stage.domain, stage.domain, stage.method, str(stage.steps), f"{stage.learning_rate:g}")
         for stage in stages
     ]
     output.table(("stage", "domain", "method", "steps", "learning rate"), rows)
+    if needs is not None:
+        _show_needs(needs)
     output.written(out, dry_run=True)
+
+
+def _show_needs(needs: Needs) -> None:
+    """Show the memory of each stage on one device, and the disk."""
+    output.line(f"{needs.parameters / 1e9:.3g} billion parameters, by {needs.shape}; {needs.devices} process(es)")
+    columns = ("stage", "weights", "gradients and AdamW", "activations", "logits", "a device, at least")
+    rows = [
+        (
+            stage.name,
+            *(
+                f"{size / 1e9:.3g} GB"
+                for size in (stage.weights, stage.optimizer, stage.activations, stage.logits, stage.total)
+            ),
+        )
+        for stage in needs.stages
+    ]
+    output.table(columns, rows)
+    output.line(f"disk: {needs.disk / 1e9:.3g} GB at most, for deltas and one stage's checkpoints")
 
 
 def _show_result(result: Any, out: Path, before: dict[str, Score], after: dict[str, Score], *, as_json: bool) -> None:

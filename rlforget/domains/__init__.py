@@ -10,6 +10,7 @@ from rlforget.domains.batches import completion_batches, prompt_batches
 from rlforget.domains.code import Code
 from rlforget.domains.evaluation import Score, evaluate
 from rlforget.domains.gym import ReasoningGymDomain
+from rlforget.domains.hub import HubDomain
 from rlforget.domains.jsonl import JsonlDomain
 from rlforget.domains.qa import QA
 from rlforget.domains.sampling import sample
@@ -23,6 +24,7 @@ __all__ = [
     "BUILT_IN",
     "Domain",
     "Example",
+    "HubDomain",
     "JsonlDomain",
     "ReasoningGymDomain",
     "Score",

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlforget.training.config import EvaluationConfig, LoraConfig, SequenceConfig, StageConfig
+    from rlforget.training.config import DomainConfig, EvaluationConfig, LoraConfig, SequenceConfig, StageConfig
     from rlforget.training.contracting import ConflictSpan, Contraction, contraction, following
     from rlforget.training.live import replay
     from rlforget.training.log import JsonLinesLog, Log
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ConflictSpan": "contracting",
     "Contraction": "contracting",
+    "DomainConfig": "config",
     "EvaluationConfig": "config",
     "Figures": "monitor",
     "FinishedStage": "sequence",
@@ -54,6 +55,7 @@ _HOME = {
 __all__ = [
     "ConflictSpan",
     "Contraction",
+    "DomainConfig",
     "EvaluationConfig",
     "Figures",
     "FinishedStage",

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from rlforget.errors import ConfigError
 from rlforget.training.config import StageConfig
+from rlforget.training.world import world_size
 
 
 def grpo_arguments(
@@ -37,6 +39,7 @@ def grpo_arguments(
         beta=stage.beta,
         loss_type=stage.loss,
         scale_rewards=stage.scale_rewards,
+        **({} if stage.vllm is None else {"use_vllm": True, "vllm_mode": stage.vllm}),
         shuffle_dataset=False,  # the examples are drawn at random already
     )
 
@@ -55,7 +58,15 @@ def sft_arguments(stage: StageConfig, *, seed: int, device: str, folder: str, sa
 def _shared(
     kind: type[Any], stage: StageConfig, saving: Mapping[str, Any], *, seed: int, device: str, folder: str
 ) -> dict[str, Any]:
-    micro = stage.micro_batch or stage.sequences
+    devices = world_size()
+    micro = stage.micro_batch or max(stage.sequences // devices, 1)
+    if stage.sequences % (micro * devices):
+        raise ConfigError(
+            "key micro_batch",
+            expected=f"{devices} processes that share the {stage.sequences} sequences of a step evenly",
+            found=f"{micro} in one forward pass",
+            fix="Change prompts, samples or micro_batch, or start another number of processes.",
+        )
     # transformers renamed the option; the old name warns where there is the new one.
     new_name = "activation_checkpointing" in {field.name for field in fields(kind)}
     checkpointing = "activation_checkpointing" if new_name else "gradient_checkpointing"
@@ -65,7 +76,7 @@ def _shared(
         "use_cpu": device == "cpu",
         "max_steps": stage.steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": stage.sequences // micro,
+        "gradient_accumulation_steps": stage.sequences // (micro * devices),
         "learning_rate": stage.learning_rate,
         "lr_scheduler_type": _SCHEDULES[stage.schedule],
         "warmup_steps": stage.warmup,

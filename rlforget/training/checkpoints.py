@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlforget.training.watch import Course, Watch
+from rlforget.training.world import from_first, wait
 from rlforget.weights.atomic import sync, sync_folder
 
 _COURSE = "course.json"
@@ -88,7 +89,8 @@ def as_callback(checkpoints: Checkpoints, watch: Watch) -> Any:
 
     class _Saving(TrainerCallback):  # type: ignore[misc]
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            checkpoints.complete(state.global_step, watch.course, watch.seconds())
+            wait()  # each process writes its own random states
+            from_first(lambda: checkpoints.complete(state.global_step, watch.course, watch.seconds()))
 
     return _Saving()
 

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Count = Annotated[int, Field(gt=0)]
 
-_GRPO_ONLY = ("samples", "temperature", "beta", "loss", "scale_rewards", "max_new_tokens")
+_GRPO_ONLY = ("samples", "temperature", "beta", "loss", "scale_rewards", "max_new_tokens", "vllm")
 _SFT_ONLY = ("evaluate_every",)
 
 
@@ -44,11 +44,45 @@ class LoraConfig(_Strict):
     target_modules: list[str] | str = "all-linear"
 
 
+class DomainConfig(_Strict):
+    """A domain from a dataset; see `HubDomain`.
+
+    Attributes:
+        name: What stages and the evaluation call it.
+        dataset: A dataset's id on the Hugging Face hub, or a folder.
+        prompt: Template of the prompt over the dataset's columns.
+        answer: Template of the gold answer.
+        reference: Template of what the reward checks against, where that is not the answer.
+        reward: Import path of the reward, `module:function`.
+        max_new_tokens: Longest completion in tokens.
+        subset: The dataset's configuration.
+        split: The split to train on.
+        evaluation_split: The split to evaluate on; where none is given, one prompt in eight of `split`.
+        revision: Commit, tag or branch of the dataset.
+        rows: Take only so many rows of a split.
+        smoke: The built-in domain that stands for it in a smoke run.
+    """
+
+    name: Name
+    dataset: str
+    prompt: str
+    answer: str = ""
+    reference: str = ""
+    reward: str = "rlforget.domains.rewards:exact_match"
+    max_new_tokens: Count = 512
+    subset: str | None = None
+    split: str = "train"
+    evaluation_split: str | None = None
+    revision: str | None = None
+    rows: Count | None = None
+    smoke: Literal["code", "math", "qa", "writing", "science"]
+
+
 class StageConfig(_Strict):
     """One fine-tune, of one domain.
 
     Attributes:
-        domain: A built-in domain, a path to a `.jsonl` file, or `reasoning-gym:NAME`.
+        domain: One of the sequence's `domains`, a built-in one, a path to a `.jsonl` file, or `reasoning-gym:NAME`.
         method: `grpo` (TRL's GRPOTrainer on the domain's reward) or `sft` (TRL's SFTTrainer on its gold answers).
         name: What the stage is called; the domain's own name where none is given.
         parent: The stage whose weights it starts from, by name, or `base`; the one before where none is given.
@@ -74,6 +108,8 @@ class StageConfig(_Strict):
         loss: GRPO only: TRL's `loss_type`.
         scale_rewards: GRPO only: whose standard deviation divides the advantages.
         max_new_tokens: GRPO only: longest completion in tokens; the domain's own where none is given.
+        vllm: GRPO only: sample with vLLM, `colocate` on the same devices or `server` on others (see TRL's
+            documentation); null: with transformers.
     """
 
     domain: str
@@ -100,6 +136,7 @@ class StageConfig(_Strict):
     loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
     max_new_tokens: Count | None = None
+    vllm: Literal["colocate", "server"] | None = None
 
     @property
     def sequences(self) -> int:
@@ -152,6 +189,7 @@ class SequenceConfig(_Strict):
     Attributes:
         model: `miniature`, a checkpoint folder, or a model id of the Hugging Face hub.
         stages: The stages, in order.
+        domains: Domains from datasets, which stages and the evaluation then name.
         continue_from: The output folder of a finished sequence on the same model, whose stages are replayed first.
         seed: Decides all data and all draws.
         device: Where to train; `auto` is the GPU where there is one.
@@ -164,6 +202,7 @@ class SequenceConfig(_Strict):
 
     model: str = "miniature"
     stages: Annotated[list[StageConfig], Field(min_length=1)]
+    domains: list[DomainConfig] = []
     continue_from: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**20)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -18,6 +18,10 @@ class Log(Protocol):
         """Write one event."""
 
 
+def silent(event: str, **fields: Any) -> None:
+    """Write nothing."""
+
+
 class JsonLinesLog:
     """Appends one JSON object an event to a file: `time` in seconds since 1970, `event`, and the event's own fields.
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlforget import domains
 from rlforget.domains import Domain
 from rlforget.errors import ConfigError
 from rlforget.training.config import SequenceConfig, StageConfig
+from rlforget.training.naming import domain_named
 from rlforget.training.run_folder import StageFolder
 
 BASE = "base"
@@ -29,9 +29,9 @@ class Plan:
 
     def __init__(self, config: SequenceConfig) -> None:
         self.config = config
-        self.stage_domains = [domains.get(stage.domain) for stage in config.stages]
+        self.stage_domains = [domain_named(config, stage.domain) for stage in config.stages]
         specs = config.evaluation.domains
-        wanted = self.stage_domains if specs is None else [domains.get(spec) for spec in specs]
+        wanted = self.stage_domains if specs is None else [domain_named(config, spec) for spec in specs]
         self.evaluated = list({domain.name: domain for domain in wanted}.values())
         self.names = _stage_names(config.stages, self.stage_domains)
         self.parents = _parents(config.stages, self.names)
@@ -40,6 +40,8 @@ class Plan:
         """Return what decides all stages, except the model's path: its weights are compared instead."""
         shared = self.config.model_dump(exclude={"stages", "model", "device", "continue_from", "save_every"})
         shared["evaluation"]["domains"] = [domain.name for domain in self.evaluated]
+        for domain in shared["domains"]:
+            del domain["smoke"]
         return shared
 
     def continue_from(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from rlforget.training.checkpoints import Checkpoints
 from rlforget.training.config import EvaluationConfig, SequenceConfig, StageConfig
 from rlforget.training.live import replay, tensors, weights_digest
 from rlforget.training.loading import load_model
-from rlforget.training.log import JsonLinesLog, Log
+from rlforget.training.log import JsonLinesLog, Log, silent
 from rlforget.training.plan import BASE, Plan, changed
 from rlforget.training.progress import Progress, choose
 from rlforget.training.run_folder import RunFolder, StageFolder
 from rlforget.training.stage import StageResult, train_stage
+from rlforget.training.world import from_first, is_first, join
 from rlforget.training.yaml_file import load_config
 
 
@@ -76,6 +78,9 @@ def run_sequence(
     the trainer's checkpoints are kept. A resumed run replays the finished stages' deltas on the base, goes on from the
     last checkpoint, and ends with the same bits as a run that was never interrupted.
 
+    Under `accelerate launch` or `torchrun` each process trains on its share of every step, all with the whole model;
+    the first one writes, into a folder that all can read.
+
     Args:
         config: The configuration, or the path of its YAML file.
         output: The run's folder.
@@ -89,15 +94,22 @@ def run_sequence(
         RlforgetError: Whatever `train_stage` raises.
     """
     chosen = config if isinstance(config, SequenceConfig) else load_config(config)
+    join()
     run = RunFolder(Path(output))
     plan = Plan(chosen)
-    with run.opened(resume=resume), JsonLinesLog(run.log_path) as log:
-        finished = run.finished()
+    with ExitStack() as held:
+        from_first(lambda: _nothing(held.enter_context(run.opened(resume=resume))))
+        finished = from_first(run.finished)
         plan.check_unchanged(finished)
+        log = held.enter_context(JsonLinesLog(run.log_path)) if is_first() else silent
         log("run", config=chosen.model_dump(), finished=[stage.name for stage in finished])
-        result = _Runner(plan, run, log, choose(progress)).run(finished)
+        result = _Runner(plan, run, log, choose(progress and is_first())).run(finished)
         log("end")
     return result
+
+
+def _nothing(_: object) -> None:
+    """What is told to the other processes of a lock."""
 
 
 class _Runner:
@@ -143,7 +155,7 @@ class _Runner:
             "fingerprint": weights_digest(self._model),
             "scores": self._scores(BASE),
         }
-        return self._run.write(0, BASE, record, None)
+        return from_first(lambda: self._run.write(0, BASE, record, None))
 
     def _check_base(self, base: StageFolder) -> None:
         found = weights_digest(self._model)
@@ -165,14 +177,14 @@ class _Runner:
             progress=self._progress,
             checkpoints=self._checkpoints(index),
         )
-        delta = diff(before, tensors(self._model, copy=False))
         record = {
             "parent": [BASE, *plan.names][plan.parents[index - 1]],
             "config": config.model_dump(),
             "result": asdict(result),
             "scores": self._scores(name),
         }
-        written = self._run.write(index, name, record, delta)
+        after = tensors(self._model, copy=False)
+        written = from_first(lambda: self._run.write(index, name, record, diff(before, after)))
         self._log("finished", stage=name, steps=result.steps, seconds=round(result.seconds, 3))
         return written
 
@@ -185,7 +197,8 @@ class _Runner:
             "seed": self._plan.stage_seed(index),
             "weights": weights_digest(self._model),
         }
-        return Checkpoints(self._run.unfinished(index, self._plan.names[index - 1]), every, plan)
+        folder = self._run.unfinished(index, self._plan.names[index - 1])
+        return from_first(lambda: Checkpoints(folder, every, plan))
 
     def _scores(self, name: str) -> dict[str, dict[str, float]]:
         settings, wanted = self._plan.config.evaluation, self._plan.evaluated

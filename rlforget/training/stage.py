@@ -11,18 +11,19 @@ from typing import Any
 
 from rlforget import domains
 from rlforget.domains import Domain
-from rlforget.errors import missing_extra
+from rlforget.errors import MissingExtraError, missing_extra
 from rlforget.training.arguments import grpo_arguments, sft_arguments
 from rlforget.training.borrow import borrowed, seeded
 from rlforget.training.checkpoints import Checkpoint, Checkpoints
 from rlforget.training.checkpoints import as_callback as completing
 from rlforget.training.config import StageConfig
 from rlforget.training.data import completion_rows, prompt_rows, reward_function
-from rlforget.training.log import Log
+from rlforget.training.log import Log, silent
 from rlforget.training.lora import adapter
 from rlforget.training.progress import Progress, choose
 from rlforget.training.quiet import quiet
 from rlforget.training.watch import Course, Watch, as_callback
+from rlforget.training.world import from_first
 
 _MEASURE_SEED = 1_000_003  # prompts of a measurement are not those that the stage trains on
 
@@ -89,14 +90,18 @@ def train_stage(
     """
     if importlib.util.find_spec("trl") is None:
         raise missing_extra("trl", "train")
+    if stage.vllm is not None and importlib.util.find_spec("vllm") is None:
+        raise MissingExtraError(
+            "key vllm", expected="the package vllm", found="none installed", fix="pip install vllm, or set it to null."
+        )
     chosen = domains.get(stage.domain) if domain is None else domain
     name = stage.name or chosen.name
     shown = choose(progress)
-    saved = None if checkpoints is None else checkpoints.latest()
+    saved = None if checkpoints is None else from_first(checkpoints.latest)
     watch = Watch(
         name,
         stage,
-        log or _no_log,
+        log or silent,
         shown,
         lambda: _measure(model, tokenizer, chosen, stage, seed),
         *(() if saved is None else (saved.course, saved.seconds)),
@@ -227,7 +232,3 @@ def _result(name: str, domain: Domain, stage: StageConfig, course: Course, secon
         rewards=tuple(course.rewards),
         losses=tuple(course.losses),
     )
-
-
-def _no_log(event: str, **fields: Any) -> None:
-    """Write nothing."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,17 @@ from hypothesis import strategies as st
 
 from rlforget import domains
 from rlforget.domains import Example
-from rlforget.domains.rewards import code_tests, exact_match, json_schema, judge, multiple_choice, numeric
+from rlforget.domains.rewards import (
+    code_tests,
+    exact_match,
+    final_answer,
+    json_schema,
+    judge,
+    multiple_choice,
+    numeric,
+    program_output,
+)
+from rlforget.domains.rewards.endpoint import writing
 from rlforget.domains.rewards.numeric import last_number
 from rlforget.domains.rewards.sandbox import run
 from rlforget.errors import RewardError
@@ -40,7 +52,7 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is
 @pytest.mark.parametrize("completion", BAD)
 def test_nothing_is_paid_for_nothing(completion: str) -> None:
     example = Example("?", "42")
-    assert exact_match(example, completion) == numeric(example, completion) == 0
+    assert exact_match(example, completion) == numeric(example, completion) == final_answer(example, completion) == 0
     assert multiple_choice(Example("?", "C"), completion) == 0
     assert json_schema(Example("?", "", reference='{"type": "object"}'), completion) == 0
 
@@ -271,3 +283,79 @@ def test_a_file_names_its_reward_and_reference(tmp_path: Path) -> None:
     (example,) = domain.examples(1)
     assert domain.checked_reward(example, "I say 2") == 1
     assert domain.checked_reward(example, "I say 3") == 0
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        (r"so \boxed{\frac{1}{2}}", r"\dfrac{1}{2}", 1),
+        (r"so \boxed{0.5}", r"\frac{1}{2}", 1),
+        (r"first \boxed{3}, then \boxed{x^{2}+1}", "$x^{2} + 1$", 1),
+        (r"\boxed{\left(1, 2\right)}", "(1,2)", 1),
+        (r"\boxed{1,000}", "1000", 1),
+        (r"\boxed{x+1}", "1+x", 0),
+        (r"\boxed{12x}", "12", 0),
+        ("the answer is 7", "7", 0),
+        (r"\boxed{7", "7", 0),
+    ],
+)
+def test_boxes(completion: str, answer: str, expected: float) -> None:
+    assert final_answer(Example("?", answer), completion) == expected
+
+
+ADDING = "import sys\na, b = map(int, input().split())\nprint(a + b)"
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    "reference",
+    ['[{"input": "1 2", "output": "3\\n", "testtype": "stdin"}, {"input": "5 5", "output": "10"}]',
+     '{"inputs": ["1 2", "5 5"], "outputs": ["3", "10"]}'],
+)  # fmt: skip
+def test_programs_are_paid_for_the_outputs_that_are_right(reference: str) -> None:
+    example = Example("Add two numbers.", "", reference=reference)
+    assert program_output(example, f"```python\n{ADDING}\n```") == 1
+    assert program_output(example, "print(3)") == 0.5
+    assert program_output(example, f"{ADDING}\nraise SystemExit(0)") == 1
+    for bad in BAD:
+        assert program_output(example, bad) == 0
+
+
+@pytest.mark.parametrize(
+    "reference", ["", "[]", "{}", "3", '[{"input": 1, "output": 2}]', '{"inputs": ["1"], "outputs": []}']
+)
+def test_inputs_that_cannot_be_read_are_an_error(reference: str) -> None:
+    with pytest.raises(ValueError, match="the reference"):
+        program_output(Example("?", "", reference=reference), ADDING)
+
+
+def test_a_judge_behind_an_address_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))) | {"path": self.path})
+            reply = {"choices": [{"message": {"content": "Fine.\nScore: 8"}}]} if len(asked) < 2 else {"error": "busy"}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(reply).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("RLFORGET_JUDGE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.setenv("RLFORGET_JUDGE_MODEL", "critic")
+        assert writing(Example("Write a line.", ""), "Roses are red.") == 0.8
+        with pytest.raises(RewardError, match="a reply of the OpenAI API"):
+            writing(Example("Write a line.", ""), "x")
+        server.shutdown()
+    assert (asked[0]["path"], asked[0]["model"]) == ("/v1/chat/completions", "critic")
+    assert "Roses are red." in asked[0]["messages"][0]["content"]
+    monkeypatch.setenv("RLFORGET_JUDGE_URL", "http://127.0.0.1:1/v1")
+    with pytest.raises(RewardError, match="URLError"):
+        writing(Example("?", ""), "x")
+    monkeypatch.delenv("RLFORGET_JUDGE_URL")
+    with pytest.raises(RewardError, match="RLFORGET_JUDGE_URL and RLFORGET_JUDGE_MODEL"):
+        writing(Example("?", ""), "x")

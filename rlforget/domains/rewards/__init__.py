@@ -9,9 +9,20 @@ from __future__ import annotations
 
 from rlforget.domains.rewards.choice import multiple_choice
 from rlforget.domains.rewards.code_tests import code_tests
+from rlforget.domains.rewards.final_answer import final_answer
 from rlforget.domains.rewards.judge import judge
 from rlforget.domains.rewards.matching import exact_match
 from rlforget.domains.rewards.numeric import numeric
+from rlforget.domains.rewards.program_output import program_output
 from rlforget.domains.rewards.schema import json_schema
 
-__all__ = ["code_tests", "exact_match", "json_schema", "judge", "multiple_choice", "numeric"]
+__all__ = [
+    "code_tests",
+    "exact_match",
+    "final_answer",
+    "json_schema",
+    "judge",
+    "multiple_choice",
+    "numeric",
+    "program_output",
+]

@@ -1,0 +1,52 @@
+"""A small form of a configuration: every stage of it runs, on the miniature, in seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlforget.training.config import SequenceConfig, StageConfig
+
+_STEPS, _PROMPTS, _SAMPLES, _EVALUATED = 2, 4, 2, 8
+
+
+def smoke_test_of(config: SequenceConfig) -> SequenceConfig:
+    """Return the configuration with its model, data and sizes replaced by small ones.
+
+    Domains from datasets become the built-in ones that their `smoke` names; vLLM and bfloat16, which need a GPU, are
+    left out, and so is a learning rate that was chosen for billions of parameters.
+    """
+    stands_for = {domain.name: domain.smoke for domain in config.domains}
+    specs = config.evaluation.domains
+    evaluation = config.evaluation.model_copy(
+        update={
+            "count": _EVALUATED,
+            "domains": None if specs is None else list(dict.fromkeys(stands_for.get(spec, spec) for spec in specs)),
+        }
+    )
+    stages = [_small(stage, stands_for.get(stage.domain, stage.domain)) for stage in config.stages]
+    changes: dict[str, Any] = {
+        "model": "miniature",
+        "device": "cpu",
+        "dtype": "auto",
+        "domains": [],
+        "continue_from": None,
+    }
+    return config.model_copy(update={**changes, "stages": stages, "evaluation": evaluation, "save_every": 1})
+
+
+def _small(stage: StageConfig, domain: str) -> StageConfig:
+    changes: dict[str, Any] = {
+        "domain": domain,
+        "name": stage.name or stage.domain.rpartition("/")[2].partition(".")[0],
+        "steps": _STEPS,
+        "warmup": 0,
+        "prompts": _PROMPTS,
+        "micro_batch": None,
+        "learning_rate": 1e-3,
+        "bf16": False,
+        "max_new_tokens": None,
+        "vllm": None,
+    }
+    if stage.method == "grpo":
+        changes["samples"] = _SAMPLES
+    return stage.model_copy(update=changes)
