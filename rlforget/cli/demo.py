@@ -97,7 +97,7 @@ def miniature(
 def report(
     run: Annotated[
         Path,
-        typer.Argument(help="The folder of a run or of a history, or what `circuits compare` saved."),
+        typer.Argument(help="The folder of a run (demo, sequence) or of a history, or what `circuits compare` saved."),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The page to write; report.html in that folder by default.")

@@ -24,7 +24,7 @@ def write_section(page: Path, results: dict[str, Any]) -> None:
     text = page.read_text(encoding="utf-8")
     begin, end = (mark.format(target=results["study"]["target"]) for mark in (BEGIN, END))
     if not 0 <= text.find(begin) < text.find(end):
-        raise ConfigError(str(page), expected=f"{begin!r} before {end!r}", found="not both", fix="Put the marks back.")
+        raise ConfigError(str(page), expected=f"{begin!r} before {end!r}", found="not both", fix="Put both marks back.")
     before, after = text.split(begin)[0], text.split(end)[1]
     page.write_text(f"{before}{begin}\n\n{section(results)}\n\n{end}{after}", encoding="utf-8")
 

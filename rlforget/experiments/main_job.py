@@ -12,10 +12,12 @@ from rlforget import delta as deltas
 from rlforget import domains
 from rlforget.delta import Delta
 from rlforget.domains import miniature
+from rlforget.experiments.damages import write_measured
 from rlforget.experiments.measure import Rewards
 from rlforget.experiments.repairs import Repair, Scene, norm, training_free
-from rlforget.experiments.settings import EARLIER, SEQUENCE, TARGET, Settings
+from rlforget.experiments.settings import EARLIER, LATER, SEQUENCE, TARGET, Settings
 from rlforget.experiments.sft_and_rl import of_one_length, to_one_reward
+from rlforget.recovery.judging import Judge, Scale
 from rlforget.training import EvaluationConfig, Progress, SequenceConfig, StageConfig, run_sequence, train_stage
 
 Echo = Callable[[str], None]
@@ -26,9 +28,10 @@ def main_job(seed: int, out: Path, settings: Settings, *, echo: Echo, progress: 
 
     Returns:
         JSON: `seed`, `base_weights` (their fingerprint), `stages` (rewards of every domain, their standard errors over
-        prompts, and the statistics of the delta), `overlaps` of the stages' deltas, `lost` (reward of each earlier
-        domain after the last earlier stage, less at the end), `repairs`, `sft_and_rl`, `sft_and_rl_of_one_length` and
-        `seconds`.
+        prompts, the weights' fingerprint, and the statistics of the delta), `overlaps` of the stages' deltas, `lost`
+        (reward of each earlier domain after the last earlier stage, less at the end), `repairs`, `sft_and_rl`,
+        `sft_and_rl_of_one_length` and `seconds`. Beside the sequence lie `damage.json` and `conflict.json`, see
+        `write_measured`.
     """
     started = time.perf_counter()
     echo(f"seed {seed}: GRPO on {' → '.join(SEQUENCE)}")
@@ -41,6 +44,8 @@ def main_job(seed: int, out: Path, settings: Settings, *, echo: Echo, progress: 
     for stage in stages[:split]:
         deltas.apply(model, stage)
     then = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    judge = _judge(tokenizer, settings)
+    answers_then = judge.answers(model)
     for stage in stages[split:-1]:
         deltas.apply(model, stage)
     before_target = copy.deepcopy(model)
@@ -50,11 +55,13 @@ def main_job(seed: int, out: Path, settings: Settings, *, echo: Echo, progress: 
         tokenizer=tokenizer,
         delta=deltas.diff(then, model),
         own=stages[split - 1],
-        then=rewards[split],
-        now=rewards[-1],
+        judge=judge,
+        scale=Scale(EARLIER, LATER, answers_then, judge.answers(model)),
         settings=settings,
         seed=seed,
     )
+    echo(f"damage to {', '.join(EARLIER)}, and in how few directions it lies")
+    write_measured(scene, out)
     repairs: list[Repair] = []
     for repair in training_free(scene, echo):
         echo(f"  {repair.label}: regained {repair.regained:.2f}, kept {repair.kept:.2f}")
@@ -66,18 +73,30 @@ def main_job(seed: int, out: Path, settings: Settings, *, echo: Echo, progress: 
     return {
         "seed": seed,
         "base_weights": sequence.stages[0].folder.record["fingerprint"],
-        "stages": [{"name": "base", "rewards": rewards[0], "stderr": errors[0]}]
-        + [
-            {"name": name, "rewards": after, "stderr": error, "delta": stage.stats().to_dict()}
-            for name, after, error, stage in zip(SEQUENCE, rewards[1:], errors[1:], stages, strict=True)
+        "stages": [
+            {
+                "name": stage.name,
+                "rewards": after,
+                "stderr": error,
+                "weights": stage.folder.record["fingerprint"] if delta is None else delta.fingerprint_after,
+                **({"delta": delta.stats().to_dict()} if delta else {}),
+            }
+            for stage, after, error, delta in zip(sequence.stages, rewards, errors, [None, *stages], strict=True)
         ],
         "overlaps": _overlaps(stages),
-        "lost": {name: scene.then[name] - scene.now[name] for name in EARLIER},
+        "lost": {name: rewards[split][name] - rewards[-1][name] for name in EARLIER},
         "repairs": [repair.to_dict() for repair in repairs],
         "sft_and_rl": to_one_reward(before_target, tokenizer, settings, seed, progress),
         "sft_and_rl_of_one_length": of_one_length(before_target, by_grpo, tokenizer, settings, seed, progress),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _judge(tokenizer: Any, settings: Settings) -> Judge:
+    """What asks the prompts that the sequence is evaluated on, with the same draws."""
+    named = [domains.get(name) for name in SEQUENCE]
+    count = settings.evaluation_prompts
+    return Judge(tokenizer, {one: one.examples(count, seed=0, split="eval") for one in named})
 
 
 def _sequence(settings: Settings, seed: int) -> SequenceConfig:

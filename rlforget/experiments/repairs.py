@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlforget.experiments.measure import Rewards, kept, regained, rewards
+from rlforget.experiments.measure import Rewards
 from rlforget.experiments.settings import EARLIER, LATER, Settings
 from rlforget.interference import ConflictSubspace, Coordinates, Fisher, conflict, conflict_subspace, fisher
 from rlforget.interference.empirical_fisher import Where
 from rlforget.recovery import rollback
+from rlforget.recovery.judging import Judge, Scale
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
@@ -43,6 +44,9 @@ class Repair:
         regained: Share of the earlier domains' lost reward that came back.
         kept: Share of the later domains' gain that stayed.
         norm_share: Norm of the correction over the norm of δ.
+        stderr: Standard error of each domain's reward over prompts.
+        regained_stderr: That of `regained`, over the same prompts before and after.
+        kept_stderr: That of `kept`.
     """
 
     rule: str
@@ -51,6 +55,9 @@ class Repair:
     regained: float
     kept: float
     norm_share: float
+    stderr: Rewards
+    regained_stderr: float
+    kept_stderr: float
 
     @property
     def label(self) -> str:
@@ -71,8 +78,8 @@ class Scene:
         tokenizer: Its tokenizer.
         delta: Everything since the last earlier domain's stage.
         own: The last earlier domain's own update, for the score `opposed`.
-        then: Rewards at that stage.
-        now: Rewards at the end.
+        judge: Asks the evaluation prompts, the same each time.
+        scale: The answers at that stage and at the end: what is 0 and what is 1 of both shares.
         settings: Sample counts.
         seed: Seed of all draws.
     """
@@ -81,16 +88,25 @@ class Scene:
     tokenizer: Any
     delta: Delta
     own: Delta
-    then: Rewards
-    now: Rewards
+    judge: Judge
+    scale: Scale
     settings: Settings
     seed: int
 
     def judged(self, rule: str, fraction: float | None, norm_share: float) -> Repair:
         """Measure the model as it stands."""
-        after = rewards(self.model, self.tokenizer, count=self.settings.evaluation_prompts)
+        answers = self.judge.answers(self.model)
+        regained, kept = self.scale.shares(answers)
         return Repair(
-            rule, fraction, after, regained(self.then, self.now, after), kept(self.then, self.now, after), norm_share
+            rule,
+            fraction,
+            {name: float(values.mean()) for name, values in answers.items()},
+            regained.value,
+            kept.value,
+            norm_share,
+            {name: float(values.std()) / len(values) ** 0.5 for name, values in answers.items()},
+            regained.stderr,
+            kept.stderr,
         )
 
 

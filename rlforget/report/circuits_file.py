@@ -106,6 +106,51 @@ class Way:
 
 
 @dataclass(frozen=True)
+class Vulnerable:
+    """The heads that one fine-tune lost by more than δ beyond the other.
+
+    Attributes:
+        delta: δ, in the units of a mask.
+        heads: The heads, as (layer, head).
+        reverse: How many heads it is the other way round for.
+        in_base: How many of the heads are in the base's circuit.
+        p: Against either way being as likely.
+    """
+
+    delta: float
+    heads: list[tuple[int, int]]
+    reverse: int
+    in_base: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two fine-tunes, the one suspected of keeping less first, and the heads that only it lost, by rising δ."""
+
+    first: str
+    second: str
+    vulnerable: list[Vulnerable]
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """What a fine-tune did to the weights of one head: how much of them changed, by part and in all, and how far.
+
+    Attributes:
+        head: `layer:head`, or what else it is.
+        parts: Share of the coordinates that changed, by part: q, k, v, o.
+        share: That of all parts.
+        norm: Euclidean norm of the change; NaN where it is not told.
+    """
+
+    head: str
+    parts: dict[str, float]
+    share: float
+    norm: float
+
+
+@dataclass(frozen=True)
 class Circuits:
     """All of `circuits.json` that a report shows; the base's map comes first, `prompts` may be unknown."""
 
@@ -116,6 +161,8 @@ class Circuits:
     maps: list[HeadMap]
     kept: list[Kept]
     ways: list[Way]
+    differences: list[Difference]
+    weights: dict[str, list[HeadWeights]]
 
     @property
     def base(self) -> HeadMap:
@@ -176,6 +223,8 @@ def parse_circuits(raw: Any, where: str = "circuits") -> Circuits:
         maps=maps,
         kept=[_kept(name, node) for name, node in compared["kept"].items()],
         ways=[_way(name, node) for name, node in _items(root, "trajectories")],
+        differences=[_difference(node) for node in _elements(compared, "differences")],
+        weights={name: _weights(node) for name, node in _items(root, "weights")},
     )
 
 
@@ -251,6 +300,47 @@ def _way(name: str, node: Node) -> Way:
 def _step(node: Node) -> Step:
     retention = _within(node["kept"]["measures"], "retention", "value")
     return Step(node["name"].text(), _number(node, "reward"), retention)
+
+
+def _difference(node: Node) -> Difference:
+    found = [
+        Vulnerable(
+            delta=one["delta"].number(),
+            heads=[_head(head) for head in one["heads"].elements()],
+            reverse=one["reverse"].count(),
+            in_base=one["in_base"].count(),
+            p=_within(one, "p", "value"),
+        )
+        for one in _elements(node, "vulnerable")
+    ]
+    return Difference(node["first"].text(), node["second"].text(), sorted(found, key=lambda one: one.delta))
+
+
+def _head(node: Node) -> tuple[int, int]:
+    pair = node.elements()
+    if len(pair) != 2:
+        raise node.fault("a pair of layer and head")
+    return pair[0].count(), pair[1].count()
+
+
+def _weights(node: Node) -> list[HeadWeights]:
+    heads = [
+        HeadWeights(
+            ":".join(map(str, _head(one["head"]))),
+            {part: _number(change, "share") for part, change in one["parts"].items()},
+            _within(one, "total", "share"),
+            _norm([one["total"]]),
+        )
+        for one in node["heads"].elements()
+    ]
+    others = [part for _, part in _items(node, "others")]
+    numel, changed = (sum(_number(part, key) for part in others) for key in ("coordinates", "changed"))
+    shares = {name: _number(part, "share") for name, part in _items(node, "others")}
+    return [*heads, HeadWeights("all others", shares, changed / numel if numel else math.nan, _norm(others))]
+
+
+def _norm(parts: list[Node]) -> float:
+    return math.sqrt(sum(_number(part, "norm") ** 2 for part in parts))
 
 
 def _elements(node: Node, key: str) -> list[Node]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rlforget.report.circuits_file import Circuits, HeadMap, Kept, Way
+from rlforget.report.circuits_file import Circuits, Difference, HeadMap, Kept, Way
 from rlforget.report.wording import NONE, listing, moved, number, percent, plural, signed
 
 Head = tuple[int, int]
@@ -70,6 +70,18 @@ def way_finding(ways: list[Way]) -> str:
     ]
     text = "; ".join(said)
     return text[:1].upper() + text[1:]
+
+
+def vulnerable_finding(found: Difference) -> str:
+    """Say how many heads only the first fine-tune lost, beside how many only the second did."""
+    shown = next((one for one in found.vulnerable if one.delta > 0 and one.heads), None)
+    if shown is None:
+        return f"No head that {found.second} kept was lost by {found.first} by more than δ = 0"
+    return (
+        f"At δ = {shown.delta:g}, {plural(len(shown.heads), 'head')} that {found.second} kept "
+        f"{'was' if len(shown.heads) == 1 else 'were'} lost by {found.first}, and {shown.reverse} the other way round "
+        f"(p = {p_text(shown.p)})"
+    )
 
 
 def interval_text(one: Kept) -> str:

@@ -75,14 +75,14 @@ def opening(heading: str, note: str, sentences: Sequence[str], *more: Html) -> H
     )
 
 
-def origin(what: str, commands: Sequence[str], table: Table | None = None) -> Html:
+def origin(what: str, commands: Sequence[str], *tables: Table) -> Html:
     """Build what stands at the end: the commands that make it all again, and what else it depends on."""
     return tag(
         "section",
         tag("h2", "How this came about"),
         tag("p", f"{what} made again by:"),
         tag("pre", "\n".join(commands)),
-        _table(table) if table else Html(),
+        *map(_table, tables),
         id="origin",
     )
 

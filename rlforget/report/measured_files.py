@@ -69,6 +69,7 @@ class DomainDamage:
         total: The predicted rise at t = 1.
         bends: Whether the prediction is t·first + t²·second, and so known between the ends.
         count: Completions.
+        seed: Seed of the run it was measured on; None where that is not told.
         points: What was measured.
         tensors: Where the predicted damage lies; empty unless it was asked for by tensor.
     """
@@ -80,6 +81,7 @@ class DomainDamage:
     total: Measured
     bends: bool
     count: int
+    seed: int | None
     points: list[Point]
     tensors: list[TensorDamage]
 
@@ -106,11 +108,13 @@ class Subspace:
         curves: The curves by their names.
         needed: Directions that carry nine tenths of the damage; None where none do.
         samples: Completions a domain; None where it is not told.
+        seed: See `DomainDamage`.
     """
 
     curves: dict[str, list[CurvePoint]]
     needed: int | None
     samples: int | None
+    seed: int | None
 
 
 _CURVES = {
@@ -126,8 +130,10 @@ def read_damage(run: Path) -> list[DomainDamage] | None:
     Raises:
         ReportError: The file is damaged, or is not what the command printed.
     """
-    root = _read(run / DAMAGE_FILE, DAMAGE_COMMAND)
-    return None if root is None else [_domain(name, node) for name, node in root["domains"].items()]
+    root = _read(_place(run, DAMAGE_FILE), DAMAGE_COMMAND)
+    if root is None:
+        return None
+    return [_domain(name, node, _count(root, "seed")) for name, node in root["domains"].items()]
 
 
 def read_subspace(run: Path) -> Subspace | None:
@@ -136,16 +142,22 @@ def read_subspace(run: Path) -> Subspace | None:
     Raises:
         ReportError: The file is damaged, or is not what the command printed.
     """
-    root = _read(run / CONFLICT_FILE, CONFLICT_COMMAND)
+    root = _read(_place(run, CONFLICT_FILE), CONFLICT_COMMAND)
     found = root.get("subspace") if root else None
     if root is None or found is None:
         return None
-    needed, samples = found["directions_for_90_percent"].get("share"), root.get("samples")
     return Subspace(
         curves={name: [_curve_point(node) for node in found[key].elements()] for key, name in _CURVES.items()},
-        needed=needed.count() if needed else None,
-        samples=samples.count() if samples else None,
+        needed=_count(found["directions_for_90_percent"], "share"),
+        samples=_count(root, "samples"),
+        seed=_count(root, "seed"),
     )
+
+
+def _place(run: Path, name: str) -> Path:
+    """Where a file of a run is: in its folder, else in that of its first seed, where the demo writes it."""
+    of_seeds = sorted(run.glob(f"seed-*/{name}"), key=lambda path: (len(path.parent.name), path.parent.name))
+    return next((path for path in (run / name, *of_seeds) if path.exists()), run / name)
 
 
 def _read(path: Path, command: str) -> Node | None:
@@ -159,7 +171,7 @@ def _read(path: Path, command: str) -> Node | None:
     return Node(raw, f"{path}: ")
 
 
-def _domain(name: str, node: Node) -> DomainDamage:
+def _domain(name: str, node: Node, seed: int | None) -> DomainDamage:
     predicted, measured = node["predicted"], node["measured"]
     columns = [measured[key].elements() for key in ("t", "rise", "rise_stderr", "kl")]
     if len({len(column) for column in columns}) != 1:
@@ -172,6 +184,7 @@ def _domain(name: str, node: Node) -> DomainDamage:
         total=Measured(predicted["total"].number(), _number(predicted, "total_stderr")),
         bends=len(predicted["points"].elements()) == 1,
         count=measured["count"].count(),
+        seed=seed,
         points=[
             Point(t.number(), Measured(rise.number(), stderr.number()), _number(kl, "mean"))
             for t, rise, stderr, kl in zip(*columns, strict=True)
@@ -193,6 +206,12 @@ def _tensors(predicted: Node) -> list[TensorDamage]:
 def _curve_point(node: Node) -> CurvePoint:
     side, norm = _number(node, "side_effect"), _number(node, "norm_share")
     return CurvePoint(node["directions"].count(), node["explained"].number(), side, norm)
+
+
+def _count(node: Node, key: str) -> int | None:
+    """A count that may be missing."""
+    found = node.get(key)
+    return found.count() if found else None
 
 
 def _number(node: Node, key: str) -> float:

@@ -31,7 +31,10 @@ Rewards = dict[str, Spread]
 
 @dataclass(frozen=True)
 class RepairOverSeeds:
-    """One repair: `regained` of the earlier domains' loss, `kept` of the later ones' gain, share of norm moved."""
+    """One repair: `regained` of the earlier domains' loss, `kept` of the later ones' gain, share of norm moved.
+
+    `regained_stderr` and `kept_stderr` are standard errors over prompts, of each seed.
+    """
 
     rule: str
     fraction: float | None
@@ -39,6 +42,8 @@ class RepairOverSeeds:
     kept: Spread
     norm_share: Spread
     rewards: Rewards
+    regained_stderr: Spread
+    kept_stderr: Spread
 
     @property
     def family(self) -> Family:
@@ -101,12 +106,13 @@ class DeltaOverSeeds:
 
 @dataclass(frozen=True)
 class StageOverSeeds:
-    """A stage: every domain's reward after it, with its error over prompts, and its delta; the base has none."""
+    """A stage: every domain's reward after it, its error over prompts; its delta (the base has none) and domain."""
 
     name: str
     rewards: Rewards
     stderr: Rewards
     delta: DeltaOverSeeds | None
+    domain: str
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ class OverSeeds:
     @property
     def own(self) -> list[tuple[int, str]]:
         """The stages that trained a domain with rewards: position and domain."""
-        return [(i, stage.name) for i, stage in enumerate(self.stages) if i and stage.name in self.domains]
+        return [(i, stage.domain) for i, stage in enumerate(self.stages) if i and stage.domain in self.domains]
 
     @property
     def split(self) -> int:
@@ -210,7 +216,7 @@ def over_seeds(results: Results) -> OverSeeds:
     runs = results.runs
     stages = [_stage([run.stages[i] for run in runs]) for i in range(len(runs[0].stages))]
     measured = list(dict.fromkeys(name for stage in stages for name in stage.rewards))
-    trained = [stage.name for stage in stages if stage.name in measured]
+    trained = [stage.domain for stage in stages if stage.domain in measured]
     compared = [run.comparison for run in runs]
     return OverSeeds(
         seeds=tuple(run.seed for run in runs),
@@ -233,7 +239,7 @@ def _by_name(rows: Sequence[Mapping[str, float]]) -> Rewards:
 def _stage(stages: Sequence[Stage]) -> StageOverSeeds:
     deltas = [stage.delta for stage in stages]
     rewards, stderr = (_by_name([getattr(stage, key) for stage in stages]) for key in ("rewards", "stderr"))
-    return StageOverSeeds(stages[0].name, rewards, stderr, _delta(deltas) if any(deltas) else None)
+    return StageOverSeeds(stages[0].name, rewards, stderr, _delta(deltas) if any(deltas) else None, stages[0].domain)
 
 
 def _delta(deltas: Sequence[StageDelta | None]) -> DeltaOverSeeds:
@@ -309,6 +315,8 @@ def _repair(key: tuple[str, float | None], repairs: Sequence[Repair | None]) -> 
         kept=Spread.of(repair.kept if repair else None for repair in repairs),
         norm_share=Spread.of(repair.norm_share if repair else None for repair in repairs),
         rewards=_by_name([repair.rewards if repair else {} for repair in repairs]),
+        regained_stderr=Spread.of(repair.regained_stderr if repair else None for repair in repairs),
+        kept_stderr=Spread.of(repair.kept_stderr if repair else None for repair in repairs),
     )
 
 

@@ -12,10 +12,11 @@ from rlforget.report.measured_files import DomainDamage, Subspace, read_damage, 
 from rlforget.report.over_seeds import OverSeeds, over_seeds
 from rlforget.report.results import RESULTS_FILE, Results, read_results
 from rlforget.report.sections import sections
+from rlforget.report.sequence_run import is_sequence
 from rlforget.report.sparklines import sparklines
 from rlforget.report.story import seeds_note, story
 from rlforget.report.tables import Cell, Table
-from rlforget.report.wording import number
+from rlforget.report.wording import NONE, number
 from rlforget.weights.atomic import check_free, new_file
 
 
@@ -23,8 +24,8 @@ def write_report(run: Path, out: Path, force: bool = False) -> Path:
     """Write a page about a run, about a history, or about circuits alone.
 
     Args:
-        run: The run's folder, as `rlforget demo` wrote it, with circuits in it or not; the folder of a history; or
-            circuits that `rlforget circuits compare` saved, the file or a folder that holds it.
+        run: The run's folder, as `rlforget demo` or `rlforget sequence` wrote it, with circuits in it or not; the
+            folder of a history; or circuits that `rlforget circuits compare` saved, the file or a folder with it.
         out: The page to write, about 5 MB: the plots' library is in it.
         force: Replace what is there.
 
@@ -80,7 +81,7 @@ def read_run(run: Path) -> tuple[Results | None, Circuits | None]:
         ReportError: Neither is there, or one is damaged, or of another format or version.
     """
     circuits = read_circuits(run)
-    alone = circuits is not None and not (run / RESULTS_FILE).exists()
+    alone = circuits is not None and not (run / RESULTS_FILE).exists() and not is_sequence(run)
     return None if alone else read_results(run), circuits
 
 
@@ -121,10 +122,8 @@ def _origin(results: Results, run: Path) -> Html:
     """Versions, seeds, settings, and the commands that make the run and the page again."""
     seeds = " ".join(f"--seed {one.seed}" for one in results.runs)
     folder = shlex.quote(str(run))
-    commands = [
-        f"rlforget demo {seeds}{' --fast' if results.fast else ''} --out {folder}",
-        f"rlforget report {folder}",
-    ]
+    demo = f"rlforget demo {seeds}{' --fast' if results.fast else ''} --out {folder}"
+    commands = [results.command or demo, f"rlforget report {folder}"]
     took = [f"seed {one.seed}: {number(one.seconds, 0)} s" for one in results.runs if one.seconds is not None]
     facts = [("seeds", ", ".join(str(one.seed) for one in results.runs))]
     facts += [
@@ -137,9 +136,19 @@ def _origin(results: Results, run: Path) -> Html:
     facts += [(f"version of {name}", version) for name, version in results.versions.items()]
     facts += results.settings.items()
     rows: list[list[str | Cell]] = [[what, value] for what, value in facts]
-    return origin(
-        "The run and this page are", commands, Table("Seeds, machine, versions and settings", ["what", "value"], rows)
-    )
+    settings = Table("Seeds, machine, versions and settings", ["what", "value"], rows)
+    return origin("The run and this page are", commands, settings, *_weights(results))
+
+
+def _weights(results: Results) -> list[Table]:
+    """The weights after every stage by their fingerprints, and how each was trained; nothing where that is not told."""
+    stages = [(one.seed, stage) for one in results.runs for stage in one.stages if stage.weights or stage.config]
+    rows: list[list[str | Cell]] = [
+        [stage.name, Cell(str(seed), (float(seed),)), stage.weights or NONE, stage.config or NONE]
+        for seed, stage in stages
+    ]
+    head = ["stage", "seed", "fingerprint of its weights", "how it was trained"]
+    return [Table("The weights after every stage", head, rows)] if rows else []
 
 
 def _origin_of_circuits(run: Path) -> Html:

@@ -96,12 +96,18 @@ class Stage:
         rewards: Every domain's mean sampled reward after it.
         stderr: Their standard errors over prompts, where the run tells.
         delta: What it did to the weights; the base did nothing.
+        weights: The fingerprint of the weights after it; empty where the run does not tell.
+        config: How it was trained, in words; empty likewise.
+        domain: What it trained: its name, unless the run tells.
     """
 
     name: str
     rewards: dict[str, float]
     stderr: dict[str, float]
     delta: StageDelta | None
+    weights: str
+    config: str
+    domain: str
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,8 @@ class Repair:
         regained: Share of the earlier domains' lost reward that came back.
         kept: Share of the later domains' gain that stayed.
         norm_share: Norm of the correction over the norm of the later change.
+        regained_stderr: Standard error of `regained` over prompts, NaN where the run does not tell.
+        kept_stderr: That of `kept`.
     """
 
     rule: str
@@ -141,6 +149,8 @@ class Repair:
     regained: float
     kept: float
     norm_share: float
+    regained_stderr: float
+    kept_stderr: float
 
 
 @dataclass(frozen=True)
@@ -180,8 +190,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Results:
-    """All of `results.json` that a report shows."""
+    """All of `results.json` that a report shows. `command` made it; empty: the demo did, with these seeds."""
 
+    command: str
     fast: bool
     settings: dict[str, str]
     versions: dict[str, str]
@@ -198,11 +209,15 @@ def read_results(run: Path) -> Results:
     Raises:
         ReportError: There are none, or they are damaged, of another format or of another version.
     """
+    from rlforget.report.sequence_run import is_sequence, read_sequence
+
     path = run / RESULTS_FILE
+    if not path.exists() and is_sequence(run):
+        return read_sequence(run)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        fix = "Give the folder that `rlforget demo` wrote, a history, or what `rlforget circuits compare` saved."
+        fix = "Give what `rlforget demo`, `rlforget sequence` or `rlforget circuits compare` wrote, or a history."
         found = "a folder without it" if run.is_dir() else "no such folder"
         raise ReportError(str(run), expected=f"a run's folder, with {RESULTS_FILE}", found=found, fix=fix) from None
     except (OSError, ValueError, RecursionError) as error:
@@ -233,6 +248,7 @@ def parse_results(raw: Any, where: str = "results") -> Results:
         raise root["runs"].fault("at least one run, and the same stages in all of them", outlines or "no run")
     fast, machine = root.get("fast"), root.get("machine")
     return Results(
+        command=command.text() if (command := root.get("command")) else "",
         fast=bool(fast and fast.value is True),
         settings=_texts(root.get("settings")),
         versions=_texts(root.get("versions")),
@@ -283,12 +299,16 @@ def _elements(node: Node, key: str) -> list[Node]:
 
 
 def _stage(node: Node) -> Stage:
-    delta, stderr = node.get("delta"), node.get("stderr")
+    delta, stderr, domain = node.get("delta"), node.get("stderr"), node.get("domain")
+    name = node["name"].text()
     return Stage(
-        node["name"].text(),
+        name,
         node["rewards"].numbers(),
         stderr.numbers() if stderr else {},
         _delta(delta) if delta else None,
+        weights.text() if (weights := node.get("weights")) else "",
+        config.text() if (config := node.get("config")) else "",
+        domain.text() if domain else name,
     )
 
 
@@ -328,6 +348,8 @@ def _repair(node: Node) -> Repair:
         regained=_number(node, "regained"),
         kept=_number(node, "kept"),
         norm_share=_number(node, "norm_share"),
+        regained_stderr=_number(node, "regained_stderr"),
+        kept_stderr=_number(node, "kept_stderr"),
     )
 
 

@@ -61,6 +61,8 @@ def sections(
         yield _subspace(subspace)
         yield _comparison(found)
     yield _circuits(circuits)
+    if circuits is not None:
+        yield _vulnerable(circuits)
 
 
 def _rewards(found: OverSeeds) -> Section:
@@ -174,4 +176,22 @@ def _circuits(found: Circuits | None) -> Section:
     )
     return Section(
         "circuits", heading, text, plots.circuit_plots(found), [tables.circuits_table(found)], plots.CIRCUIT_CHOICES
+    )
+
+
+def _vulnerable(found: Circuits) -> Section:
+    heading = "Vulnerable heads: what one fine-tune lost and the other kept"
+    drawn = plots.vulnerable_plots(found)
+    if not drawn:
+        remedy = (
+            "No vulnerable heads: they are told of two fine-tunes; `rlforget circuits compare BASE NAME=MODEL "
+            f"OTHER=MODEL --domain NAME --weights -o {CIRCUITS_FILE}` adds them."
+        )
+        return Section("vulnerable", heading, "", remedy=remedy)
+    text = (
+        "A head is vulnerable where its mask fell by more than δ further in the one fine-tune than in the other. Which "
+        "of the two is first was chosen before; the count the other way round is what to read it beside."
+    )
+    return Section(
+        "vulnerable", heading, text, drawn, [tables.vulnerable_table(found), *tables.head_weights_tables(found)]
     )

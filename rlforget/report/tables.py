@@ -80,14 +80,17 @@ def steps_table(found: OverSeeds) -> Table | None:
 
 def repairs_table(found: OverSeeds) -> Table:
     """Every repair."""
-    head = ["repair", "sort", "coordinates", "regained", "kept", "norm moved", *found.domains]
+    error = "± over prompts"
+    head = ["repair", "sort", "coordinates", "regained", error, "kept", error, "norm moved", *found.domains]
     rows: list[list[str | Cell]] = [
         [
             repair.rule,
             repair.family.value,
             Cell(fraction(repair.fraction), (1.0 if repair.fraction is None else repair.fraction,)),
             _cell(repair.regained, percent),
+            _cell(repair.regained_stderr, percent),
             _cell(repair.kept, percent),
+            _cell(repair.kept_stderr, percent),
             _cell(repair.norm_share, percent),
             *_cells(repair.rewards, found.domains),
         ]
@@ -224,6 +227,44 @@ def circuits_table(found: Circuits) -> Table:
         for step in way.steps
     ]
     return Table(f"Circuits for {found.task}: what is kept, beside chance and the ceiling", head, rows)
+
+
+def vulnerable_table(found: Circuits) -> Table:
+    """The heads that only one of two fine-tunes lost, over δ."""
+    rows: list[list[str | Cell]] = [
+        [
+            f"{one.first}, not {one.second}",
+            Cell(f"{at.delta:g}", (at.delta,)),
+            _count(len(at.heads)),
+            _count(at.reverse),
+            _count(at.in_base),
+            _value(at.p, circuits_story.p_text),
+            ", ".join(f"{layer}:{head}" for layer, head in at.heads) or NONE,
+        ]
+        for one in found.differences
+        for at in one.vulnerable
+    ]
+    head = ["lost by", "δ", "heads", "the other way round", "in the base's circuit", "p", "which, as layer:head"]
+    return Table("Heads that one fine-tune lost and the other kept", head, rows)
+
+
+def head_weights_tables(found: Circuits) -> list[Table]:
+    """What changed in the weights of those heads, beside all others."""
+    tables = []
+    for name, heads in found.weights.items():
+        parts = list(dict.fromkeys(part for one in heads for part in one.parts))
+        rows: list[list[str | Cell]] = [
+            [
+                one.head,
+                *(_value(one.parts.get(part, math.nan), tenths) for part in parts),
+                _value(one.share, tenths),
+                _value(one.norm, _three),
+            ]
+            for one in heads
+        ]
+        head = ["head", *(f"changed in {part}" for part in parts), "changed", "norm of the change"]
+        tables.append(Table(f"Changed weights: {name}", head, rows))
+    return tables
 
 
 def _cell(spread: Spread, write: Callable[[float], str] = number) -> Cell:

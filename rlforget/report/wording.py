@@ -23,10 +23,15 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """Write a share of 1 as a percentage; with more decimals, up to two, where it would else be rounded to 100%."""
-    text = number(100 * share, digits)
-    if digits < 2 and share < 1 and text.startswith("100"):
-        return percent(share, digits + 1)
+    """Write a share of 1 as a percentage; with up to two more decimals, where those keep it from rounding to 100%."""
+    text = next(
+        (
+            finer
+            for more in range(3)
+            if not (finer := number(100 * share, digits + more)).startswith("100") or share >= 1
+        ),
+        number(100 * share, digits),
+    )
     return text if text == NONE else f"{text}%"
 
 

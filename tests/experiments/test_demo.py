@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ import pytest
 from rlforget.errors import OutputError
 from rlforget.experiments import demo
 from rlforget.experiments.settings import EARLIER, FULL, LATER, SEQUENCE, Settings
+from rlforget.report.measured_files import read_damage, read_subspace
 from rlforget.training.progress import Silent
 
-TINY = Settings(steps=(2, 2, 2, 3), evaluation_prompts=32, samples=16, refresh_steps=1, target_reward=0.3)
+TINY = Settings(
+    steps=(2, 2, 2, 3), evaluation_prompts=32, samples=16, damage_samples=4, refresh_steps=1, target_reward=0.3
+)
 
 
 def test_every_part_of_the_main_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +31,18 @@ def test_every_part_of_the_main_job_runs(tmp_path: Path, monkeypatch: pytest.Mon
     rules = {repair["rule"] for repair in run["repairs"]}
     assert {"fisher", "two_fisher", "subspace", "magnitude", "random", "dense subspace", "refresh"} <= rules
     assert len(run["overlaps"]) == 6
+    for repair in run["repairs"]:
+        assert set(repair["stderr"]) == set(SEQUENCE)
+        assert all(repair[key] >= 0.0 for key in ("regained_stderr", "kept_stderr") if math.isfinite(repair[key]))
+    prints = [stage["weights"] for stage in run["stages"]]
+    assert len({run["base_weights"], *prints}) == len(prints) == 5
+    folder = tmp_path / "demo" / "seed-5"
+    damages, subspace = read_damage(folder), read_subspace(folder)
+    assert damages is not None
+    assert subspace is not None
+    assert [one.domain for one in damages] == list(EARLIER)
+    assert all(one.count == subspace.samples == TINY.damage_samples for one in damages)
+    assert all(one.tensors for one in damages)
     for compared in (run["sft_and_rl"], run["sft_and_rl_of_one_length"]):
         assert compared["start"]["rewards"] == run["stages"][-2]["rewards"]
         assert {"grpo", "sft"} <= set(compared)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rlforget.circuits.changed_weights import ChangedWeights, HeadChange, SliceChange
 from rlforget.circuits.circuit import Circuit
 from rlforget.circuits.comparison import compare_circuits
 from rlforget.circuits.record import record
@@ -34,7 +35,12 @@ def made_circuits() -> dict[str, Any]:
         steps = {f"step {10 * i}": one for i, one in enumerate(way, start=1)}
         rewards = {"base": 0.3} | {step: 0.3 + 0.1 * i for i, step in enumerate(steps, start=1)}
         trajectories[name] = trajectory_of_circuits(first, steps, rewards=rewards, **options)
-    return record("science", compared, trajectories)
+    return record("science", compared, trajectories, {"heads that sft broke and grpo kept, delta 0.1": _changed()})
+
+
+def _changed() -> ChangedWeights:
+    part = SliceChange(coordinates=64, changed=16, norm=0.5, damage=None)
+    return ChangedWeights([HeadChange((1, 2), {"q": part, "o": part}, {"q": 1, "o": 1})], {"q": part})
 
 
 def _circuit(scores: torch.Tensor, draw: torch.Generator) -> Circuit:

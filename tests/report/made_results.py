@@ -54,13 +54,15 @@ def made_results(seeds: int = 2) -> dict[str, Any]:
 def _run(seed: int) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(seed)
     weights = _weights(draw)
-    stages: list[dict[str, Any]] = [{"name": "base", "rewards": _jittered(_BASE, draw)}]
+    stages: list[dict[str, Any]] = [{"name": "base", "rewards": _jittered(_BASE, draw), "weights": f"base of {seed}"}]
     deltas: list[Delta] = []
     for position, name in enumerate(SEQUENCE):
         tuned = {key: _tuned(tensor, draw, 0.1 * (position + 1)) for key, tensor in weights.items()}
         deltas.append(diff(weights, tuned))
         weights = tuned
-        stages.append({"name": name, "rewards": _jittered(_AFTER[name], draw), "delta": deltas[-1].stats().to_dict()})
+        told = {"weights": deltas[-1].fingerprint_after, "config": f"method grpo, steps {10 * position}"}
+        after = {"name": name, "rewards": _jittered(_AFTER[name], draw), **told}
+        stages.append({**after, "delta": deltas[-1].stats().to_dict()})
     then, now = stages[len(EARLIER)]["rewards"], stages[-1]["rewards"]
     pairs = [(i, j) for j in range(len(deltas)) for i in range(j)]
     return {
@@ -115,7 +117,8 @@ def _repair(
     rewards = {
         name: now[name] + (regained if name in EARLIER else 1 - kept) * (then[name] - now[name]) for name in SEQUENCE
     }
-    return Repair(rule, fraction, rewards, regained, kept, 0.08 if fraction is None else 4 * fraction).to_dict()
+    norm, errors = 0.08 if fraction is None else 4 * fraction, dict.fromkeys(SEQUENCE, 0.01)
+    return Repair(rule, fraction, rewards, regained, kept, norm, errors, 0.03, 0.02).to_dict()
 
 
 def _sft_and_rl(draw: torch.Generator) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from rlforget.report import write_report
 from rlforget.report.document import embedded
 from rlforget.report.plots import PLACE_CHOICES
 from tests.report.made_circuits import made_circuits
+from tests.report.made_history import made_history
+from tests.report.made_measurements import made_conflict, made_damage
 from tests.report.made_results import made_results
 from tests.report.test_page import hostile
 
@@ -54,7 +56,13 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, results: dict[str, Any], circuits: dict[str, Any], folder: Path) -> Opened:
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "circuits.json").write_text(json.dumps(circuits))
-    file = write_report(folder, folder / "report.html")
+    (folder / "damage.json").write_text(json.dumps(made_damage()))
+    (folder / "conflict.json").write_text(json.dumps(made_conflict()))
+    return drawn(browser, write_report(folder, folder / "report.html"))
+
+
+def drawn(browser: Any, file: Path) -> Opened:
+    """Open a page, and wait until all of its plots are drawn."""
     page = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True).new_page()
     page.set_default_timeout(PATIENCE)
     found = Opened(page, {})
@@ -237,6 +245,35 @@ def test_a_script_in_any_field_is_text(browser: Any, tmp_path: Path) -> None:
     assert page.locator("script").count() == 3
     rows = saved(page, "repairs", tmp_path)
     assert any("<script>" in row["repair"] for row in rows)
+    assert report.said == []
+    assert [url for url in report.asked if not url.startswith(("file:", "blob:", "data:"))] == []
+
+
+def test_the_page_of_a_history_is_drawn_walked_sorted_and_saved(browser: Any, tmp_path: Path) -> None:
+    """And asks for nothing; a message that is markup is text."""
+    from playwright.sync_api import expect
+
+    report = drawn(browser, write_report(made_history(tmp_path), tmp_path / "history.html"))
+    page = report.page
+    assert report.figures.keys() == {"stages-0", "metrics-0", "blame-0"}
+    assert page.locator("#stages-0 .point, #stages-0 .points path").count() >= 4
+    page.locator("#stages-0").focus()
+    for told in ("base", "math (best)"):
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#stages-0 .hovertext")).to_contain_text(told)
+    page.locator("#stages summary").click()
+    head = page.locator("#stages thead th", has_text="changed")
+    head.locator("button").click()
+    cells = page.locator("#stages tbody tr > :nth-child(6)")
+    shares = [float(text) for text in cells.evaluate_all("cells => cells.map(c => c.dataset.values)")]
+    assert shares == sorted(shares)
+    page.locator("#stages summary").click()
+    rows = saved(page, "stages", tmp_path)
+    assert {row["domain"] for row in rows} == {"math", "", "writing"}
+    assert any("<script>" in row["message"] for row in rows)
+    assert page.locator("img, iframe, a[href], [onload], [onerror]").count() == 0
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert report.said == []
     assert [url for url in report.asked if not url.startswith(("file:", "blob:", "data:"))] == []
 

@@ -50,7 +50,7 @@ def test_reader_and_writer_agree_on_file_and_format() -> None:
 def test_the_section_stands_in_the_report_of_a_run(run: Path, circuits: dict[str, Any], tmp_path: Path) -> None:
     (run / CIRCUITS_FILE).write_text(json.dumps(circuits))
     page = Page(write_report(run, tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert sections_of(page) == [*SECTIONS[:-1], "circuits", "origin"]
+    assert sections_of(page) == [*SECTIONS[:-1], "circuits", "vulnerable", "origin"]
     assert len([key for key in page.figures if key.startswith("circuits-")]) == 3 + 2 + 2
     assert not [text for text in page.texts("p") if "circuits compare" in text]
     choices = [text for text in page.texts("option") if text in CIRCUIT_CHOICES]
@@ -64,8 +64,8 @@ def test_circuits_make_a_page_of_their_own(circuits: dict[str, Any], tmp_path: P
     pages = [write_report(place, tmp_path / f"{i}.html").read_text("utf-8") for i, place in enumerate((file, tmp_path))]
     for text, place in zip(pages, (file, tmp_path), strict=True):
         page = Page(text)
-        assert sections_of(page) == ["circuits", "origin"]
-        assert len(page.figures) == 3 + 2 + 2
+        assert sections_of(page) == ["circuits", "vulnerable", "origin"]
+        assert len(page.figures) == 3 + 2 + 2 + 1
         assert f"rlforget report {place}" in page.texts("pre")[0]
         assert not [line for line in page.texts("p") if "left out" in line]
 
@@ -328,3 +328,28 @@ def test_anything_becomes_a_page_or_a_named_error(made: str, data: st.DataObject
     except ReportError:
         return
     assert "circuits" in sections_of(page)
+
+
+def test_vulnerable_heads_stand_beside_those_of_the_other_way_round(circuits: dict[str, Any]) -> None:
+    page = page_of({**_no_stages(), "runs": [{"seed": 0}]}, circuits=circuits)
+    told = circuits["comparison"]["differences"][0]["vulnerable"]
+    ours, theirs = page.figures["vulnerable-0"][0]["data"]
+    assert (ours["x"], ours["y"]) == ([one["delta"] for one in told], [one["count"] for one in told])
+    assert theirs["y"] == [one["reverse"] for one in told]
+    shown = next(one for one in told if one["delta"] > 0 and one["count"])
+    finding = next(text for text in page.texts("figcaption") if text.startswith("At δ = "))
+    assert f"{shown['count']} heads that grpo kept were lost by sft, and {shown['reverse']} the other way" in finding
+    assert ", ".join(f"{layer}:{head}" for layer, head in told[0]["heads"]) in page.texts("td")
+    assert any("Changed weights: heads that sft broke" in text for text in page.texts("summary"))
+    assert "25.0%" in page.texts("td")
+
+
+def test_one_fine_tune_has_no_vulnerable_heads_and_one_line_says_so(circuits: dict[str, Any]) -> None:
+    circuits["comparison"]["differences"] = []
+    page = page_of({**_no_stages(), "runs": [{"seed": 0}]}, circuits=circuits)
+    assert "vulnerable-0" not in page.figures
+    assert [text for text in page.texts("p") if text.startswith("No vulnerable heads")]
+
+
+def _no_stages() -> dict[str, Any]:
+    return {"format": "rlforget-demo", "version": 1}

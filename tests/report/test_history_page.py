@@ -6,35 +6,19 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from rlforget.errors import HistoryError
 from rlforget.history import History
 from rlforget.report import write_report
 from rlforget.report.history_page import compose_history
+from tests.report.made_history import made_history
 from tests.report.pages import Page
 from tests.report.test_page import HOSTILE, sections_of
-
-NAMES = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A base; math, which changes half of layer 0; writing, which takes some of that back; and a branch from math."""
-    weights = {name: torch.zeros(4, 4) for name in NAMES}
-    save_file(weights, tmp_path / "base.safetensors")
-    history = History.init(tmp_path / "history", tmp_path / "base.safetensors")
-    weights[NAMES[1]][:2] = 1.0
-    history.commit(weights, domain="math", message=HOSTILE, metrics={"math": 0.9, "by": {HOSTILE: 1}, "text": "x"})
-    side = {name: tensor.clone() for name, tensor in weights.items()}
-    side[NAMES[0]][0, 0] = 5.0
-    history.commit(side, name="side", message="a branch")
-    weights[NAMES[1]][0] = 0.0
-    weights[NAMES[2]][:] = 2.0
-    history.commit(weights, domain="writing", parent="math", message="on", metrics={"math": 0.4})
-    history.tag("best", "math")
-    return tmp_path / "history"
+    return made_history(tmp_path)
 
 
 def page_of(folder: Path) -> Page:

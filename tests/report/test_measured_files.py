@@ -93,6 +93,17 @@ def test_plotly_takes_every_figure(measured: Path, theme: dict[str, str]) -> Non
                 go.Figure(view)
 
 
+def test_those_of_the_first_seed_are_shown_where_the_run_has_none(measured: Path) -> None:
+    for seed in (10, 9):
+        folder = measured / f"seed-{seed}"
+        folder.mkdir()
+        (folder / DAMAGE_FILE).write_text(json.dumps({**made_damage(), "seed": seed}))
+    assert [one.seed for one in read_damage(measured) or []] == [None]
+    (measured / DAMAGE_FILE).unlink()
+    assert [one.seed for one in read_damage(measured) or []] == [9]
+    assert any("completions, seed 9." in text for text in page_of(measured).texts("p"))
+
+
 def test_text_is_never_markup(measured: Path) -> None:
     (measured / DAMAGE_FILE).write_text(json.dumps(hostile(made_damage())).replace('"math"', json.dumps(HOSTILE)))
     damaged = made_damage()

@@ -65,7 +65,7 @@ def test_every_plot_has_a_place_a_title_and_a_table(results: dict[str, Any]) -> 
     titles = page.texts("figcaption")
     assert [given["aria-label"] for given in plots.values()] == titles
     assert all(re.search(r"\d", title) for title in titles)
-    assert len(page.texts("table")) == len(SECTIONS) + 1  # how sparse the updates are has two
+    assert len(page.texts("table")) == len(SECTIONS) + 2  # steps and origin have two
     choices = [given for name, given, _ in page.elements if name == "option"]
     assert {len(views) for views in page.figures.values()} == {1, 2, 3}
     assert len(choices) == 2 + 3
@@ -128,6 +128,20 @@ def test_the_page_tells_five_things_and_how_it_came_about(results: dict[str, Any
         json.dumps(results["settings"]["steps"]),
     ):
         assert value in cells
+
+
+def test_every_stage_has_its_fingerprint_and_its_settings(results: dict[str, Any]) -> None:
+    page = page_of(results)
+    cells = page.texts("td")
+    for one in results["runs"]:
+        for stage in one["stages"]:
+            assert stage["weights"] in cells
+    assert "method grpo, steps 30" in cells
+
+
+def test_a_run_by_another_command_names_that(results: dict[str, Any]) -> None:
+    results["command"] = "rlforget sequence mine.yaml"
+    assert page_of(results).texts("pre")[0].startswith("rlforget sequence mine.yaml\nrlforget report ")
 
 
 def hostile(value: Any) -> Any:

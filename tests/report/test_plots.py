@@ -60,6 +60,22 @@ def test_the_rewards_of_one_seed_have_their_errors_over_prompts(results: dict[st
     assert "error_y" not in traces["code"]
 
 
+def test_the_repairs_of_one_seed_have_their_errors_over_prompts(results: dict[str, Any]) -> None:
+    over_both = plots.repairs_plot(over_seeds(parse_results(results)))
+    assert not any("error_x" in trace for trace in over_both.views[0]["data"])
+    results["runs"] = results["runs"][:1]
+    for repair in results["runs"][0]["repairs"]:
+        if repair["rule"] == "random":
+            repair["kept_stderr"] = repair["regained_stderr"] = None
+    plot = plots.repairs_plot(over_seeds(parse_results(results)))
+    traces = {trace["name"]: trace for trace in plot.views[0]["data"]}
+    assert traces["fisher"]["error_x"]["array"] == [0.02] * 3
+    assert traces["fisher"]["error_y"]["array"] == [0.03] * 3
+    assert "± 3%" in traces["fisher"]["customdata"][0][2]
+    assert "error_x" not in traces["random"]
+    assert plot.reading.endswith("Whiskers: one standard error over prompts.")
+
+
 def test_every_repair_and_every_seed_has_its_point(results: dict[str, Any]) -> None:
     traces = plots.repairs_plot(over_seeds(parse_results(results))).views[0]["data"]
     points = {(x, y) for trace in traces for x, y in zip(trace["x"], trace["y"], strict=True)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlforget.report.plots.circuits import CIRCUIT_CHOICES, circuit_plots
+from rlforget.report.plots.circuits import CIRCUIT_CHOICES, circuit_plots, vulnerable_plots
 from rlforget.report.plots.comparison import comparison_plots
 from rlforget.report.plots.damage import damage_plots, subspace_plot
 from rlforget.report.plots.overlap import OVERLAP_CHOICES, overlap_plot
@@ -24,4 +24,5 @@ __all__ = [
     "rewards_plot",
     "step_plots",
     "subspace_plot",
+    "vulnerable_plots",
 ]

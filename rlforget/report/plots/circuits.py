@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from rlforget.report import circuits_story as story
-from rlforget.report.circuits_file import AtSize, Circuits, HeadMap, Way
+from rlforget.report.circuits_file import AtSize, Circuits, Difference, HeadMap, Way
 from rlforget.report.figure import (
     BAND,
     COLOURS,
@@ -220,6 +220,42 @@ def _controls(sizes: list[AtSize]) -> list[Figure]:
             line={"color": MUTED, "width": 2, "dash": "dash"},
         ),
     ]
+
+
+def vulnerable_plots(found: Circuits) -> list[Plot]:
+    """For every two fine-tunes how many heads only one of them lost, over δ."""
+    reading = (
+        "The further right, the more a head must have lost; where the two lines lie as high, seed noise alone would "
+        "explain them."
+    )
+    over = "" if found.prompts is None else f" n = {plural(found.prompts, 'prompt')}."
+    return [
+        Plot(story.vulnerable_finding(one), [_counts(one)], f"{reading}{over}", height=340)
+        for one in found.differences
+        if one.vulnerable
+    ]
+
+
+def _counts(found: Difference) -> Figure:
+    at = [one.delta for one in found.vulnerable]
+    lines = (
+        (f"lost by {found.first} alone", [len(one.heads) for one in found.vulnerable], COLOURS[0], "circle", "solid"),
+        (f"lost by {found.second} alone", [one.reverse for one in found.vulnerable], COLOURS[1], "square", "dash"),
+    )
+    traces = [
+        {
+            "x": plain(at),
+            "y": counts,
+            "name": label(name, 60),
+            "mode": "lines+markers",
+            "line": {"color": colour, "width": 3, "dash": dash},
+            "marker": {"symbol": symbol, "size": 9},
+            "hovertemplate": "δ = %{x:g}: %{y} heads %{fullData.name}<extra></extra>",
+        }
+        for name, counts, colour, symbol, dash in lines
+    ]
+    heads = {"title": title("heads"), "rangemode": "tozero", "tickformat": ",d"}
+    return figure(traces, xaxis={"title": title("δ, the loss that counts (1: a head's whole mask)")}, yaxis=heads)
 
 
 def _ways(ways: list[Way]) -> Figure:

@@ -20,7 +20,7 @@ def damage_plots(found: list[DomainDamage]) -> list[Plot]:
     """For each domain the rise of its loss along the way, and where the prediction puts it."""
     plots = []
     for one in found:
-        over = f"n = {one.count} completions."
+        over = f"n = {one.count} completions{'' if one.seed is None else f', seed {one.seed}'}."
         reading = "From before (0) to now (1): the line is predicted from before, the points are measured. "
         plots.append(Plot(story.damage_finding(one), [_curve(one)], f"{reading}Bars: one standard error. {over}"))
         if one.tensors:
@@ -122,6 +122,7 @@ def subspace_plot(found: Subspace) -> Plot:
         "title": title("directions undone (logarithmic)"),
         "tickvals": counts[:: len(counts) // 8 + 1],
     }
-    over = "" if found.samples is None else f" n = {found.samples} completions a domain."
+    seed = "" if found.seed is None else f", seed {found.seed}"
+    over = "" if found.samples is None else f" n = {found.samples} completions a domain{seed}."
     reading = "The steeper the line, the fewer directions hold the damage; random directions are the control."
     return Plot(story.subspace_finding(found), [figure(traces, xaxis=across, yaxis=share)], reading + over)

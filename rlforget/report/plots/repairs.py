@@ -9,6 +9,7 @@ from rlforget.report import story
 from rlforget.report.families import Family
 from rlforget.report.figure import COLOURS, MUTED, PAPER, SYMBOLS, Figure, Plot, figure, label, plain, span, title, turn
 from rlforget.report.over_seeds import OverSeeds, RepairOverSeeds
+from rlforget.report.spread import Spread
 from rlforget.report.wording import percent
 
 _FAMILY_COLOURS = {
@@ -55,6 +56,8 @@ def repairs_plot(found: OverSeeds) -> Plot:
         ],
     }
     reading = f"Up and to the right is better; the dotted lines are a whole repair at no cost. {story.sampled(found)}"
+    if any("error_x" in trace for trace in traces):
+        reading += " Whiskers: one standard error over prompts."
     return Plot(story.repairs_finding(found), [figure(traces, **layout)], reading, height=600)
 
 
@@ -86,6 +89,7 @@ def _rule_means(same: list[RepairOverSeeds], position: int, found: OverSeeds) ->
     named = _named(found)
     return {
         **_marks(same, position, size=12),
+        **_whiskers(same, found),
         "x": plain(repair.kept.mean for repair in same),
         "y": plain(repair.regained.mean for repair in same),
         "name": label(same[0].rule),
@@ -97,8 +101,8 @@ def _rule_means(same: list[RepairOverSeeds], position: int, found: OverSeeds) ->
         "customdata": [
             [
                 label(repair.label),
-                repair.kept.text(percent),
-                repair.regained.text(percent),
+                _told(repair.kept, repair.kept_stderr, found),
+                _told(repair.regained, repair.regained_stderr, found),
                 repair.norm_share.text(percent),
             ]
             for repair in same
@@ -106,6 +110,22 @@ def _rule_means(same: list[RepairOverSeeds], position: int, found: OverSeeds) ->
         "hovertemplate": "<b>%{customdata[0]}</b><br>regained %{customdata[2]}<br>kept %{customdata[1]}"
         "<br>norm moved %{customdata[3]}<extra></extra>",
     }
+
+
+def _whiskers(same: list[RepairOverSeeds], found: OverSeeds) -> Figure:
+    """The standard errors over prompts, of one seed; over several the seeds themselves are drawn."""
+    errors = {"error_x": [one.kept_stderr.mean for one in same], "error_y": [one.regained_stderr.mean for one in same]}
+    if len(found.seeds) > 1 or not any(math.isfinite(error) for both in errors.values() for error in both):
+        return {}
+    style = {"type": "data", "thickness": 1, "width": 0, "color": _FAMILY_COLOURS[same[0].family]}
+    return {key: {**style, "array": plain(values)} for key, values in errors.items()}
+
+
+def _told(share: Spread, error: Spread, found: OverSeeds) -> str:
+    """A share: over seeds with the lowest and the highest, of one with its error over prompts."""
+    if len(found.seeds) > 1 or not math.isfinite(error.mean):
+        return share.text(percent)
+    return f"{percent(share.mean)} ± {percent(error.mean)}"
 
 
 def _label_side(repair: RepairOverSeeds) -> str:
