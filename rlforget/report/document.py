@@ -171,6 +171,7 @@ def _cell(cell: str | Cell, name: str = "td", **attributes: str) -> Html:
 
 
 def _missing(headings: list[str]) -> Html:
-    return (
-        tag("p", f"Not in this run, so left out: {listing(headings)}.", class_="muted missing") if headings else Html()
-    )
+    if not headings:
+        return Html()
+    said = f"Not in this run, so left out: {listing(headings)}. `rlforget demo` makes a run that has all of them."
+    return tag("p", *_prose(said), class_="muted missing")

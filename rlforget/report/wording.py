@@ -23,15 +23,9 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """Write a share of 1 as a percentage; with up to two more decimals, where those keep it from rounding to 100%."""
-    text = next(
-        (
-            finer
-            for more in range(3)
-            if not (finer := number(100 * share, digits + more)).startswith("100") or share >= 1
-        ),
-        number(100 * share, digits),
-    )
+    """Write a share of 1 as a percentage; with more decimals, up to two, where those keep it from rounding to 100%."""
+    fine = (number(100 * share, more) for more in range(digits, max(digits, 2) + 1))
+    text = next((one for one in fine if share >= 1 or not one.startswith("100")), number(100 * share, digits))
     return text if text == NONE else f"{text}%"
 
 

@@ -77,16 +77,32 @@ def test_the_repairs_of_one_seed_have_their_errors_over_prompts(results: dict[st
 
 
 def test_every_repair_and_every_seed_has_its_point(results: dict[str, Any]) -> None:
-    traces = plots.repairs_plot(over_seeds(parse_results(results))).views[0]["data"]
+    view = plots.repairs_plot(over_seeds(parse_results(results))).views[0]
+    traces = view["data"]
     points = {(x, y) for trace in traces for x, y in zip(trace["x"], trace["y"], strict=True)}
     for position in range(len(results["runs"][0]["repairs"])):
         both = [(run["repairs"][position]["kept"], run["repairs"][position]["regained"]) for run in results["runs"]]
         assert points.issuperset(both)
         assert (fmean(x for x, _ in both), fmean(y for _, y in both)) in points
-    texts = [text for trace in traces for text in trace.get("text", ()) if text]
+    texts = [one["text"] for one in view["layout"]["annotations"]]
     assert "dense subspace" in texts
     assert "refresh" in texts
     assert len(texts) == 4
+
+
+def test_names_of_repairs_stand_apart_and_what_lies_far_below_is_told_at_the_edge(results: dict[str, Any]) -> None:
+    for run in results["runs"]:
+        for repair in run["repairs"]:
+            repair["regained"] = -1.09 if repair["rule"] == "taylor" else 0.9
+    layout = plots.repairs_plot(over_seeds(parse_results(results))).views[0]["layout"]
+    names = [one for one in layout["annotations"] if "ay" in one]
+    heights = [one["ay"] for one in names]  # downwards, from one and the same height
+    assert all(below - above >= 16 for above, below in itertools.pairwise(heights))
+    (edge,) = (one for one in layout["annotations"] if "ay" not in one)
+    assert edge["text"].startswith("↓ taylor 5%: −109% regained")
+    low, high = layout["yaxis"]["range"]
+    assert -0.25 < low < 0.0
+    assert high > 1.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))

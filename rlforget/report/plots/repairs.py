@@ -18,12 +18,10 @@ _FAMILY_COLOURS = {
     Family.TRAINING: COLOURS[2],
     Family.CONTROL: MUTED,
 }
-_LABEL_SIDES = {
-    Family.SUBSPACE: "top left",
-    Family.SCORE: "top left",
-    Family.TRAINING: "middle left",
-    Family.CONTROL: "middle left",
-}
+_HEIGHT = 600
+_PLOT = 430  # of these the axis is long, nearly
+_LINE = 17  # pixels from a name to the next below it
+_FLOOR = -0.25  # where less is regained, an arrow at the lower edge says how much
 
 
 def repairs_plot(found: OverSeeds) -> Plot:
@@ -36,17 +34,18 @@ def repairs_plot(found: OverSeeds) -> Plot:
         traces.append(_rule_means(same, position, found))
     traces.append(_front(found))
     kept, regained = ([v for r in found.repairs for v in getattr(r, key).known] for key in ("kept", "regained"))
+    below = [repair for repair in found.repairs if repair.regained.mean < _FLOOR]
+    up = span([value for value in regained if value >= _FLOOR], start=0, end=1)
+    if up and below:  # room for what is told at the edge
+        up[0] -= (up[1] - up[0]) * _LINE * len(below) / _PLOT
     layout: dict[str, Any] = {
         "xaxis": {
             "title": title("share of the later domains' gain kept"),
             "tickformat": ".0%",
-            "range": span(kept, start=0.8, end=1.02),
+            "range": span(kept, start=0.95, end=1.01),
         },
-        "yaxis": {
-            "title": title("share of the loss regained"),
-            "tickformat": ".0%",
-            "range": span(regained, start=0, end=1),
-        },
+        "yaxis": {"title": title("share of the loss regained"), "tickformat": ".0%", "range": up},
+        "annotations": [*_names(found, up), *_arrows(below)],
         "shapes": [
             {"type": "line", "layer": "below", "line": {"color": MUTED, "width": 1, "dash": "dot"}, **ends}
             for ends in (
@@ -58,7 +57,7 @@ def repairs_plot(found: OverSeeds) -> Plot:
     reading = f"Up and to the right is better; the dotted lines are a whole repair at no cost. {story.sampled(found)}"
     if any("error_x" in trace for trace in traces):
         reading += " Whiskers: one standard error over prompts."
-    return Plot(story.repairs_finding(found), [figure(traces, **layout)], reading, height=600)
+    return Plot(story.repairs_finding(found), [figure(traces, **layout)], reading, height=_HEIGHT)
 
 
 def _marks(same: list[RepairOverSeeds], position: int, *, size: int) -> Figure:
@@ -86,18 +85,14 @@ def _single_seeds(same: list[RepairOverSeeds]) -> Figure:
 
 
 def _rule_means(same: list[RepairOverSeeds], position: int, found: OverSeeds) -> Figure:
-    named = _named(found)
     return {
         **_marks(same, position, size=12),
         **_whiskers(same, found),
         "x": plain(repair.kept.mean for repair in same),
         "y": plain(repair.regained.mean for repair in same),
         "name": label(same[0].rule),
-        "mode": "lines+markers+text",
+        "mode": "lines+markers",
         "line": {"color": _FAMILY_COLOURS[same[0].family], "width": 1},
-        "text": [label(repair.label) if repair in named else "" for repair in same],
-        "textposition": _label_side(same[0]),
-        "textfont": {"size": 12},
         "customdata": [
             [
                 label(repair.label),
@@ -128,17 +123,53 @@ def _told(share: Spread, error: Spread, found: OverSeeds) -> str:
     return f"{percent(share.mean)} ± {percent(error.mean)}"
 
 
-def _label_side(repair: RepairOverSeeds) -> str:
-    """Where the name of a repair stands: those of the best lie near one another."""
-    dense = repair.family is Family.SUBSPACE and repair.fraction is None
-    return "bottom left" if dense else _LABEL_SIDES[repair.family]
-
-
-def _named(found: OverSeeds) -> list[RepairOverSeeds | None]:
-    """The few repairs whose names stand in the plot: the best dense and sparse rollback, training, and control."""
+def _names(found: OverSeeds, up: list[float] | None) -> list[Figure]:
+    """The names of a few repairs, to the left of their marks, each below the one before it."""
     ours = (Family.SUBSPACE, Family.SCORE)
-    rollbacks = [found.best(*ours, sparse=sparse) for sparse in (False, True)]
-    return [*rollbacks, found.best(Family.TRAINING), found.best(Family.CONTROL)]
+    best = [*(found.best(*ours, sparse=sparse) for sparse in (False, True)), found.best(Family.TRAINING)]
+    chosen = [one for one in (*best, found.best(Family.CONTROL)) if one is not None and math.isfinite(one.worth)]
+    chosen.sort(key=lambda one: -one.regained.mean)
+    pixels = _PLOT / (up[1] - up[0]) if up else 0.0  # a unit of the axis, nearly
+    drawn: list[Figure] = []
+    last = math.inf
+    for one in chosen:
+        height = pixels * one.regained.mean
+        last = min(height, last - _LINE)
+        drawn.append(
+            {
+                "x": one.kept.mean,
+                "y": one.regained.mean,
+                "text": label(one.label),
+                "ax": -80,
+                "ay": height - last,
+                "xanchor": "right",
+                "font": {"size": 12},
+                "arrowhead": 0,
+                "arrowwidth": 1,
+                "arrowcolor": MUTED,
+                "standoff": 7,
+            }
+        )
+    return drawn
+
+
+def _arrows(below: list[RepairOverSeeds]) -> list[Figure]:
+    """What lies below the plot's lower edge, told there."""
+    return [
+        {
+            "x": 0,
+            "xref": "paper",
+            "xanchor": "left",
+            "y": 0,
+            "yref": "paper",
+            "yanchor": "bottom",
+            "yshift": 4 + _LINE * position,
+            "text": label(f"↓ {one.label}: {percent(one.regained.mean)} regained", 60),
+            "showarrow": False,
+            "font": {"size": 12, "color": MUTED},
+        }
+        for position, one in enumerate(sorted(below, key=lambda one: one.regained.mean))
+    ]
 
 
 def _front(found: OverSeeds) -> Figure:

@@ -71,7 +71,7 @@ def _histogram(stages: list[tuple[str, DeltaOverSeeds]]) -> Figure:
     ]
     every = max(1, len(bins) // 8)
     steps = {
-        "title": title("steps between representable values, at least"),
+        "title": title("representable values moved, at least"),
         "tickvals": bins[::every],
         "ticktext": [bin_start(place) for place in bins[::every]],
     }
