@@ -1,7 +1,9 @@
 """The factors of rank r that come closest to the change of a matrix, and how close what is written comes to it.
 
-Source: N. Halko, P. G. Martinsson, J. A. Tropp, "Finding structure with randomness", SIAM Review 53 (2011),
-arXiv:0909.4061: algorithm 4.4 (subspace iteration) and section 5.1 (from a range to the singular value decomposition).
+A randomised block Krylov method: it takes the passes over the matrix that as many power iterations would, and keeps what
+these throw away, so that it tells singular values apart that lie close together, as those of an update often do. Source:
+C. Musco, C. Musco, "Randomized block Krylov methods for stronger and faster approximate singular value decomposition",
+arXiv:1504.05477.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from rlforget.delta.exporting.matrices import Change
 from rlforget_kernels.low_rank import gaussian
 
 _OVERSAMPLING = 10  # directions that are searched beyond the rank
-_ITERATIONS = 2
+_BLOCKS = 4  # of the Krylov space: each takes two passes over the matrix
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,19 @@ def factors(change: Change, rank: int, *, seed: int, dtype: torch.dtype) -> tupl
 
 def _triplets(change: Change, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the leading singular vectors and values: [out, rank], [rank], [in, rank], float32."""
-    width = min(rank + _OVERSAMPLING, *change.shape)
-    basis = torch.linalg.qr(change.times(gaussian(change.shape[1], width, seed, False).contiguous())).Q
-    for _ in range(_ITERATIONS):
-        across = torch.linalg.qr(change.transposed_times(basis)).Q
-        basis = torch.linalg.qr(change.times(across)).Q
-    across, small = torch.linalg.qr(change.transposed_times(basis))
+    smaller = min(change.shape)
+    width = min(rank + _OVERSAMPLING, smaller)
+    image = change.times(gaussian(change.shape[1], width, seed, False).contiguous())
+    basis = image[:, :0]  # [out, blocks · width], orthonormal columns
+    held: list[Tensor] = []  # δᵀ · each block of the basis
+    for _ in range(max(1, min(_BLOCKS, smaller // width))):
+        if held:
+            image = change.times(held[-1])
+        for _ in range(2):  # twice, for where little new is left the first time leaves rounding
+            image = torch.linalg.qr(image - basis @ (basis.mT @ image)).Q
+        basis = torch.cat([basis, image], dim=1)
+        held.append(change.transposed_times(image.contiguous()))
+    across, small = torch.linalg.qr(torch.cat(held, dim=1))
     left, values, right = torch.linalg.svd(small)  # δ ≈ basis · smallᵀ · acrossᵀ
     u, v = basis @ right.mT[:, :rank], across @ left[:, :rank]
     largest = u.gather(0, u.abs().argmax(0, keepdim=True))
