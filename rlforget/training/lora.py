@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rlforget.errors import ConfigError, missing_extra
 from rlforget.training.config import LoraConfig
+from rlforget.training.world import is_first
 
 
 @contextmanager
-def adapter(model: Any, config: LoraConfig | None) -> Iterator[Any]:
+def adapter(model: Any, config: LoraConfig | None, out: Path | None = None) -> Iterator[Any]:
     """Yield the model to train: `model` itself, or, with a `config`, `model` under a fresh adapter.
 
     The adapter is merged at the end, and taken off without a trace on an exception. Either way `model` keeps its
-    modules and its parameters.
+    modules and its parameters. Its factors are written to `out` first, as PEFT writes them: merged into the weights
+    that the stage began with they give the very bits it ended with.
 
     Raises:
         ConfigError: `target_modules` names no module of the model.
@@ -33,6 +36,8 @@ def adapter(model: Any, config: LoraConfig | None) -> Iterator[Any]:
     except BaseException:
         adapted.unload()
         raise
+    if out is not None and is_first():
+        adapted.save_pretrained(out)
     adapted.merge_and_unload()
 
 

@@ -4,6 +4,7 @@
 - `stages/00-base/stage.json`
 - `stages/01-code/stage.json`
 - `stages/01-code/code.delta.safetensors`, the change to its parent
+- `stages/01-code/adapter/`, the factors of a stage that trained one, as PEFT writes them
 - `training/02-math/`, the trainer's checkpoints of the stage that is not finished yet
 """
 
@@ -48,6 +49,11 @@ class StageFolder:
     def delta_path(self) -> Path:
         """The file of the change to its parent; the base has none."""
         return self.path / f"{self.name}.delta.safetensors"
+
+    @property
+    def adapter_path(self) -> Path:
+        """The folder of the factors, of a stage that trained an adapter; `peft.PeftModel.from_pretrained` loads it."""
+        return self.path / "adapter"
 
     def delta(self) -> Delta:
         """Load the change to its parent."""
@@ -115,8 +121,21 @@ class RunFolder:
         """Return where the trainer keeps a stage until it is finished."""
         return self._training / f"{index:02d}-{name}"
 
-    def write(self, index: int, name: str, record: dict[str, Any], delta: Delta | None) -> StageFolder:
+    def adapter_draft(self) -> Path:
+        """Return where a stage's adapter is written before the stage is."""
+        return self._training / "adapter"
+
+    def write(
+        self, index: int, name: str, record: dict[str, Any], delta: Delta | None, adapter: Path | None = None
+    ) -> StageFolder:
         """Write a finished stage; it is there whole, or not at all.
+
+        Args:
+            index: Its place.
+            name: Its name.
+            record: What `stage.json` is to hold.
+            delta: The change to its parent.
+            adapter: A folder of factors, copied.
 
         Raises:
             OutputError: The stage is there already, or the disk is full.
@@ -126,6 +145,8 @@ class RunFolder:
             (draft / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             if delta is not None:
                 delta.save(draft / stage.delta_path.name, self_contained=True)
+            if adapter is not None:
+                shutil.copytree(adapter, draft / stage.adapter_path.name)
         shutil.rmtree(self._training, ignore_errors=True)
         return stage
 

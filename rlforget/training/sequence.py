@@ -103,7 +103,7 @@ def run_sequence(
         plan.check_unchanged(finished)
         log = held.enter_context(JsonLinesLog(run.log_path)) if is_first() else silent
         log("run", config=chosen.model_dump(), finished=[stage.name for stage in finished])
-        result = _Runner(plan, run, log, choose(progress and is_first())).run(finished)
+        result = _Runner(plan, run, log, choose(progress if is_first() else False)).run(finished)
         log("end")
     return result
 
@@ -167,6 +167,7 @@ class _Runner:
         config, domain = plan.config.stages[index - 1], plan.stage_domains[index - 1]
         self._log("stage", stage=name, config=config.model_dump())
         before = tensors(self._model, copy=True)
+        factors = self._run.adapter_draft() if config.lora is not None else None
         result = train_stage(
             self._model,
             self._tokenizer,
@@ -176,6 +177,7 @@ class _Runner:
             log=self._log,
             progress=self._progress,
             checkpoints=self._checkpoints(index),
+            adapter_out=factors,
         )
         record = {
             "parent": [BASE, *plan.names][plan.parents[index - 1]],
@@ -184,7 +186,7 @@ class _Runner:
             "scores": self._scores(name),
         }
         after = tensors(self._model, copy=False)
-        written = from_first(lambda: self._run.write(index, name, record, diff(before, after)))
+        written = from_first(lambda: self._run.write(index, name, record, diff(before, after), factors))
         self._log("finished", stage=name, steps=result.steps, seconds=round(result.seconds, 3))
         return written
 

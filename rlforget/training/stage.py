@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlforget import domains
@@ -64,6 +65,7 @@ def train_stage(
     progress: bool | Progress = True,
     callbacks: Sequence[Any] = (),
     checkpoints: Checkpoints | None = None,
+    adapter_out: Path | None = None,
 ) -> StageResult:
     """Fine-tune `model` in place.
 
@@ -81,6 +83,7 @@ def train_stage(
         callbacks: Further transformers `TrainerCallback`s, called in this order.
         checkpoints: Where the trainer saves, and goes on from what is there: `model` is then at the weights that the
             stage began with. The bits are those of a stage that was never interrupted.
+        adapter_out: With `stage.lora`, a folder that the adapter's factors are written to, for PEFT to load.
 
     Raises:
         RewardError: A reward raised or is no number in [0, 1].
@@ -118,7 +121,13 @@ def train_stage(
     shown.start(f"{name} ({stage.method})", stage.steps)
     watch.start()
     try:
-        with quiet(), borrowed(model), seeded(seed), adapter(model, stage.lora) as trained, _folder(checkpoints) as out:
+        with (
+            quiet(),
+            borrowed(model),
+            seeded(seed),
+            adapter(model, stage.lora, adapter_out) as trained,
+            _folder(checkpoints) as out,
+        ):
             build = _grpo_trainer if stage.method == "grpo" else _sft_trainer
             trainer = build(trained, tokenizer, stage, chosen, seed, out, arguments)
             _train(trainer, called, watch, saved)
