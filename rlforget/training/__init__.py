@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rlforget.training.contracting import ConflictSpan, Contraction, contraction, following
     from rlforget.training.live import replay
     from rlforget.training.log import JsonLinesLog, Log
-    from rlforget.training.monitor import Figures, ForgettingMonitor, Settings, Tracker
+    from rlforget.training.monitor import Figures, ForgettingMonitor, MonitorSettings, Tracker
     from rlforget.training.progress import Progress
     from rlforget.training.protection import protecting
     from rlforget.training.refreshing import refresh
@@ -33,10 +33,10 @@ _HOME = {
     "JsonLinesLog": "log",
     "Log": "log",
     "LoraConfig": "config",
+    "MonitorSettings": "monitor",
     "Progress": "progress",
     "SequenceConfig": "config",
     "SequenceResult": "sequence",
-    "Settings": "monitor",
     "Span": "span",
     "StageConfig": "config",
     "StageResult": "stage",
@@ -63,10 +63,10 @@ __all__ = [
     "JsonLinesLog",
     "Log",
     "LoraConfig",
+    "MonitorSettings",
     "Progress",
     "SequenceConfig",
     "SequenceResult",
-    "Settings",
     "Span",
     "StageConfig",
     "StageResult",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlforget.training.monitor.figures import Figures
-from rlforget.training.monitor.settings import Settings
+from rlforget.training.monitor.settings import MonitorSettings
 from rlforget.training.monitor.tracker import Tracker
 
 if TYPE_CHECKING:
     from rlforget.training.monitor.callback import ForgettingMonitor
 
-__all__ = ["Figures", "ForgettingMonitor", "Settings", "Tracker"]
+__all__ = ["Figures", "ForgettingMonitor", "MonitorSettings", "Tracker"]
 
 
 def __getattr__(name: str) -> Any:

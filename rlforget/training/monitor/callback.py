@@ -8,7 +8,7 @@ from typing import Any, Self
 from transformers import TrainerCallback
 
 from rlforget.training.monitor.figures import Figures
-from rlforget.training.monitor.settings import Settings
+from rlforget.training.monitor.settings import MonitorSettings
 from rlforget.training.monitor.tracker import Tracker
 
 
@@ -26,7 +26,7 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
 
     Args:
         settings: What to do; instead of `options`.
-        options: The attributes of `Settings`.
+        options: The attributes of `MonitorSettings`.
 
     Attributes:
         tracker: The tracker, from the start of the training on; `tracker.measured` holds every measurement.
@@ -35,8 +35,8 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         ConfigError: Options that cannot be. What does not fit the model is raised when the training starts.
     """
 
-    def __init__(self, *, settings: Settings | None = None, **options: Any) -> None:
-        self._settings = settings or Settings(**options)
+    def __init__(self, *, settings: MonitorSettings | None = None, **options: Any) -> None:
+        self._settings = settings or MonitorSettings(**options)
         self.tracker: Tracker | None = None
         self._unlogged: Figures | None = None
 

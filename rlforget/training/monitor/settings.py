@@ -24,7 +24,7 @@ Protected = Sequence[str | Domain] | Mapping[str, Batches]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class MonitorSettings:
     """What to measure, how often, and what to do with it.
 
     Attributes:

@@ -29,7 +29,7 @@ from rlforget.training.monitor.keeping import Keeper
 from rlforget.training.monitor.measuring import measure, over_ranks
 from rlforget.training.monitor.one_step import OneStep
 from rlforget.training.monitor.reference import Reference
-from rlforget.training.monitor.settings import Settings
+from rlforget.training.monitor.settings import MonitorSettings
 from rlforget.training.monitor.trained import Trained
 from rlforget.training.protection import Guard, guard_for
 from rlforget.weights import check_layout, open_weights
@@ -52,7 +52,7 @@ class Tracker:
             `after_step` around each.
         settings: What to do; instead of `options`.
         step: Optimizer steps that were taken before.
-        options: The attributes of `Settings`.
+        options: The attributes of `MonitorSettings`.
 
     Attributes:
         step: Optimizer steps so far.
@@ -72,7 +72,7 @@ class Tracker:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        settings: Settings | None = None,
+        settings: MonitorSettings | None = None,
         step: int = 0,
         **options: Any,
     ) -> None:
@@ -82,7 +82,7 @@ class Tracker:
         self.should_stop = False
         self._finished = False
         self._model = model
-        self._settings = chosen = settings or Settings(**options)
+        self._settings = chosen = settings or MonitorSettings(**options)
         trained = Trained(model)
         if trained.sharded:
             _check_sharded(chosen)
@@ -293,7 +293,7 @@ def _over_ranks(change: Change) -> Change:
     return combine(parts)
 
 
-def _check_sharded(chosen: Settings) -> None:
+def _check_sharded(chosen: MonitorSettings) -> None:
     named = ("reference", "protect", "earlier", "evaluate", "history", "guard")
     asked = [name for name in named if getattr(chosen, name)]
     if asked:
@@ -305,7 +305,7 @@ def _check_sharded(chosen: Settings) -> None:
         )
 
 
-def _opened(chosen: Settings, model: nn.Module) -> History | None:
+def _opened(chosen: MonitorSettings, model: nn.Module) -> History | None:
     """Open the history, and see now rather than at the end that the model fits it."""
     if chosen.history is None:
         return None
@@ -314,7 +314,7 @@ def _opened(chosen: Settings, model: nn.Module) -> History | None:
     return history
 
 
-def _log(chosen: Settings, first: bool) -> tuple[Log | None, Callable[[], None]]:
+def _log(chosen: MonitorSettings, first: bool) -> tuple[Log | None, Callable[[], None]]:
     """Return the log of this rank and what closes it."""
     if chosen.log is None or not first:
         return None, lambda: None
