@@ -65,7 +65,7 @@ def shell(block: str) -> str:
 
 
 def test_library_and_command_line_examples() -> None:
-    checkpoints, first, second = map(small, blocks("python"))
+    checkpoints, first, second, watched = map(small, blocks("python"))
     exec(compile(checkpoints, "README, checkpoints", "exec"), {})
     exec(compile(first, "README, example 1", "exec"), {})
     commands, history = [small(block) for block in blocks("sh") if block.startswith(("rlforget diff", "rlforget init"))]
@@ -76,6 +76,7 @@ def test_library_and_command_line_examples() -> None:
     assert "* " in shell(history)
     assert changed("checkpoints/writing", "checkpoints/writing-again") == 0
     exec(compile(second, "README, example 5", "exec"), {})
+    exec(compile(watched, "README, example 6", "exec"), {})
 
 
 def changed(before: str, after: str) -> float:
