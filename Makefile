@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test docs lint format types pytest suite bench-once test-slow torture fuzz test-gpu bench bench-deltas \
-	bench-deltas-large bench-gpu performance aot tune miniature induction \
+	bench-deltas-large bench-peers bench-gpu performance aot tune miniature induction \
 	results demo-results clean
 
 demo: .venv/.ready
@@ -66,7 +66,7 @@ bench: export OMP_NUM_THREADS = $(THREADS)
 bench: .venv/.ready
 	$(BIN)/pytest benchmarks --ignore benchmarks/circuits -m "not gpu" $(BENCH)
 
-# Delta files: sizes, speeds and released tools, in about 6 minutes; then peak memory on 8 GB, which takes 40 GB of disk.
+# Delta files: sizes, speeds and released tools, in about 6 minutes; then peak memory on 16 GB, which takes 50 GB of disk.
 # PEERS is the Python that has the tools (`pip install -e .[bench-deltas]`), if not this one.
 bench-deltas bench-deltas-large: export OMP_NUM_THREADS = $(THREADS)
 bench-deltas: .venv/.ready
@@ -74,6 +74,11 @@ bench-deltas: .venv/.ready
 
 bench-deltas-large: .venv/.ready
 	$(BIN)/python -m benchmarks.delta_files --large --results benchmarks/results
+
+# Whole jobs beside mergekit, TorchJD and git-theta, and docs/comparison.md from all results; without PEERS, the page alone.
+bench-peers: export OMP_NUM_THREADS = $(THREADS)
+bench-peers: .venv/.ready
+	$(BIN)/python -m benchmarks.peers $(if $(PEERS),--peer-python $(PEERS)) --results benchmarks/results
 
 bench-gpu: .venv/.ready
 	PYTHONPATH=.:kernels $(BIN)/python -m pytest benchmarks -m gpu $(BENCH)

@@ -32,6 +32,7 @@ BENCH = ["pytest>=8.3", "pytest-benchmark>=5.0"]
 # Peers to measure against; in no other extra.
 BENCH_CIRCUITS = ["pytest>=8.3", "pytest-benchmark>=5.0", "transformer-lens>=4.3"]
 BENCH_MERGEKIT = ["pytest>=8.3", "pytest-benchmark>=5.0", "mergekit>=0.1.5"]
+BENCH_PEERS = ["mergekit>=0.1.5", "torchjd>=0.18", "git-theta>=0.2"]
 BENCH_DELTAS = ["pytest>=8.3", "pytest-benchmark>=5.0", "weightscope>=0.4.3", "deltatensors>=0.2", "zipnn>=0.5.4"]
 GYM = ["reasoning-gym>=0.1.23"]
 
@@ -76,6 +77,7 @@ setup(
         "bench-circuits": BENCH_CIRCUITS,
         "bench-mergekit": BENCH_MERGEKIT,
         "bench-deltas": BENCH_DELTAS,
+        "bench-peers": BENCH_PEERS,
         "reasoning-gym": GYM,
         "all": [*TRAIN, *REPORT, *CLI, *TEST, *DOCS, *BENCH, *GYM],
     },

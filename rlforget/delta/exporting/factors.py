@@ -1,9 +1,9 @@
 """The factors of rank r that come closest to the change of a matrix, and how close what is written comes to it.
 
-A randomised block Krylov method: it takes the passes over the matrix that as many power iterations would, and keeps what
-these throw away, so that it tells singular values apart that lie close together, as those of an update often do. Source:
-C. Musco, C. Musco, "Randomized block Krylov methods for stronger and faster approximate singular value decomposition",
-arXiv:1504.05477.
+A randomised block Krylov method: it takes the passes over the matrix that as many power iterations would, and keeps
+what these throw away, so that it tells singular values apart that lie close together, as those of an update often do.
+Source: C. Musco, C. Musco, "Randomized block Krylov methods for stronger and faster approximate singular value
+decomposition", arXiv:1504.05477.
 """
 
 from __future__ import annotations
