@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rlforget.errors import RlforgetError
 from rlforget.report.document import document, opening, origin
-from rlforget.report.history_story import BASE, Blamed, Told, blamed_of, numbers, told_of
+from rlforget.report.history_story import BASE, Blamed, Node, Told, blamed_of, numbers, told_of
 from rlforget.report.plots.stages import blame_plot, graph_plot, metrics_plot
 from rlforget.report.sections import Section
 from rlforget.report.tables import Cell, Table
@@ -82,12 +82,19 @@ def _metrics(told: Told) -> Section:
     rows: list[list[str | Cell]] = [
         [
             node.name,
-            *(Cell(f"{node.metrics[n]:.4g}", (node.metrics[n],)) if n in node.metrics else "" for n in names),
+            *(_metric(node, name) for name in names),
         ]
         for node in told.line
     ]
     text = "The metrics of the stages on the way to HEAD, as they were given when each was committed."
     return Section("metrics", heading, text, [plot], [Table("The metrics, stage by stage", ["stage", *names], rows)])
+
+
+def _metric(node: Node, name: str) -> str | Cell:
+    if name not in node.metrics:
+        return ""
+    error = f" ± {node.errors[name]:.2g}" if name in node.errors else ""
+    return Cell(f"{node.metrics[name]:.4g}{error}", (node.metrics[name],))
 
 
 def _blame(blamed: Blamed | None, why: str) -> Section:

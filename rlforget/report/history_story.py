@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rlforget.history.stage import Stage
 
 BASE = "base"
+_ERROR = "_stderr"  # at the end of what a metric's standard error is called
+_NEAR = 0.5  # beyond 0 and 1 a share may lie, e.g. of a loss regained
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Node:
         identity: The first digits of its id, its domain and its time.
         share: Of the coordinates that it changed; NaN where that is not told.
         metrics: The numbers among its metrics.
+        errors: The standard errors of some of them.
     """
 
     key: str
@@ -44,6 +47,7 @@ class Node:
     identity: str
     share: float
     metrics: Mapping[str, float]
+    errors: Mapping[str, float]
 
     @property
     def shown(self) -> str:
@@ -72,10 +76,18 @@ class Told:
         return f"{plural(len(self.nodes) - 1, 'stage')} on {branches}; HEAD is {head}"
 
     @property
+    def drawn(self) -> list[str]:
+        """The metrics that fit on one scale: those that are shares or rewards throughout; all, where none is."""
+        names = dict.fromkeys(name for node in self.line for name in node.metrics)
+        values = {name: [node.metrics[name] for node in self.line if name in node.metrics] for name in names}
+        shares = [name for name, known in values.items() if all(-_NEAR <= one <= 1 + _NEAR for one in known)]
+        return shares or list(names)
+
+    @property
     def metrics_finding(self) -> str:
-        """Say how each metric went from the first stage that has it to the last one."""
+        """Say how each metric that is drawn went from the first stage that has it to the last one."""
         said = []
-        for name in dict.fromkeys(name for node in self.line for name in node.metrics):
+        for name in self.drawn:
             values = [node.metrics[name] for node in self.line if name in node.metrics]
             said.append(f"{name} {moved(values[0], values[-1])}" if len(values) > 1 else f"{name} was measured once")
         return listing(said[:4]) + (f", and {len(said) - 4} more" if len(said) > 4 else "")
@@ -133,7 +145,7 @@ def told_of(index: Index) -> Told:
     from rlforget.history.stage import lineage
 
     ends, count = {BASE: 0}, 1  # the branch that each stage without a child lies on
-    first = Node(BASE, None, BASE, (), not index.stages, 0, index.base.path, "", math.nan, {})
+    first = Node(BASE, None, BASE, (), not index.stages, 0, index.base.path, "", math.nan, {}, {})
     nodes = {BASE: first}
     for stage in index.stages:
         parent = stage.parent or BASE
@@ -149,9 +161,20 @@ def told_of(index: Index) -> Told:
 def _node(stage: Stage, parent: str, lane: int, index: Index) -> Node:
     identity = [stage.short, *([stage.domain] if stage.domain else []), stage.time]
     tags, head = tuple(index.tags_of(stage)), stage == index.head
-    share = _share(stage.stats)
+    known = numbers(stage.metrics)
+    errors = {name.removesuffix(_ERROR): value for name, value in known.items() if name.endswith(_ERROR)}
     return Node(
-        stage.id, parent, stage.name, tags, head, lane, stage.title, ", ".join(identity), share, numbers(stage.metrics)
+        stage.id,
+        parent,
+        stage.name,
+        tags,
+        head,
+        lane,
+        stage.title,
+        ", ".join(identity),
+        _share(stage.stats),
+        {name: value for name, value in known.items() if not name.endswith(_ERROR)},
+        errors,
     )
 
 
@@ -163,11 +186,17 @@ def _share(stats: Mapping[str, object]) -> float:
 
 
 def numbers(metrics: Mapping[str, object], before: str = "") -> dict[str, float]:
-    """Return the finite numbers among metrics, those of objects inside by both names."""
+    """Return the finite numbers among metrics, those of objects inside by both names.
+
+    A score, which is a mean with its standard error, is one number, and the error stands under NAME_stderr. The scores
+    that a run keeps are called by their domains.
+    """
     found: dict[str, float] = {}
     for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            found |= numbers(value, f"{before}{name} ")
+        if isinstance(value, Mapping) and {"mean", "stderr"} <= value.keys():
+            found |= numbers({name: value["mean"], f"{name}{_ERROR}": value["stderr"]}, before)
+        elif isinstance(value, Mapping):
+            found |= numbers(value, before if name == "scores" and not before else f"{before}{name} ")
         elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
             found[f"{before}{name}"] = float(value)
     return found

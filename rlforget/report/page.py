@@ -114,7 +114,8 @@ def compose(
 def _opening(results: Results, found: OverSeeds) -> Html:
     short = " The short form of the demo: fewer steps, prompts and samples, and smaller effects."
     note = seeds_note(found.seeds) + (short if results.fast else "")
-    heading = "What fine-tuning changed, what it cost, and what undoing gave back"
+    undone = ", and what undoing gave back" if found.repairs else ""
+    heading = f"What fine-tuning changed{', ' if undone else ' and '}what it cost{undone}"
     return opening(heading, note, story(found), sparklines(found))
 
 

@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlforget.errors import HistoryError
 from rlforget.history import History
 from rlforget.report import write_report
 from rlforget.report.history_page import compose_history
-from tests.report.made_history import made_history
+from tests.report.made_history import NAMES, made_history
 from tests.report.pages import Page
 from tests.report.test_page import HOSTILE, sections_of
 
@@ -94,3 +95,27 @@ def test_the_command_takes_a_history_and_names_one_that_is_damaged(folder: Path,
     (tmp_path / "damaged" / "history.json").write_text("{")
     with pytest.raises(HistoryError):
         write_report(tmp_path / "damaged", tmp_path / "damaged.html")
+
+
+def test_the_scores_of_a_run_are_one_number_each_with_their_errors(folder: Path) -> None:
+    scores = {"math": {"mean": 0.7, "stderr": 0.02, "count": 64}, "qa": {"mean": 0.5, "stderr": 0.03, "count": 64}}
+    metrics = {"scores": scores, "training": {"steps": 60, "seconds": 31.5}, "kept": 1.01, "kept_stderr": 0.04}
+    history = History.open(folder)
+    weights = {name: history.weights("HEAD").tensor(name) + 1.0 for name in NAMES}
+    history.commit(weights, domain="qa", message="a run", metrics=metrics)
+    page = page_of(folder)
+    traces = {trace["name"]: trace for trace in page.figures["metrics-0"][0]["data"]}
+    assert {"math", "qa", "kept"} <= traces.keys()
+    assert not {"training steps", "math count", "math_stderr"} & traces.keys()  # of another scale, or no metric
+    assert traces["math"]["y"][-1] == 0.7
+    assert traces["math"]["error_y"]["array"][-1] == 0.02
+    assert {"training steps", "0.7 ± 0.02", "1.01 ± 0.04"} <= {*page.texts("button"), *page.texts("td")}
+    assert any("The table has all of them." in text for text in page.texts("p"))
+    assert any("math fell from 0.90 to 0.70" in text for text in page.texts("figcaption"))
+
+
+def test_metrics_of_another_scale_are_drawn_where_there_are_no_others(folder: Path, tmp_path: Path) -> None:
+    history = History.init(tmp_path / "other", folder.parent / "base.safetensors")
+    weights = {name: torch.ones(4, 4) for name in NAMES}
+    history.commit(weights, domain="math", message="math", metrics={"loss": 2.5})
+    assert [one["name"] for one in page_of(tmp_path / "other").figures["metrics-0"][0]["data"]] == ["loss"]

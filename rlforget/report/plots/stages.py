@@ -77,7 +77,7 @@ def _moved(node: Node) -> str:
 
 def metrics_plot(told: Told) -> Plot | None:
     """The metrics of the stages on the way to HEAD; None where none was kept."""
-    names = list(dict.fromkeys(name for node in told.line for name in node.metrics))[:_MOST_LINES]
+    names = told.drawn[:_MOST_LINES]
     if not names:
         return None
     places = list(range(len(told.line)))
@@ -91,6 +91,7 @@ def metrics_plot(told: Told) -> Plot | None:
             "connectgaps": True,
             "line": {"color": turn(COLOURS, position), "dash": turn(DASHES, position // len(COLOURS)), "width": 2},
             "marker": {"symbol": turn(SYMBOLS, position), "size": 9},
+            **_whiskers([node.errors.get(name, math.nan) for node in told.line]),
             "text": stages,
             "hovertemplate": "%{fullData.name} at %{text}: %{y:.3g}<extra></extra>",
         }
@@ -102,8 +103,18 @@ def metrics_plot(told: Told) -> Plot | None:
         "range": [-0.25, len(places) - 0.75],
         "title": title("stage, on the way to HEAD"),
     }
-    reading = "What was kept at each commit, by `--metric` or by what made the stage; a stage without it has no mark."
+    reading = "What was kept at each commit, by --metric or by what made the stage; a stage without it has no mark."
+    if any("error_y" in trace for trace in traces):
+        reading += " Whiskers: one standard error."
+    if len(names) < len({name for node in told.line for name in node.metrics}):
+        reading += " The table has all of them."
     return Plot(told.metrics_finding, [figure(traces, xaxis=after, yaxis={"title": title("value")})], reading)
+
+
+def _whiskers(errors: list[float]) -> Figure:
+    if not any(map(math.isfinite, errors)):
+        return {}
+    return {"error_y": {"type": "data", "array": plain(errors), "thickness": 1.5, "width": 4}}
 
 
 def blame_plot(blamed: Blamed) -> Plot:
