@@ -49,23 +49,25 @@ class Parsed(HTMLParser):
             self.fetched.append(given["src"])
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `make docs` builds it."""
-    out = tmp_path_factory.mktemp("site")
+def build(out: Path) -> dict[Path, Parsed]:
+    """Build the site as `make docs` does, and read its pages."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return out
+    return {path: Parsed(path) for path in out.rglob("*.html") if path.name != "404.html"}  # which a server shows
 
 
-@pytest.fixture(scope="module")
-def parsed(site: Path) -> dict[Path, Parsed]:
-    return {path: Parsed(path) for path in site.rglob("*.html") if path.name != "404.html"}  # which a server shows
+def test_the_site(tmp_path: Path) -> None:
+    """All that is asked of the built site, in one test: it is built once."""
+    parsed = build(tmp_path)
+    assert len(parsed) > 30
+    check_that_nothing_is_asked_of_the_network(tmp_path, parsed)
+    check_that_links_and_anchors_lead_somewhere(parsed)
+    check_that_every_public_name_and_command_is_in_the_reference(tmp_path, parsed)
 
 
-def test_pages_ask_nothing_of_the_network(site: Path, parsed: dict[Path, Parsed]) -> None:
+def check_that_nothing_is_asked_of_the_network(site: Path, parsed: dict[Path, Parsed]) -> None:
     for path, page in parsed.items():
         for address in page.fetched:
             if not address.startswith("data:"):
@@ -75,7 +77,7 @@ def test_pages_ask_nothing_of_the_network(site: Path, parsed: dict[Path, Parsed]
         assert not re.search(r"url\([\"']?(https?:)?//", style.read_text(encoding="utf-8")), style
 
 
-def test_links_and_anchors_lead_somewhere(parsed: dict[Path, Parsed]) -> None:
+def check_that_links_and_anchors_lead_somewhere(parsed: dict[Path, Parsed]) -> None:
     for path, page in parsed.items():
         for address in page.links:
             parts = urlsplit(address)
@@ -96,7 +98,7 @@ def public_names() -> Iterator[tuple[object, str]]:
         yield importlib.import_module(f"rlforget_kernels.{name}"), f"rlforget_kernels.{name}"
 
 
-def test_every_public_name_and_command_is_in_the_reference(site: Path, parsed: dict[Path, Parsed]) -> None:
+def check_that_every_public_name_and_command_is_in_the_reference(site: Path, parsed: dict[Path, Parsed]) -> None:
     told = set().union(*(page.ids for path, page in parsed.items() if path.parent == site / "reference"))
     names: dict[int, list[str]] = {}
     for found, name in public_names():
