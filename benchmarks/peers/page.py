@@ -65,14 +65,14 @@ class Measured:
         return rows
 
     def _merge(self) -> list[Row]:
-        rows: list[Row] = [("tool", "seconds", "× ours", "processor seconds", "peak memory", "coordinates that differ")]
+        rows: list[Row] = [("tool", "seconds", "processor seconds", "× ours", "peak memory", "coordinates that differ")]
         tools = dict(self._tools("merge"))
         for name, found in tools.items():
             rows.append((name, *_costs(found, tools.get("rlforget")), f"{found['differ']:,}"))
         return rows
 
     def _lora(self) -> list[Row]:
-        rows: list[Row] = [("tool", "seconds", "× ours", "processor seconds", "peak memory", "matrices", "error")]
+        rows: list[Row] = [("tool", "seconds", "processor seconds", "× ours", "peak memory", "matrices", "error")]
         tools = dict(self._tools("lora"))
         for name, found in tools.items():
             costs = _costs(found, tools.get("rlforget"))
@@ -130,8 +130,8 @@ class Measured:
 
 
 def _costs(found: dict[str, Any], ours: dict[str, Any] | None) -> Row:
-    times = f"{found['seconds'] / ours['seconds']:.1f}" if ours else "–"
-    return f"{found['seconds']:.1f}", times, f"{found['cpu_seconds']:.1f}", f"{found['peak_bytes'] / 1e9:.2f} GB"
+    times = f"{found['cpu_seconds'] / ours['cpu_seconds']:.1f}" if ours else "–"
+    return f"{found['seconds']:.1f}", f"{found['cpu_seconds']:.1f}", times, f"{found['peak_bytes'] / 1e9:.2f} GB"
 
 
 def _newest(folder: Path, prefix: str, key: str) -> dict[str, Any]:
