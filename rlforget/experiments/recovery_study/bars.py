@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rlforget.experiments.recovery_study import verdicts
 from rlforget.experiments.recovery_study.reading import (
+    Key,
     Mean,
     by,
     first_to,
@@ -34,19 +36,21 @@ class Bar:
         what: What is held against it, with `{samples}` and `{few}` for the study's settings.
         least: The bar.
         measured: Writes what was measured.
+        verdict: Says whether that reaches the bar.
     """
 
     what: str
     least: str
     measured: Callable[[Rows], str]
+    verdict: Callable[[Rows], str]
 
 
 def _dense(rows: Rows, passes: int, **wanted: object) -> Rows:
     return select(rows, rule="dense subspace", passes=passes, **{"part": MAIN, **wanted})
 
 
-def _few(rows: Rows) -> str:
-    return shares(select(rows, rule="few prompts", rows="logit", passes=2, part=MAIN))
+def _few(rows: Rows) -> Rows:
+    return select(rows, rule="few prompts", rows="logit", passes=2, part=MAIN)
 
 
 def _old_bits(rows: Rows) -> str:
@@ -120,6 +124,11 @@ def _best_coordinates(rows: Rows) -> str:
     return f"`{rule}` {budget:.1%}: {shares(select(rows, rule=rule, budget=budget, part=MAIN))}"
 
 
+def _best_verdict(rows: Rows) -> str:
+    rule, budget = best_coordinates(rows) or (None, None)
+    return verdicts.reaches(select(rows, rule=rule, budget=budget, part=MAIN) if rule else [], 0.85, 0.90)
+
+
 def _controls(rows: Rows) -> str:
     told = [
         f"{budget:.1%} {mean_of(same, 'regained')}"
@@ -129,7 +138,8 @@ def _controls(rows: Rows) -> str:
     return f"coordinates {', '.join(told) or 'not measured'}; subspace {subspace}"
 
 
-def _auto(rows: Rows) -> str:
+def _behind(rows: Rows) -> tuple[Key, dict[str, list[float]]] | None:
+    """Return the fixed rule that is best where a search was tried, and by how much the search is behind it there."""
     chosen = {scene_of(row): row for row in select(rows, rule="auto")}
     fixed = by(
         [row for row in rows if scene_of(row) in chosen and row["rule"] in (*_SCORES, "dense subspace", "few prompts")],
@@ -137,14 +147,25 @@ def _auto(rows: Rows) -> str:
     )
     whole = {key: same for key, same in fixed.items() if len(same) == len(chosen)}
     if not whole:
-        return "not measured"
+        return None
     best = max(whole, key=lambda key: mean_of(whole[key], "regained").mean + mean_of(whole[key], "kept").mean)
-    behind = {
-        share: [row[share] - chosen[scene_of(row)][share] for row in whole[best]] for share in ("regained", "kept")
-    }
+    gaps = {share: [row[share] - chosen[scene_of(row)][share] for row in whole[best]] for share in ("regained", "kept")}
+    return best, gaps
+
+
+def _auto(rows: Rows) -> str:
+    found = _behind(rows)
+    if found is None:
+        return "not measured"
+    best, behind = found
     gaps = " / ".join(f"{Mean(tuple(values))}, at worst {max(values):.2f}" for values in behind.values())
     rule = ", ".join(str(part) for part in best if part is not None)
-    return f"behind the best fixed rule ({rule}) by {gaps}; auto itself {shares(list(chosen.values()))}"
+    return f"behind the best fixed rule ({rule}) by {gaps}; auto itself {shares(select(rows, rule='auto'))}"
+
+
+def _auto_verdict(rows: Rows) -> str:
+    found = _behind(rows)
+    return verdicts.behind(list(found[1].values()) if found else [], 0.02)
 
 
 def _damage(rows: Rows) -> str:
@@ -168,13 +189,27 @@ def _refreshes(rows: Rows) -> str:
         steps = Mean(tuple(float(row["steps"]) for row in reached))
         took = f"plain {steps} steps " if reached else ""
         told.append(f"{part}: {took}({len(reached)} of {len(plain)} reach it)")
-        for rule in ("project", "fisher"):
-            bent = by(select(rows, rule=f"refresh, {rule}", part=part), scene_of)
-            equal = [_at_equal_recovery(plain[scene], same) for scene, same in bent.items() if scene in plain]
-            if equal:
-                a, b = (sum(losses) / len(equal) for losses in zip(*equal, strict=True))
-                told.append(f"collateral loss {a:.3f} plain, {b:.3f} {rule} (n = {len(equal)})")
+        for rule, (a, b, count) in _collateral(rows, part).items():
+            told.append(f"collateral loss {a:.3f} plain, {b:.3f} {rule} (n = {count})")
     return "; ".join(told) or "not measured"
+
+
+def _collateral(rows: Rows, part: str) -> dict[str, tuple[float, float, int]]:
+    """For each way of protecting the mean loss of the later domain without it and with it, and over how many scenes."""
+    plain = by(select(rows, rule="refresh", part=part), scene_of)
+    found = {}
+    for rule in ("project", "fisher"):
+        bent = by(select(rows, rule=f"refresh, {rule}", part=part), scene_of)
+        equal = [_at_equal_recovery(plain[scene], same) for scene, same in bent.items() if scene in plain]
+        if equal:
+            a, b = (sum(losses) / len(equal) for losses in zip(*equal, strict=True))
+            found[rule] = a, b, len(equal)
+    return found
+
+
+def _refresh_verdict(rows: Rows) -> str:
+    parts = {part: [(a, b) for a, b, _ in _collateral(rows, part).values()] for part in ("pairs", "deep")}
+    return verdicts.halved(parts)
 
 
 def _at_equal_recovery(one: Rows, other: Rows) -> tuple[float, float]:
@@ -196,9 +231,12 @@ def _peaks(rows: Rows) -> str:
     return "largest gap of a domain, by run: " + ("; ".join(gaps) or "not measured")
 
 
+def _by_base(rows: Rows) -> dict[str, Rows]:
+    return by(_dense(rows, 2, part=("sequence", "bases"), method="grpo"), lambda row: row["base"])
+
+
 def _bases(rows: Rows) -> str:
-    found = by(_dense(rows, 2, part=("sequence", "bases"), method="grpo"), lambda row: row["base"])
-    return "; ".join(f"{base} {shares(same)}" for base, same in found.items()) or "not measured"
+    return "; ".join(f"{base} {shares(same)}" for base, same in _by_base(rows).items()) or "not measured"
 
 
 def _sizes(rows: Rows) -> str:
@@ -226,20 +264,55 @@ def _sizes(rows: Rows) -> str:
 
 
 BARS = (
-    Bar("conflict subspace, one pass, n = {samples} a domain", "0.95 / 0.96", lambda rows: shares(_dense(rows, 1))),
-    Bar("{few} prompts a domain, `logit` rows, two passes", "0.85 / 0.92", _few),
-    Bar("old bits at 2% of the coordinates by `subspace`", "0.90 / 0.93 where the loss is under 0.35", _old_bits),
-    Bar("two passes, dense", "0.98 / 0.96", lambda rows: shares(_dense(rows, 2))),
-    Bar(f"an older domain that fell under {NEAR_ZERO:g}: two passes", "0.95 regained", _near_zero),
-    Bar("narrow weights: distance of either share from the float32 result", "within 0.03", _rounding),
-    Bar("restoring one older domain moves another", "under 0.40", _selectivity),
-    Bar("best coordinate rule, at most 5% of coordinates", "0.85 / 0.90", _best_coordinates),
-    Bar("controls: random coordinates, a random subspace", "under 0.20 regained", _controls),
-    Bar("`--auto` against the best fixed rule", "behind by 0.02 at most", _auto),
-    Bar("samples against the model's size", "a law, and what flattens it", _sizes),
-    Bar("predicted against measured damage, Spearman", "0.90 (GGN)", _damage),
-    Bar("refresh: steps to 90%; collateral loss at equal recovery", "halved by protection", _refreshes),
-    Bar("code → math → qa → writing: gap to each domain's own peak", "within 0.03", _peaks),
-    Bar("bases pretrained apart: two passes", "0.98 / 0.96 on each", _bases),
+    Bar(
+        "conflict subspace, one pass, n = {samples} a domain",
+        "0.95 / 0.96",
+        lambda rows: shares(_dense(rows, 1)),
+        lambda rows: verdicts.reaches(_dense(rows, 1), 0.95, 0.96),
+    ),
+    Bar(
+        "{few} prompts a domain, `logit` rows, two passes",
+        "0.85 / 0.92",
+        lambda rows: shares(_few(rows)),
+        lambda rows: verdicts.reaches(_few(rows), 0.85, 0.92),
+    ),
+    Bar(
+        "old bits at 2% of the coordinates by `subspace`",
+        f"0.90 / 0.93 where the loss is under {_DEEP:g}",
+        _old_bits,
+        verdicts.old_bits,
+    ),
+    Bar(
+        "two passes, dense",
+        "0.98 / 0.96",
+        lambda rows: shares(_dense(rows, 2)),
+        lambda rows: verdicts.reaches(_dense(rows, 2), 0.98, 0.96),
+    ),
+    Bar(f"an older domain that fell under {NEAR_ZERO:g}: two passes", "0.95 regained", _near_zero, verdicts.near_zero),
+    Bar(
+        "narrow weights: distance of either share from the float32 result",
+        "within 0.03",
+        _rounding,
+        verdicts.rounding,
+    ),
+    Bar("restoring one older domain moves another", "under 0.40", _selectivity, verdicts.selectivity),
+    Bar("best coordinate rule, at most 5% of coordinates", "0.85 / 0.90", _best_coordinates, _best_verdict),
+    Bar("controls: random coordinates, a random subspace", "under 0.20 regained", _controls, verdicts.controls),
+    Bar("`--auto` against the best fixed rule", "behind by 0.02 at most", _auto, _auto_verdict),
+    Bar("samples against the model's size", "a law, and what flattens it", _sizes, lambda _: verdicts.NO_BAR),
+    Bar("predicted against measured damage, Spearman", "0.90 (GGN)", _damage, verdicts.damage),
+    Bar(
+        "refresh: steps to 90%; collateral loss at equal recovery",
+        "halved by protection",
+        _refreshes,
+        _refresh_verdict,
+    ),
+    Bar("code → math → qa → writing: gap to each domain's own peak", "within 0.03", _peaks, verdicts.peaks),
+    Bar(
+        "bases pretrained apart: two passes",
+        "0.98 / 0.96 on each",
+        _bases,
+        lambda rows: verdicts.each(list(_by_base(rows).values()), 0.98, 0.96),
+    ),
 )
 """Every bar of the study. Shares are regained / kept, mean ± standard deviation over pairs and seeds."""

@@ -20,6 +20,10 @@ which are used for nothing else. A scene whose earlier domain lost, or whose lat
 no share to speak of: it stands in the tables of losses and of damage alone. A mean of shares weighs a small loss, which
 is measured less surely, like a large one: *pooled* shares are those of all losses, and all gains, added up."""
 
+_VERDICTS = (
+    "A verdict is by the means, rounded as they are shown; where a bar holds for each of several, by each. Halved is a "
+    "cost where both ways to protect halve it."
+)
 _KL = """The divergence of the later model from the earlier one, on the earlier domain's prompts, stands beside the
 curvature because M2RL (arXiv 2602.12566) finds that it is gradients and policy divergence, not weights, by which
 domains interfere, and reports synergy where 2606.02398 reports conflict. All are correlated with the measured rise of
@@ -55,7 +59,13 @@ def page(rows: list[Row], settings: dict[str, Any], command: str, versions: str,
             "",
             _READING.format(least=settings["least_loss"]),
         ],
-        ["## Against the bars", "", *table(("what", "at least", "measured"), _against_bars(rows, settings))],
+        [
+            "## Against the bars",
+            "",
+            *table(("what", "at least", "measured", "verdict"), _against_bars(rows, settings)),
+            "",
+            _VERDICTS,
+        ],
         ["## What was lost", *_picture(pictures, "stages"), *_losses(rows)],
         ["## Every rule", *_picture(pictures, "rules"), "", *_rules(rows)],
         ["## Refreshes", "", *_refreshes(rows)],
@@ -88,8 +98,8 @@ def _intro(rows: list[Row], settings: dict[str, Any], command: str, versions: st
     return textwrap.wrap(said, 120, break_on_hyphens=False, break_long_words=False)
 
 
-def _against_bars(rows: list[Row], settings: dict[str, Any]) -> list[tuple[str, str, str]]:
-    return [(bar.what.format_map(settings), bar.least, bar.measured(rows)) for bar in BARS]
+def _against_bars(rows: list[Row], settings: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    return [(bar.what.format_map(settings), bar.least, bar.measured(rows), bar.verdict(rows)) for bar in BARS]
 
 
 def _picture(pictures: dict[str, str], name: str) -> list[str]:

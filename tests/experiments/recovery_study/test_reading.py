@@ -76,6 +76,67 @@ def test_auto_is_held_against_the_rule_that_is_best_over_all_its_scenes() -> Non
     assert told.startswith("behind the best fixed rule (fisher, 0.05) by 0.02 ± 0.00, at worst 0.02 / -0.01")
 
 
+def _verdict(start: str, rows: list[dict[str, object]]) -> str:
+    (found,) = (bar.verdict for bar in BARS if bar.what.startswith(start))
+    return found(rows)
+
+
+def test_a_verdict_is_by_the_means_as_they_are_shown() -> None:
+    def dense(regained: float, kept: float, **fields: object) -> dict[str, object]:
+        return row("dense subspace", passes=2, regained=regained, kept=kept, **fields)
+
+    assert _verdict("two passes, dense", [dense(0.9751, 1.0), dense(0.9751, 0.92)]) == "met"  # 0.98 / 0.96
+    assert _verdict("two passes, dense", [dense(0.974, 1.0)]) == "missed"
+    assert _verdict("two passes, dense", [dense(1.0, 0.954)]) == "missed"
+    assert _verdict("two passes, dense", []) == "not measured"
+    bases = [dense(1.0, 1.0, base="one", part="bases"), dense(0.9, 1.0, base="two", part="bases")]
+    assert _verdict("bases pretrained", bases) == "missed by 1 of 2"
+    gone = {"now": 0.05, "then": 0.9}
+    thrice = row("dense subspace", passes=3, regained=0.96, kept=1.0, **gone)
+    assert _verdict("an older domain", [dense(0.9, 1.0, **gone)]) == "missed"
+    assert _verdict("an older domain", [dense(0.9, 1.0, **gone), thrice]) == "missed; met in 3 passes"
+
+
+def test_each_control_and_each_way_is_judged_on_its_own() -> None:
+    random = [row("random", budget=budget, regained=regained) for budget, regained in ((0.02, 0.1), (0.2, 0.5))]
+    assert _verdict("controls", random) == "missed by 20.0%; met by the others"
+    assert _verdict("controls", [*random[:1], row("random subspace", regained=0.0)]) == "met"
+    exact = row("rounding, float32", dtype="bfloat16", regained=0.9, kept=1.0, value=0.5)
+    near = row("rounding, stochastic", dtype="bfloat16", regained=0.88, kept=1.0)
+    assert _verdict("narrow", [exact, near]) == "met"
+    assert _verdict("narrow", [exact, near, {**near, "rule": "rounding, nearest", "regained": 0.7}]) == "missed"
+    alone = [row("one alone", value=0.7, regained=1.0)]
+    assert _verdict("restoring", alone) == "missed"
+    protected = row("one alone, others protected", value=0.1, regained=0.9)
+    assert _verdict("restoring", [*alone, protected]) == "missed; met with the other protected"
+
+
+def test_auto_and_protection_are_judged_on_the_average_and_apart() -> None:
+    fixed = [row("fisher", seed=s, budget=0.05, regained=r, kept=1.0) for s, r in ((0, 1.0), (1, 0.9))]
+    auto = [row("auto", seed=s, regained=r, kept=1.0) for s, r in ((0, 0.9), (1, 1.0))]
+    assert _verdict("`--auto`", [*fixed, *auto]) == "met on the average; missed at worst"
+    assert _verdict("`--auto`", [*fixed, {**auto[0], "regained": 0.8}, auto[1]]) == "missed"
+    plain = row("refresh", steps=5, regained=0.95, later_after=0.8)
+    halved = row("refresh, project", steps=5, regained=0.95, later_after=0.86)
+    assert _verdict("refresh:", [plain, halved]) == "met"
+    deep = [{**plain, "part": "deep"}, {**halved, "part": "deep", "later_after": 0.8}]
+    assert _verdict("refresh:", [plain, halved, *deep]) == "met on pairs; missed on deep"
+    assert _verdict("refresh:", [plain, halved, row("refresh, fisher", steps=5, regained=0.95, later_after=0.8)]) == (
+        "missed"
+    )
+
+
+def test_ranks_and_peaks_are_judged() -> None:
+    told = [row("damage, ggn", predicted=float(i), value=float(i % 3)) for i in range(6)]
+    along = [row("damage, ggn at 3 points", predicted=float(i), value=float(i)) for i in range(6)]
+    assert _verdict("predicted against", told) == "missed"
+    assert _verdict("predicted against", [*told, *along]) == "missed; met at 3 points"
+    assert _verdict("predicted against", [{**one, "rule": "damage, ggn"} for one in along]) == "met"
+    gaps = [row("peaks, rollback", passes=2, part="sequence", value=value) for value in (0.03, 0.031)]
+    assert _verdict("code → math", gaps) == "missed by 1 of 2"
+    assert {bar.verdict([]) for bar in BARS} == {"not measured", "–"}
+
+
 def test_pooled_shares_weigh_losses_by_their_size() -> None:
     rows = [
         row("random", then=0.9, now=0.5, after=0.5, later_then=0.0, later_now=0.6, later_after=0.6),
