@@ -57,6 +57,7 @@ FEATURES = (
             "peft>=0.21",
             "pydantic>=2.10",
             "pyyaml>=6.0",
+            "jsonschema>=4.23",
         ),
     ),
     Feature("pages: report, demo", "report", ("plotly>=6.0", "matplotlib>=3.9")),
