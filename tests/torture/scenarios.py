@@ -59,6 +59,7 @@ _BACK = (
 _IN_PLACE = "apply {work}/model {inputs}/one.delta.safetensors --in-place"
 _IN_PLACE_AGAIN = "apply {work}/model {inputs}/two.delta.safetensors --in-place"
 _APPLIED = "apply {inputs}/base {inputs}/one.delta.safetensors -o {work}/out"
+_EXPORTED = "export {inputs}/one.delta.safetensors --base {inputs}/base --format task-vector -o {work}/out"
 _APPLIED_OVER = "apply {inputs}/tuned {inputs}/two.delta.safetensors -o {work}/out --force"
 
 SCENARIOS = (
@@ -71,6 +72,7 @@ SCENARIOS = (
     ),
     _scenario("apply to a new folder", "apply", (), _APPLIED, (f"{_APPLIED} --force", FINE)),
     _scenario("apply over a folder", "apply", (_APPLIED,), _APPLIED_OVER, (_APPLIED_OVER, FINE)),
+    _scenario("export a task vector", "export", (), _EXPORTED, (f"{_EXPORTED} --force", FINE)),
     _scenario("apply in place", "in-place apply", (_MODEL,), _IN_PLACE, *_BACK),
     _scenario(
         "revert in place",
