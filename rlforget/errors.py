@@ -140,12 +140,12 @@ class MissingExtraError(RlforgetError):
     """A feature whose optional dependency is not installed."""
 
 
-def missing_extra(package: str, *extras: str) -> MissingExtraError:
-    """Build the error for an optional `package`, or several with commas, that the extras install."""
+def missing_extra(packages: str, *extras: str) -> MissingExtraError:
+    """Build the error for an optional package, or several with commas, that the extras install."""
     named = ",".join(extras)
     return MissingExtraError(
-        f"the extra {named}",
-        expected=f"the package {package}",
+        f"the extra{'s' if len(extras) > 1 else ''} {' and '.join(extras)}",
+        expected=f"the package{'s' if ', ' in packages else ''} {packages}",
         found="none installed",
         fix=f"Install it with: pip install 'rlforget[{named}]'",
     )

@@ -230,7 +230,7 @@ def test_every_usage_error_says_what_was_found_and_what_to_do() -> None:
 def test_all_that_the_demo_lacks_is_named_before_it_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("trl", "plotly") else "99")
     fault = run("demo", "-o", tmp_path / "demo").fault
-    assert "expected the package trl>=1.16, plotly>=6.0" in fault
+    assert "the extras train and report: expected the packages trl>=1.16, plotly>=6.0" in fault
     assert fault.endswith("pip install 'rlforget[train,report]'")
     assert not list(tmp_path.iterdir())
     doctor.need("cli")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from rlforget import domains
 from rlforget.domains import miniature
 from rlforget.domains.miniature.build import EVALUATION_PROMPTS, SCORES_FILE
 from rlforget.domains.miniature.pretrain import SHAPES, SHIPPED, Recipe, build_model, pretrain, recipe_for
-from rlforget.errors import UnknownNameError
+from rlforget.errors import MissingExtraError, UnknownNameError
 
 RECORD = json.loads((miniature.path() / SCORES_FILE).read_text())
 
@@ -76,3 +77,9 @@ def test_a_recipe_of_another_size_builds_that_size() -> None:
 def test_an_unknown_size_is_named() -> None:
     with pytest.raises(UnknownNameError, match="7B"):
         recipe_for("7B", 0)
+
+
+def test_what_it_needs_beyond_the_core_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'rlforget\[train\]'"):
+        miniature.load()

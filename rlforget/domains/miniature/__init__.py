@@ -6,6 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlforget.errors import missing_extra
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
@@ -18,9 +20,16 @@ def path() -> Path:
 
 
 def load() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
-    """Load the shipped miniature and its tokenizer, in evaluation mode and float32."""
-    from transformers import AutoTokenizer, Qwen2ForCausalLM
-    from transformers.utils import logging
+    """Load the shipped miniature and its tokenizer, in evaluation mode and float32.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+    """
+    try:
+        from transformers import AutoTokenizer, Qwen2ForCausalLM
+        from transformers.utils import logging
+    except ModuleNotFoundError as fault:
+        raise missing_extra("transformers", "train") from fault
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # a bar for a file of 0.8 MB is noise
