@@ -83,6 +83,8 @@ def run_block(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPat
     if block.title:
         Path(block.title).parent.mkdir(parents=True, exist_ok=True)
         Path(block.title).write_text(small(block.text), encoding="utf-8")
+        if block.language == "python":
+            compile(block.text, f"docs/{block.page}", "exec")
     elif block.language == "python":
         lines = "\n" * block.line + small(block.text)  # so that a traceback names the line of the page
         exec(compile(lines, f"docs/{block.page}", "exec"), names)
