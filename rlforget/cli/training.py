@@ -194,18 +194,26 @@ def _show_plan(out: Path, stages: list[StageConfig], *, as_json: bool, needs: Ne
 def _show_needs(needs: Needs) -> None:
     """Show the memory of each stage on one device, and the disk."""
     output.line(f"{needs.parameters / 1e9:.3g} billion parameters, by {needs.shape}; {needs.devices} process(es)")
-    columns = ("stage", "weights", "gradients and AdamW", "activations", "logits", "a device, at least")
+    columns = ("stage", "weights", "gradients and AdamW", "activations", "logits", "sampling", "a device, at least")
     rows = [
         (
             stage.name,
             *(
                 f"{size / 1e9:.3g} GB"
-                for size in (stage.weights, stage.optimizer, stage.activations, stage.logits, stage.total)
+                for size in (
+                    stage.weights,
+                    stage.optimizer,
+                    stage.activations,
+                    stage.logits,
+                    stage.sampling,
+                    stage.total,
+                )
             ),
         )
         for stage in needs.stages
     ]
     output.table(columns, rows)
+    output.line(f"evaluation: {needs.evaluation / 1e9:.3g} GB a device, at least")
     output.line(f"disk: {needs.disk / 1e9:.3g} GB at most, for deltas and one stage's checkpoints")
 
 

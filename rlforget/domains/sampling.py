@@ -44,7 +44,7 @@ def sample(
     device = next(model.parameters()).device
     prompt, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
     length = int(batch.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS))
-    with _seeded(seed, device), _evaluating(model):
+    with _seeded(seed, device), evaluating(model):
         ids = model.generate(
             input_ids=prompt,
             attention_mask=mask,
@@ -94,10 +94,12 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was_training = model.training
+def evaluating(model: Any) -> Iterator[None]:
+    """Hold a model in evaluation mode, without dropout; every module is as found afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from rlforget import domains
 from rlforget.counting import counted
 from rlforget.domains.batches import IGNORED
-from rlforget.domains.sampling import special_tokens
+from rlforget.domains.sampling import evaluating, special_tokens
 from rlforget.errors import ConfigError, EmptyDomainError, NonFiniteError, ShortDomainError
 
 Batch = Mapping[str, Any]
@@ -179,18 +178,6 @@ def check_finite(model: Any, values: Tensor, what: str) -> None:
         found = f"NaN or Inf, from finite weights in {next(model.parameters()).dtype}"
     fix = "Mend the weights; where they are sound, load the model in a dtype of wider range, bfloat16 or float32."
     raise NonFiniteError(what, expected="finite numbers", found=found, fix=fix)
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Hold a model in evaluation mode, without dropout; every module is as found afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @torch.no_grad()

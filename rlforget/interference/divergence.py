@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from rlforget.domains.batches import IGNORED
+from rlforget.domains.sampling import evaluating
 from rlforget.interference.completions import (
     Batches,
     collect,
     completed,
-    evaluating,
     pieces,
     scored_labels,
     scored_log_probs,

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlforget.errors import ConfigError, OutputError
 from rlforget.training.watch import Course, Watch
 from rlforget.training.world import from_first, wait
 from rlforget.weights.atomic import sync, sync_folder
@@ -46,16 +47,20 @@ class Checkpoints:
     Args:
         path: The folder; made where it is not there.
         every: Optimizer steps from one checkpoint to the next.
-        plan: What the stage does, as plain values. Checkpoints of another plan are removed.
+        plan: What the stage does, as plain values. Checkpoints of another plan are removed; but for `processes`, how
+            many shared the work: that many have to go on.
+
+    Raises:
+        ConfigError: Another number of processes began the stage.
+        OutputError: The folder holds something else.
     """
 
     def __init__(self, path: Path, every: int, plan: Mapping[str, Any]) -> None:
         self.path, self.every = path, every
-        written = json.dumps(plan, sort_keys=True)
-        if path.is_dir() and _text(path / _PLAN) != written:
-            shutil.rmtree(path)
+        if path.is_dir() and any(path.iterdir()):
+            _check_plan(path, plan)
         path.mkdir(parents=True, exist_ok=True)
-        (path / _PLAN).write_text(written, encoding="utf-8")
+        (path / _PLAN).write_text(json.dumps(plan, sort_keys=True), encoding="utf-8")
 
     def latest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole, and remove the others that claim to be newer."""
@@ -90,9 +95,32 @@ def as_callback(checkpoints: Checkpoints, watch: Watch) -> Any:
     class _Saving(TrainerCallback):  # type: ignore[misc]
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             wait()  # each process writes its own random states
+            if control.should_training_stop and state.global_step < state.max_steps:
+                return  # from here a resumed stage would train on: from the one before it comes to the same end
             from_first(lambda: checkpoints.complete(state.global_step, watch.course, watch.seconds()))
 
     return _Saving()
+
+
+def _check_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    """Hold a folder to be of this plan, or clear it of another's checkpoints."""
+    text = _text(path / _PLAN)
+    if text is None:
+        raise OutputError(
+            str(path), expected="an empty folder, or a stage's checkpoints", found="other files", fix="Choose another."
+        )
+    then = json.loads(text)
+    if then == plan:
+        return
+    if {**then, "processes": plan.get("processes")} == plan:
+        raise ConfigError(
+            str(path),
+            expected=f"{then['processes']} processes, as the stage was begun with: its random states are theirs",
+            found=str(plan["processes"]),
+            fix="Start as many, or remove the folder to begin the stage again.",
+        )
+    for folder in path.glob("checkpoint-*"):
+        shutil.rmtree(folder)
 
 
 def _step(folder: Path) -> int:

@@ -196,8 +196,8 @@ class SequenceConfig(_Strict):
         dtype: Dtype of the weights; `auto` is the checkpoint's own.
         evaluation: How every domain is evaluated after every stage.
         save_every: Optimizer steps from one of the trainer's checkpoints of a stage to the next, from which a killed
-            run goes on; null: it begins the stage again. Two are kept until the stage is finished, each of three times
-            the trained weights' size.
+            run goes on; null: it begins the stage again. Two are kept until the stage is finished, and a third while it
+            is written, each of three times the trained weights' size.
     """
 
     model: str = "miniature"
@@ -212,6 +212,9 @@ class SequenceConfig(_Strict):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
+        given = Counter(domain.name for domain in self.domains)
+        if again := [name for name, count in given.items() if count > 1]:
+            raise broken_rule("domains", expected="names that differ", found=f"{again[0]!r} twice", fix="Rename one.")
         times = Counter(["base", *(stage.name for stage in self.stages if stage.name)])
         twice = [name for name, count in times.items() if count > 1]
         if twice:

@@ -52,8 +52,17 @@ class JsonLinesLog:
 
 
 def _cut_torn_line(path: Path) -> None:
+    """Cut off a last line that has no end and is no JSON; end one that is."""
     if not path.exists():
         return
     with path.open("rb+") as file:
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)
+        held = file.read()
+        whole = held.rfind(b"\n") + 1
+        if whole == len(held):
+            return
+        try:
+            json.loads(held[whole:])
+        except ValueError:
+            file.truncate(whole)
+        else:
+            file.write(b"\n")

@@ -17,7 +17,8 @@ from rlforget.training.shapes import KNOWN
 from rlforget.training.world import world_size
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_BYTES_A_CHANGE = 1.5  # in a delta file, bfloat16 (docs/performance.md)
+_CHECKPOINTS = 3  # two that are kept and one that is written
+_BYTES_A_CHANGE = {2: 1.5, 4: 4.0}  # in a delta file, by the width of the dtype (docs/performance.md), at most
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class StageNeeds:
         activations: One layer's activations and the stream between layers, of the sequences of one forward pass, each
             as long as its longest completion; prompts, whose length is not known here, come on top.
         logits: Their logits and gradients, in float32.
+        sampling: Keys and values of the completions that are sampled at once; with vLLM none, it has memory of its own.
     """
 
     name: str
@@ -37,11 +39,12 @@ class StageNeeds:
     optimizer: int
     activations: int
     logits: int
+    sampling: int
 
     @property
     def total(self) -> int:
-        """Their sum."""
-        return self.weights + self.optimizer + self.activations + self.logits
+        """What is there at once: sampling is over before activations and logits are."""
+        return self.weights + self.optimizer + max(self.activations + self.logits, self.sampling)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Needs:
         shape: Where the model's shape came from.
         devices: How many processes share the work, each with the whole model.
         stages: The stages' memory.
+        evaluation: That of an evaluation: weights, and keys and values of a batch of completions.
         disk: Bytes of all deltas and of the checkpoints of one stage, where every coordinate changes.
     """
 
@@ -60,6 +64,7 @@ class Needs:
     shape: str
     devices: int
     stages: tuple[StageNeeds, ...]
+    evaluation: int
     disk: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,6 +74,7 @@ class Needs:
             "shape": self.shape,
             "devices": self.devices,
             "disk_bytes": self.disk,
+            "evaluation_bytes": self.evaluation,
             "stages": [
                 {
                     "name": stage.name,
@@ -76,6 +82,7 @@ class Needs:
                     "optimizer_bytes": stage.optimizer,
                     "activations_bytes": stage.activations,
                     "logits_bytes": stage.logits,
+                    "sampling_bytes": stage.sampling,
                     "total_bytes": stage.total,
                 }
                 for stage in self.stages
@@ -97,9 +104,11 @@ def needs_of(plan: Plan) -> Needs:
         _stage(name, stage, shape, parameters, width, plan.stage_domains[place].max_new_tokens)
         for place, (name, stage) in enumerate(zip(plan.names, config.stages, strict=True))
     )
-    checkpoints = 0 if config.save_every is None else 2 * 3 * parameters * width
-    disk = int(len(stages) * parameters * _BYTES_A_CHANGE) + checkpoints
-    return Needs(parameters, source, world_size(), stages, disk)
+    checkpoints = 0 if config.save_every is None else _CHECKPOINTS * 3 * parameters * width
+    disk = int(len(stages) * parameters * _BYTES_A_CHANGE[width]) + checkpoints
+    longest = max(domain.max_new_tokens for domain in plan.evaluated)
+    evaluation = parameters * width + _keys_and_values(shape, config.evaluation.batch_size * longest)
+    return Needs(parameters, source, world_size(), stages, evaluation, disk)
 
 
 def model_shape(name: str) -> tuple[Any, str]:
@@ -143,8 +152,10 @@ def _dtype(config: SequenceConfig, shape: Any) -> str:
 
 
 def _stage(name: str, stage: StageConfig, shape: Any, parameters: int, width: int, longest: int) -> StageNeeds:
-    sequences = stage.micro_batch or max(stage.sequences // world_size(), 1)
-    tokens = sequences * (stage.max_new_tokens or longest)
+    share = max(stage.sequences // world_size(), 1)
+    length = stage.max_new_tokens or longest
+    tokens = (stage.micro_batch or share) * length
+    sampled = share * length if stage.method == "grpo" and stage.vllm is None else 0
     trained = parameters if stage.lora is None else _adapter(stage, shape)
     copies = 2 if stage.method == "grpo" and stage.beta > 0 and stage.lora is None else 1
     layer = 2 * tokens * (6 * shape.hidden_size + 3 * shape.intermediate_size)
@@ -156,7 +167,14 @@ def _stage(name: str, stage: StageConfig, shape: Any, parameters: int, width: in
         optimizer=3 * trained * width,
         activations=stream + kept * layer,
         logits=2 * 4 * tokens * shape.vocab_size,
+        sampling=_keys_and_values(shape, sampled),
     )
+
+
+def _keys_and_values(shape: Any, tokens: int) -> int:
+    """Return the bytes of a cache for so many tokens, in 16 bits."""
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return int(2 * shape.num_hidden_layers * shape.num_key_value_heads * size * 2 * tokens)
 
 
 def _adapter(stage: StageConfig, shape: Any) -> int:

@@ -29,19 +29,25 @@ class Plan:
 
     def __init__(self, config: SequenceConfig) -> None:
         self.config = config
-        self.stage_domains = [domain_named(config, stage.domain) for stage in config.stages]
+        made: dict[str, Domain] = {}  # each once: a dataset is read when its domain is first asked for an example
+
+        def named(spec: str) -> Domain:
+            if spec not in made:
+                made[spec] = domain_named(config, spec)
+            return made[spec]
+
+        self.stage_domains = [named(stage.domain) for stage in config.stages]
         specs = config.evaluation.domains
-        wanted = self.stage_domains if specs is None else [domain_named(config, spec) for spec in specs]
+        wanted = self.stage_domains if specs is None else [named(spec) for spec in specs]
         self.evaluated = list({domain.name: domain for domain in wanted}.values())
-        self.names = _stage_names(config.stages, self.stage_domains)
+        self.names = stage_names(config.stages, [domain.name for domain in self.stage_domains])
         self.parents = _parents(config.stages, self.names)
 
     def settings(self) -> dict[str, Any]:
         """Return what decides all stages, except the model's path: its weights are compared instead."""
         shared = self.config.model_dump(exclude={"stages", "model", "device", "continue_from", "save_every"})
         shared["evaluation"]["domains"] = [domain.name for domain in self.evaluated]
-        for domain in shared["domains"]:
-            del domain["smoke"]
+        shared["domains"] = [{k: v for k, v in given.items() if k != "smoke"} for given in shared["domains"]] or None
         return shared
 
     def continue_from(self) -> str | None:
@@ -75,12 +81,12 @@ class Plan:
             _check_equal(stage, where, stage.record["config"], config.model_dump())
 
 
-def _stage_names(stages: list[StageConfig], stage_domains: list[Domain]) -> list[str]:
-    """Name every stage: as it says, or after its domain, with a number where that is taken."""
+def stage_names(stages: list[StageConfig], stage_domains: list[str]) -> list[str]:
+    """Name every stage: as it says, or after its domain's name, with a number where that is taken."""
     taken = {BASE, *(stage.name for stage in stages if stage.name)}
     names: list[str] = []
     for stage, domain in zip(stages, stage_domains, strict=True):
-        names.append(stage.name or _free_name(domain.name, taken))
+        names.append(stage.name or _free_name(domain, taken))
         taken.add(names[-1])
     return names
 

@@ -67,7 +67,8 @@ def protecting(
     against the domains' present gradients is taken off; see `Surgery`.
 
     Args:
-        model: The model that is going to be trained, all of it: an adapter is not bent.
+        model: The model that is going to be trained. Frozen parameters stay as they are; under an adapter that is made
+            later, as `train_stage` makes one, nothing of it is bent.
         tokenizer: Its tokenizer.
         protect: The domains to spare.
         kind: How.
@@ -112,7 +113,7 @@ def guard_for(
         from rlforget.training.surgery import Surgery
 
         return Surgery(model, protect, samples=samples, seed=seed, tokenizer=tokenizer)
-    columns = whole_columns(model)
+    columns = whole_columns(model, trained=True)
     bend = (
         _projected(model, columns, protect, samples, rank, seed, tokenizer)
         if kind == "project"

@@ -96,6 +96,8 @@ class RunFolder:
                 raise self._fault("an empty folder", "a run", "Resume it, or choose another folder.")
             for draft in self._stages.glob(".rlforget-*.partial"):
                 shutil.rmtree(draft)
+            for stage in self.finished():  # a kill between a stage's rename and the end of its checkpoints
+                shutil.rmtree(self.unfinished(stage.index, stage.name), ignore_errors=True)
             yield
         finally:
             os.close(lock)  # which unlocks it

@@ -19,7 +19,7 @@ from rlforget.training.plan import BASE, Plan, changed
 from rlforget.training.progress import Progress, choose
 from rlforget.training.run_folder import RunFolder, StageFolder
 from rlforget.training.stage import StageResult, train_stage
-from rlforget.training.world import from_first, is_first, join
+from rlforget.training.world import from_first, is_first, join, world_size
 from rlforget.training.yaml_file import load_config
 
 
@@ -166,7 +166,7 @@ class _Runner:
         plan, name = self._plan, self._plan.names[index - 1]
         config, domain = plan.config.stages[index - 1], plan.stage_domains[index - 1]
         self._log("stage", stage=name, config=config.model_dump())
-        before = tensors(self._model, copy=True)
+        before = tensors(self._model, copy=True) if is_first() else {}
         factors = self._run.adapter_draft() if config.lora is not None else None
         result = train_stage(
             self._model,
@@ -185,8 +185,9 @@ class _Runner:
             "result": asdict(result),
             "scores": self._scores(name),
         }
-        after = tensors(self._model, copy=False)
-        written = from_first(lambda: self._run.write(index, name, record, diff(before, after), factors))
+        written = from_first(
+            lambda: self._run.write(index, name, record, diff(before, tensors(self._model, copy=False)), factors)
+        )
         self._log("finished", stage=name, steps=result.steps, seconds=round(result.seconds, 3))
         return written
 
@@ -198,6 +199,7 @@ class _Runner:
             "config": config.model_dump(),
             "seed": self._plan.stage_seed(index),
             "weights": weights_digest(self._model),
+            "processes": world_size(),
         }
         folder = self._run.unfinished(index, self._plan.names[index - 1])
         return from_first(lambda: Checkpoints(folder, every, plan))

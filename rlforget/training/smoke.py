@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlforget.training.config import SequenceConfig, StageConfig
+from rlforget.training.plan import stage_names
 
 _STEPS, _PROMPTS, _SAMPLES, _EVALUATED = 2, 4, 2, 8
 
@@ -12,8 +13,8 @@ _STEPS, _PROMPTS, _SAMPLES, _EVALUATED = 2, 4, 2, 8
 def smoke_test_of(config: SequenceConfig) -> SequenceConfig:
     """Return the configuration with its model, data and sizes replaced by small ones.
 
-    Domains from datasets become the built-in ones that their `smoke` names; vLLM and bfloat16, which need a GPU, are
-    left out, and so is a learning rate that was chosen for billions of parameters.
+    Domains from datasets, with their prompts and rewards, become the built-in ones that their `smoke` names; vLLM and
+    bfloat16, which need a GPU, are left out, and so are lengths and a learning rate for billions of parameters.
     """
     stands_for = {domain.name: domain.smoke for domain in config.domains}
     specs = config.evaluation.domains
@@ -23,7 +24,11 @@ def smoke_test_of(config: SequenceConfig) -> SequenceConfig:
             "domains": None if specs is None else list(dict.fromkeys(stands_for.get(spec, spec) for spec in specs)),
         }
     )
-    stages = [_small(stage, stands_for.get(stage.domain, stage.domain)) for stage in config.stages]
+    names = stage_names(config.stages, [stage.domain for stage in config.stages])
+    stages = [
+        _small(stage, name, stands_for.get(stage.domain, stage.domain))
+        for stage, name in zip(config.stages, names, strict=True)
+    ]
     changes: dict[str, Any] = {
         "model": "miniature",
         "device": "cpu",
@@ -34,14 +39,14 @@ def smoke_test_of(config: SequenceConfig) -> SequenceConfig:
     return config.model_copy(update={**changes, "stages": stages, "evaluation": evaluation, "save_every": 1})
 
 
-def _small(stage: StageConfig, domain: str) -> StageConfig:
+def _small(stage: StageConfig, name: str, domain: str) -> StageConfig:
     changes: dict[str, Any] = {
         "domain": domain,
-        "name": stage.name or stage.domain.rpartition("/")[2].partition(".")[0],
+        "name": name,
         "steps": _STEPS,
         "warmup": 0,
         "prompts": _PROMPTS,
-        "micro_batch": None,
+        "micro_batch": None if stage.micro_batch is None else 2,
         "learning_rate": 1e-3,
         "bf16": False,
         "max_new_tokens": None,

@@ -82,9 +82,11 @@ def _eigen(product: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0), vectors.flip(1)
 
 
-def whole_columns(model: nn.Module) -> dict[str, Column]:
-    """Lay all floating-point parameters of a model side by side, tied ones once."""
-    return columns_for({name: p for name, p in model.named_parameters() if p.is_floating_point()})
+def whole_columns(model: nn.Module, *, trained: bool = False) -> dict[str, Column]:
+    """Lay a model's floating-point parameters side by side, tied ones once; `trained` leaves the frozen ones out."""
+    return columns_for(
+        {name: p for name, p in model.named_parameters() if p.is_floating_point() and (p.requires_grad or not trained)}
+    )
 
 
 def values_of(columns: Mapping[str, Column]) -> Tensor:

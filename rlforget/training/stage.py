@@ -216,7 +216,7 @@ def _reference(model: Any, stage: StageConfig, folder: str) -> Iterator[None]:
         yield
         return
     came_from = model.config._name_or_path
-    model.save_pretrained(f"{folder}/reference")
+    from_first(lambda: model.save_pretrained(f"{folder}/reference"))
     model.config._name_or_path = f"{folder}/reference"
     try:
         yield

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlforget.domains.sampling import evaluating
 from rlforget.interference.completions import Batches, collect, completed, completion_log_probs
 
 _AT_A_STEP = 16
@@ -68,7 +69,7 @@ class Surgery:
         }
 
     def _gradients(self, batch: dict[str, Tensor], trained: list[nn.Parameter]) -> Sequence[Tensor | None]:
-        with torch.enable_grad():
+        with torch.enable_grad(), evaluating(self._model):  # no dropout in what is protected
             loss = -completion_log_probs(self._model, batch).mean()
             found: Sequence[Tensor | None] = torch.autograd.grad(loss, trained, allow_unused=True)
             return found
@@ -87,8 +88,12 @@ def _bend(parameter: nn.Parameter, theirs: Tensor) -> Tensor:
     """Take off a parameter's gradient its part against `theirs`; return the cosine of the two, waiting for neither."""
     assert parameter.grad is not None
     ours, other = parameter.grad.detach().float().flatten(), theirs.float().flatten()
-    inner, square = ours @ other, other @ other
-    cosine = (inner / (square * (ours @ ours)).sqrt()).nan_to_num(0.0)
-    along = (inner / square).nan_to_num(0.0).clamp(max=0.0)
-    parameter.grad.sub_((other * along).view(parameter.shape).to(parameter.grad.dtype))
+    length = other.norm()
+    # A gradient without a finite direction bends nothing; squares of small ones would underflow.
+    usable = torch.isfinite(length) & (length > 0)
+    direction = torch.where(usable, other / length, torch.zeros_like(other))
+    inner, size = ours @ direction, ours.norm()
+    along = torch.where(inner < 0, inner, torch.zeros_like(inner))
+    cosine = torch.where(size > 0, inner / size, torch.zeros_like(inner))
+    parameter.grad.sub_((direction * along).view(parameter.shape).to(parameter.grad.dtype))
     return cosine

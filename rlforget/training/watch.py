@@ -12,6 +12,7 @@ from rlforget.errors import NonFiniteError
 from rlforget.training.config import StageConfig
 from rlforget.training.log import Log
 from rlforget.training.progress import Progress
+from rlforget.training.world import from_first
 
 _LOGGED = {
     "loss": "loss",
@@ -126,6 +127,8 @@ def as_callback(watch: Watch) -> Any:
     class _Callback(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:  # the last log of a run holds totals instead
-                control.should_training_stop |= watch.step(state.global_step, logs)
+                ended = watch.step(state.global_step, logs)
+                watch.course.stopped = from_first(lambda: ended)  # or processes would wait for one that has stopped
+                control.should_training_stop |= watch.course.stopped
 
     return _Callback()

@@ -73,6 +73,9 @@ def test_nothing_is_paid_for_nothing(completion: str) -> None:
         ("version v2.1b", "2.1", 0),
         ("1e999", "1", 0),
         ("42 or 43", "42", 0),
+        ("123456700", "123456789", 0),
+        ("1000001", "1000000", 0),
+        ("0.33333334", "1/3", 1),
         (r"\boxed{no number} but 5", "5", 1),
     ],
 )
@@ -82,7 +85,9 @@ def test_numbers(completion: str, answer: str, expected: float) -> None:
 
 @given(st.fractions(max_denominator=1000))
 def test_every_fraction_is_read_as_it_is_written(value: Fraction) -> None:
-    assert last_number(f"so it is {value}.") == value
+    found = last_number(f"so it is {value}.")
+    assert found is not None
+    assert found.value == value
 
 
 @given(st.text())
@@ -107,6 +112,14 @@ def test_any_text_is_read(text: str) -> None:
         ("The answer is B. No: the answer is C", 1),
         ("A, B, C and D", 0),
         ("The answer is B, not C", 0),
+        ("Option A is wrong. The correct answer is: C", 1),
+        ("Option A is out. **Answer**: C", 1),
+        ("Option A is wrong. Answer: (c)", 1),
+        ("The answer is a bit unclear, but C", 1),
+        ("Answer: I think it's C", 1),
+        ("Answer: I", 0),
+        ("Of option A and option B, the right one must be B.", 0),
+        ("the answer is C because I know it", 1),
         ("Answer: D", 0),
         ("Carbon", 0),
         ("I", 0),
@@ -176,18 +189,33 @@ def test_programs_are_paid_for_the_tests_that_they_pass() -> None:
 
 
 @needs_linux
+def test_what_is_no_test_counts_for_nothing() -> None:
+    example = Example(
+        "?", "", reference="import math\ndef check(f):\n    assert f(4) == 2\ncheck(root)\nassert root(9) == 3"
+    )
+    assert code_tests(example, "root = lambda x: x ** 0.5") == 1
+    assert code_tests(example, "root = lambda x: 2") == 0.5
+    assert code_tests(example, "pass") == 0
+    assert code_tests(example, "import builtins\nbuiltins.exec = lambda *a: None\nroot = 1") == 0
+    assert program_output(Example("?", "", reference='{"inputs": ["1", "2"], "outputs": ["1", "2"]}'), CHEAT) == 0
+
+
+CHEAT = "import builtins\nbuiltins.exec = lambda *a: None"
+
+
+@needs_linux
 @pytest.mark.parametrize("completion", BAD)
 def test_bad_programs_are_worth_nothing(completion: str) -> None:
     assert code_tests(Example("?", "", reference="assert add(1, 2) == 3"), completion) == 0
 
 
 REFUSED = """
-import os, socket, signal, subprocess, resource, threading, ctypes
+import os, socket, signal, subprocess, resource, threading, ctypes, fcntl, platform
 refused = []
 def attempt(name, what):
     try:
         what()
-    except (PermissionError, OSError, ValueError) as fault:
+    except (PermissionError, ValueError):
         refused.append(name)
 attempt("socket", lambda: socket.socket())
 attempt("pair", lambda: socket.socketpair())
@@ -210,8 +238,28 @@ attempt("signal", lambda: os.kill(os.getppid(), 0))
 attempt("own signal", lambda: os.kill(os.getpid(), 0))
 attempt("memory", lambda: open("/proc/self/mem", "r+b"))
 attempt("limits", lambda: resource.setrlimit(resource.RLIMIT_CPU, (999, 999)))
+attempt("priority", lambda: os.nice(1))
+attempt("scheduler", lambda: os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0)))
+ends = os.pipe()
+attempt("owner of a pipe", lambda: fcntl.fcntl(ends[0], fcntl.F_SETOWN, os.getppid()))
+attempt("asynchronous pipe", lambda: fcntl.fcntl(ends[0], fcntl.F_SETFL, os.O_ASYNC))
+attempt("attributes by ioctl", lambda: fcntl.ioctl(os.open("/", os.O_RDONLY), 0x40086602, b"\\0" * 8))
+attempt("another's limits", lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE))
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    if libc.syscall(number, *arguments) == -1:
+        raise OSError(ctypes.get_errno(), "refused")
+# mount, reboot, init_module, kexec_load, settimeofday, swapoff; shmat, shmctl, semop, msgsnd, mq_unlink; sched_setattr,
+# ioprio_set; fchmodat2, setxattrat, fsopen; a number that no kernel has yet
+for number in (165, 169, 175, 246, 164, 168, 30, 31, 65, 69, 241, 314, 251, 452, 463, 430, 999):
+    attempt(f"call {{number}}", lambda: call(number, 0, 0, 0, 0, 0) if platform.machine() == "x86_64" else call(9999))
+beyond = ctypes.c_void_p(0x100000000)  # a pointer whose low half is zero
+attempt("limits by a pointer", lambda: call(302 if platform.machine() == "x86_64" else 261, 0, 7, beyond, 0))
 """
 NAMES = [line.split('"')[1] for line in REFUSED.splitlines() if line.startswith("attempt(")]
+NAMES += [
+    f"call {number}" for number in (165, 169, 175, 246, 164, 168, 30, 31, 65, 69, 241, 314, 251, 452, 463, 430, 999)
+]
 
 
 @needs_linux
@@ -294,6 +342,14 @@ def test_a_file_names_its_reward_and_reference(tmp_path: Path) -> None:
         (r"\boxed{\left(1, 2\right)}", "(1,2)", 1),
         (r"\boxed{1,000}", "1000", 1),
         (r"\boxed{x+1}", "1+x", 0),
+        (r"\boxed{3,2}", "1,2", 0),
+        (r"\boxed{7, 2}", "-1, 2", 0),
+        (r"\boxed{\frac{c}{2}}", r"\frac{a}{2}", 0),
+        (r"\boxed{2}", "2a", 0),
+        (r"\boxed{7-2}", "3-2", 0),
+        (r"\boxed{A \leftarrow B}", r"A \rightarrow B", 0),
+        (r"\boxed{123456700}", "123456789", 0),
+        (r"\boxed{0.3333333333}", r"\frac{1}{3}", 1),
         (r"\boxed{12x}", "12", 0),
         ("the answer is 7", "7", 0),
         (r"\boxed{7", "7", 0),

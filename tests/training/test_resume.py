@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from rlforget.errors import ConfigError, OutputError
 from rlforget.training import EvaluationConfig, LoraConfig, SequenceConfig, SequenceResult, StageConfig, run_sequence
+from rlforget.training.checkpoints import Checkpoints
 from tests.training.toy import Quiet, bits, same_bits, write_domain
 
 ROOT = Path(__file__).parents[2]
@@ -132,3 +134,35 @@ def test_checkpoints_of_another_configuration_are_not_gone_on_from(config: Seque
     result = run_sequence(changed, tmp_path / "again", progress=Quiet())
     assert events(tmp_path / "again", "resume") == []
     assert same_bits(bits(result.model), bits(run_sequence(changed, tmp_path / "fresh", progress=Quiet()).model))
+
+
+def test_a_stage_that_had_stopped_is_not_trained_on(config: SequenceConfig, tmp_path: Path) -> None:
+    easy = config.stages[1].model_copy(update={"stop_at_reward": 1e-9, "name": "easy", "evaluate_every": 3})
+    stopping = config.model_copy(update={"stages": [easy], "save_every": 1})
+    unbroken = run_sequence(stopping.model_copy(update={"save_every": None}), tmp_path / "unbroken", progress=Quiet())
+    assert unbroken.stages[1].result is not None
+    assert unbroken.stages[1].result.steps == 3
+
+    def interrupt(now: str, done: int) -> None:
+        if now == "easy: evaluation":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sequence(stopping, tmp_path / "run", progress=Quiet(interrupt))
+    assert_same(run_sequence(stopping, tmp_path / "run", progress=Quiet()), unbroken)
+    assert [line["step"] for line in events(tmp_path / "run", "resume")] == [2]
+
+
+def test_the_folder_of_checkpoints_is_held_to_be_ours(tmp_path: Path) -> None:
+    plan = {"config": {"steps": 3}, "processes": 2}
+    Checkpoints(tmp_path / "a", 1, plan)
+    with pytest.raises(ConfigError, match="2 processes, as the stage was begun with"):
+        Checkpoints(tmp_path / "a", 1, plan | {"processes": 1})
+    (tmp_path / "a" / "checkpoint-1").mkdir()
+    Checkpoints(tmp_path / "a", 1, plan | {"config": {"steps": 4}})
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["plan.json"]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputError, match="other files"):
+        Checkpoints(tmp_path / "b", 1, plan)
+    assert (tmp_path / "b" / "thesis.tex").read_text() == "precious"

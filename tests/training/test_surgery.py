@@ -13,7 +13,7 @@ from rlforget.domains.miniature.pretrain import build_model
 from rlforget.interference.completions import completion_log_probs
 from rlforget.interference.divergence import kl_divergence
 from rlforget.training import refresh
-from rlforget.training.surgery import Surgery
+from rlforget.training.surgery import Surgery, _bend
 from tests.training.monitor.loops import TOKENS, adam, completions, train
 from tests.training.toy import Sevens, bits, same_bits
 
@@ -43,6 +43,19 @@ def test_no_tensor_points_against_the_protected_domain_any_more(model: Any) -> N
     assert bent > 0
     assert figures["tensors_bent"] == pytest.approx(bent / len(ours))
     assert -1 <= figures["cosine_least"] < 0
+
+
+def test_a_gradient_without_a_direction_bends_nothing() -> None:
+    for theirs in (torch.zeros(3), torch.tensor([1.0, float("inf"), 0.0]), torch.tensor([float("nan")] * 3)):
+        parameter = torch.nn.Parameter(torch.zeros(3))
+        parameter.grad = torch.tensor([1.0, -2.0, 3.0])
+        assert float(_bend(parameter, theirs)) == 0
+        assert parameter.grad.tolist() == [1.0, -2.0, 3.0]
+    parameter.grad = torch.tensor([-1e-2, 0.0, 1.0])
+    _bend(parameter, torch.tensor([1e-23, 0.0, 0.0]))  # its square is no float32
+    assert parameter.grad.abs().max() == 1
+    assert float(_bend(parameter, torch.tensor([1e-15, 0.0, 0.0]))) == pytest.approx(-1e-2, rel=1e-3)
+    assert parameter.grad.tolist() == [0.0, 0.0, 1.0]
 
 
 def test_agreement_is_left_alone_to_the_bit(model: Any) -> None:

@@ -45,7 +45,7 @@ def together(config: SequenceConfig, out: Path, program: Path) -> subprocess.Com
 def config(tmp_path: Path, checkpoint: Path) -> SequenceConfig:
     domain = write_domain(tmp_path / "one.jsonl", "one")
     stages = [
-        {"name": "rl", "domain": domain, "steps": 2, "prompts": 4},
+        {"name": "rl", "domain": domain, "steps": 2, "prompts": 4, "beta": 0.1},
         {"name": "sft", "domain": domain, "method": "sft", "steps": 2, "prompts": 4},
     ]
     held = {"model": str(checkpoint), "stages": stages, "evaluation": {"count": 8}, "device": "cpu", "save_every": 1}

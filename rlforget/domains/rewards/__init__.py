@@ -1,8 +1,9 @@
 """Rewards for domains of one's own, each named by its import path, `rlforget.domains.rewards:numeric`.
 
-Each takes an example and a completion and returns a number in [0, 1]. What they check against is the example's
-`reference`, or its `answer` where it has none. A completion they can make nothing of is worth 0; an example they can
-make nothing of is an error, since every completion would then be worth 0 without anyone noticing.
+Each takes an example and a completion and returns a number in [0, 1]. What most check against is the example's
+`reference`, or its `answer` where it has none (`exact_match` the answer alone, `json_schema` the reference alone). A
+completion they can make nothing of is worth 0; an example they can make nothing of is an error, since every completion
+would then be worth 0 without anyone noticing.
 """
 
 from __future__ import annotations

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 
 from rlforget.domains.base import Example
-from rlforget.domains.rewards.numeric import last_number
+from rlforget.domains.rewards.numeric import same, whole_number
 
-_NOISE = re.compile(r"\\(?:left|right|displaystyle|,|;|!|quad)|\\text\s*\{\s*\}|[\s$]|\.$")
-_ONLY_NUMBER = re.compile(r"[-+−\d.,/%eE{}\\frac]*\d[-+−\d.,/%eE{}\\frac]*")
+_NOISE = re.compile(r"\\(?:(?:left|right|displaystyle|quad)(?![A-Za-z])|[,;!])|\\text\s*\{\s*\}|[\s$]|\.$")
 
 
 def final_answer(example: Example, completion: str) -> float:
     r"""1 where the last `\boxed{}` of the completion holds the answer, else 0.
 
-    Numbers are compared as `numeric` does, everything else as text, without spaces, dollar signs and what LaTeX has for
-    looks alone. Two ways of writing one expression are two answers: where that matters, name a reward of your own that
-    asks a computer algebra.
+    Two that are numbers are compared as `numeric` does, everything else as text, without spaces, dollar signs and what
+    LaTeX has for looks alone. Two ways of writing one expression are two answers: where that matters, name a reward of
+    your own that asks a computer algebra.
     """
     found = _boxed(completion)
     if found is None:
@@ -25,10 +24,8 @@ def final_answer(example: Example, completion: str) -> float:
     ours, theirs = _plain(found), _plain(wanted)
     if ours == theirs:
         return 1.0
-    if not (_ONLY_NUMBER.fullmatch(ours) and _ONLY_NUMBER.fullmatch(theirs)):
-        return 0.0
-    one, other = last_number(ours), last_number(theirs)
-    return float(one is not None and other is not None and abs(one - other) <= abs(other) / 10**6)
+    one, other = whole_number(ours), whole_number(theirs)
+    return float(one is not None and other is not None and same(one, other))
 
 
 def _boxed(text: str) -> str | None:

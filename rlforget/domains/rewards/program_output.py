@@ -12,11 +12,11 @@ from rlforget.domains.rewards.sandbox import run
 
 _RUN = """
 import io, sys
-def printed(program, given):
+def printed(program, given, run=exec):
     held, sys.stdin, sys.stdout = (sys.stdin, sys.stdout), io.StringIO(given), io.StringIO()
     try:
         try:
-            exec(program, {"__name__": "__main__"})
+            run(program, {"__name__": "__main__"})
         except SystemExit:
             pass
         return sys.stdout.getvalue()

@@ -1,7 +1,7 @@
 """A process for programs that nobody has read: no network, no writing, no other processes, little time and memory.
 
-What a process may not do is told to the Linux kernel by a filter of system calls (seccomp), which needs no privileges
-and cannot be taken off again; see `confined`. Files can be read, which leaks nothing without a network.
+What a process may do is told to the Linux kernel by a filter of system calls (seccomp), which needs no privileges and
+cannot be taken off again; see `confined`. Files can be read, which leaks nothing without a network.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rlforget.domains.rewards.confined import READY
 from rlforget.errors import SandboxError
 
 _CHILD = Path(__file__).with_name("confined.py")
-UNCONFINED = 97
-"""The exit status of a child that could not confine itself, and so has run nothing."""
 _START = 5.0  # seconds that the interpreter may take to start on a busy machine
 
 
@@ -36,7 +35,7 @@ def run(program: str, tests: list[str], *, seconds: float, memory: int) -> list[
         Of each test whether it was run to its end without an exception: none, where the program did not end well.
 
     Raises:
-        SandboxError: The process cannot be confined here.
+        SandboxError: The process cannot be confined here, or did not come so far in time.
     """
     token = secrets.token_hex(16)  # so that a program that prints what a good one would is not believed
     task = {"program": program, "tests": tests, "token": token, "seconds": seconds, "memory": memory}
@@ -57,17 +56,20 @@ def run(program: str, tests: list[str], *, seconds: float, memory: int) -> list[
             try:
                 child.communicate(json.dumps(task).encode(), timeout=seconds + _START)
             except subprocess.TimeoutExpired:
+                pass
+            finally:
                 child.kill()
                 child.communicate()
-            said = told.read(1 << 16) if child.returncode == 0 else b""
-    if child.returncode == UNCONFINED:
+            said = told.read(1 << 16)
+    if not said.startswith(READY):
         raise SandboxError(
             "the sandbox for code",
             expected="Linux 3.17 or newer on x86-64 or arm64, with seccomp, and limits that a process can take",
-            found=f"{sys.platform} on {platform.machine()}, {seconds:g} s and {memory} bytes",
+            found=f"{sys.platform} on {platform.machine()}, {seconds:g} s and {memory} bytes, exit {child.returncode}",
             fix="Score code on such a machine, within such limits; it is not run without.",
         )
-    return _results(said, token, len(tests))
+    ended_well = child.returncode == 0
+    return _results(said.removeprefix(READY) if ended_well else b"", token, len(tests))
 
 
 def _results(said: bytes, token: str, count: int) -> list[bool]:

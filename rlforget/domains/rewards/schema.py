@@ -14,7 +14,7 @@ def json_schema(example: Example, completion: str) -> float:
     """1 where the completion is JSON that the example's JSON Schema allows, else 0.
 
     The JSON is the last fenced block, or the whole completion. NaN and Infinity, which are no JSON, are worth 0, and so
-    are keys that stand twice in an object.
+    are keys that stand twice in an object. The schema is the reference alone: an answer is no schema.
 
     Raises:
         ValueError: The reference is no JSON Schema.
@@ -36,7 +36,7 @@ def json_schema(example: Example, completion: str) -> float:
         return 0.0
     try:
         return float(kind(schema).is_valid(value))
-    except RecursionError:
+    except (RecursionError, OverflowError):  # of 1e400 and multipleOf, say
         return 0.0
 
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from rlforget.training.monitor.figures import Figures
 from rlforget.training.monitor.settings import MonitorSettings
 from rlforget.training.monitor.tracker import Tracker
+from rlforget.training.world import from_first
 
 
 class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
@@ -67,7 +68,9 @@ class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]
         if state.global_step == state.max_steps:
             self._unlogged = self._running().finish()
         control.should_log |= self._unlogged is not None
-        control.should_training_stop |= self._running().should_stop
+        if self._settings.stop:
+            stop = self._running().should_stop
+            control.should_training_stop |= from_first(lambda: stop)  # or processes would wait for one that has stopped
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Add the last measurement to what is logged."""

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlforget.interference.completions import Batches, collect, completed, evaluating, pieces, scored_log_probs
+from rlforget.domains.sampling import evaluating
+from rlforget.interference.completions import Batches, collect, completed, pieces, scored_log_probs
 from rlforget.interference.divergence import Divergence, nats_between, summarised
 
 

@@ -41,7 +41,7 @@ class MonitorSettings:
         held_samples: Completions that a protected domain's KL is measured on; 0 measures none.
         earlier: {stage: its delta, or its file}, to compare the changed coordinates with.
         evaluate: Domains whose reward is sampled.
-        evaluate_every: Optimizer steps between evaluations, a multiple of `every`; None: at the end alone.
+        evaluate_every: Optimizer steps between evaluations, a multiple of `every`; None: at the start and the end.
         evaluate_count: Prompts an evaluation, of the evaluation split.
         warn_at: Nats a completion of predicted damage, or of KL, beyond which a `ForgettingWarning` is given, once a
             domain.
@@ -83,6 +83,11 @@ class MonitorSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.protect, Mapping):  # batches that can be taken but once are taken now
+            held = {
+                name: given if isinstance(given, str | Domain) else tuple(given) for name, given in self.protect.items()
+            }
+            object.__setattr__(self, "protect", held)
         for name in ("every", "evaluate_count", "guard_samples"):
             _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
         for name in ("fisher_samples", "held_samples"):

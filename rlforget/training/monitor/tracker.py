@@ -34,6 +34,8 @@ from rlforget.training.monitor.trained import Trained
 from rlforget.training.protection import Guard, guard_for
 from rlforget.weights import check_layout, open_weights
 
+_HELD_SEED = 2_000_003
+
 
 class Tracker:
     """Follows what a run changes and what that costs earlier domains, while it runs.
@@ -104,9 +106,10 @@ class Tracker:
         self.measure()
         self._hooks: list[Any] = []
         if optimizer is not None:
+            inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no hooks of its own
             self._hooks = [
-                optimizer.register_step_pre_hook(lambda *_: self.before_step()),
-                optimizer.register_step_post_hook(lambda *_: _nothing(self.after_step())),
+                inner.register_step_pre_hook(lambda *_: self.before_step()),
+                inner.register_step_post_hook(lambda *_: _nothing(self.after_step())),
             ]
 
     def _protect(self, keeper: Keeper) -> None:
@@ -114,10 +117,11 @@ class Tracker:
         needed = bool(protected or self._evaluated)
         self._tokenizer = tokenizer_of(self._model, chosen.tokenizer) if needed else None
         drawn: dict[str, Any] = {"seed": chosen.seed, "tokenizer": self._tokenizer}
+        apart = drawn | {"seed": chosen.seed + _HELD_SEED}  # not the prompts that a guard or a Fisher knows
         self._dependences, self._held = dict[str, Dependence](), dict[str, Held]()
         for name, batches in protected.items():
             if chosen.held_samples:
-                self._held[name] = Held(self._model, batches, samples=chosen.held_samples, **drawn)
+                self._held[name] = Held(self._model, batches, samples=chosen.held_samples, **apart)
             if chosen.fisher_samples:
                 dependence = Dependence(
                     self._model, self._trained, keeper, batches, samples=chosen.fisher_samples, **drawn
@@ -245,9 +249,11 @@ class Tracker:
         limit = self._settings.warn_at
         if limit is None:
             return
-        for name in {*figures.damage, *figures.divergence} - self._warned:
+        for name in self._settings.protected():
             predicted, measured = figures.damage.get(name), figures.divergence.get(name)
-            if max(predicted or 0.0, measured.mean if measured else 0.0) <= limit:
+            known = [] if predicted is None else [predicted]
+            known += [] if measured is None else [measured.mean]
+            if name in self._warned or all(value <= limit for value in known):  # NaN is not
                 continue
             self._warned.add(name)
             self.should_stop = self.should_stop or self._settings.stop
@@ -259,6 +265,8 @@ class Tracker:
     def _commit(self) -> None:
         assert self._history is not None
         self._committed_at = self.step
+        if self.measured[-1].step != self.step:
+            self.measure(evaluate=False)
         if not self._first:
             return
         try:

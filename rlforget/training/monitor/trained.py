@@ -91,11 +91,20 @@ class Trained:
         sharded: Whether some parameter is a shard.
 
     Raises:
-        ParameterError: Nothing is trained.
+        ParameterError: Nothing is trained, or shards do not tell which part of a parameter they are.
     """
 
     def __init__(self, model: nn.Module) -> None:
         floating = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+        for name, p in floating.items():
+            # FSDP1's flat parameters and DeepSpeed's: plain tensors that hold but this rank's part.
+            if hasattr(p, "_is_flat_param") or hasattr(p, "ds_id"):
+                raise ParameterError(
+                    f"parameter {name!r}",
+                    expected="a whole tensor, or a DTensor that tells which part it is",
+                    found="a part of one, flattened by FSDP1 or partitioned by DeepSpeed",
+                    fix="Shard with fully_shard (FSDP2), or watch the gathered model.",
+                )
         self.sharded = any(hasattr(p, "to_local") for p in floating.values())
         trained = {name: p for name, p in floating.items() if p.requires_grad}
         if not trained:
@@ -106,9 +115,10 @@ class Trained:
                 fix="Turn requires_grad on, or put the monitor on the model that is trained.",
             )
         self.frozen = sum(p.numel() for p in floating.values()) - sum(p.numel() for p in trained.values())
+        counted = _counted_here(floating) if self.sharded else set(floating)
         groups: dict[object, dict[str, nn.Parameter]] = {}
         for name, p in trained.items():
-            if counts_here(p, self.sharded) and here(p).numel():
+            if name in counted and here(p).numel():
                 groups.setdefault((p.dtype, here(p).device), {})[name] = p
         self.lines = [Line(group) for group in groups.values()]
 
@@ -134,18 +144,32 @@ def here(tensor: Any) -> Tensor:
     return found
 
 
-def counts_here(tensor: Any, sharded: bool) -> bool:
-    """Return whether this rank counts a tensor: its shard, or as the first of those that hold a copy.
+def _counted_here(parameters: dict[str, nn.Parameter]) -> set[str]:
+    """Return the parameters that this rank counts: its shards, and copies of which it has the first.
 
-    Args:
-        tensor: A parameter.
-        sharded: Whether the model has shards at all; if not, every rank is on its own.
+    A parameter's mesh may be a part of all ranks, the others having copies on meshes of their own, as what is not split
+    among tensor-parallel ranks; the mesh with the lowest rank then counts. Every rank has to call this.
     """
-    if not sharded:
-        return True
+    meshes = {name: _ranks(p) for name, p in parameters.items()}
+    told: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, meshes)
+    first = {name: min(held[name] for held in told if name in held) for name in parameters}
+    return {name for name, p in parameters.items() if meshes[name] == first[name] and _first_copy(p)}
+
+
+def _ranks(tensor: Any) -> list[int]:
+    """Return the ranks that a parameter is spread over, in order."""
     if not hasattr(tensor, "to_local"):
-        return torch.distributed.get_rank() == 0
+        return [torch.distributed.get_rank()]
+    return sorted(tensor.device_mesh.mesh.flatten().tolist())
+
+
+def _first_copy(tensor: Any) -> bool:
+    """Return whether this rank holds a shard, or the first of its mesh's copies."""
+    if not hasattr(tensor, "to_local"):
+        return True
     place = tensor.device_mesh.get_coordinate()
-    if place is None:  # this rank is not of the mesh
-        return False
-    return all(p.is_shard() or at == 0 for p, at in zip(tensor.placements, place, strict=True))
+    # Of a shard that is split again by another dimension of the mesh, `is_shard` says no.
+    return place is not None and all(
+        not p.is_replicate() or at == 0 for p, at in zip(tensor.placements, place, strict=True)
+    )

@@ -52,6 +52,14 @@ def _shard(model: Any, form: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
     size = distributed.get_world_size()
+    if form == "tensor":  # tensor parallel, and sharded again
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+        both = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("data", "tensor"))
+        plans = {"layers.0": ColwiseParallel(), "layers.1": RowwiseParallel()}
+        parallelize_module(model, both["tensor"], plans)
+        fully_shard(model, mesh=both["data"])
+        return
     if form == "fsdp":
         mesh = init_device_mesh("cpu", (size,))
     else:  # copies of shards

@@ -267,3 +267,50 @@ def test_places_that_cannot_be(model: Any, tmp_path: Path) -> None:
         rf.Tracker(model, keep="disk", folder=tmp_path / "nowhere")
     rf.Tracker(model, keep="disk", folder=tmp_path)
     assert list(tmp_path.iterdir()) == []  # the mapped file has no name any more
+
+
+def test_what_is_not_a_number_is_warned_of(model: Any) -> None:
+    options: dict[str, Any] = {"protect": {"given": completions()}, "tokenizer": 1, "fisher_samples": 0}
+    tracker = rf.Tracker(model, warn_at=1.0, stop=True, **options)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.warns(ForgettingWarning, match="KL nan"):
+        tracker.measure()
+    assert tracker.should_stop
+
+
+def test_a_commit_tells_of_the_weights_that_it_holds(model: Any, tmp_path: Path) -> None:
+    history = rf.History.init(tmp_path / "history", copy.deepcopy(model), copy=True)
+    optimizer = adam(model)
+    rf.Tracker(model, optimizer, every=10, commit_every=2, history=history, dtype=None)
+    train(model, optimizer, 2)
+    assert history.log()[0].metrics["update_sparsity"] < 0.5
+
+
+@pytest.mark.parametrize("guard", ["project", "fisher", "surgery"])
+def test_a_guard_leaves_frozen_parameters_to_the_bit(model: Any, guard: Any) -> None:
+    embedding = model.model.embed_tokens.weight.requires_grad_(False)
+    held = embedding.detach().clone()
+    optimizer = adam(model)
+    with rf.Tracker(model, optimizer, protect={"given": completions()}, guard=guard, tokenizer=1, fisher_samples=0):
+        train(model, optimizer, 2)
+    assert torch.equal(embedding.view(torch.int32), held.view(torch.int32))
+
+
+def test_modes_of_modules_are_left_as_they_are(model: Any, tokenizer: Any) -> None:
+    model.train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    rf.Tracker(model, protect=["math"], evaluate=["qa"], tokenizer=tokenizer, fisher_samples=4, evaluate_count=4)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_batches_that_can_be_taken_but_once(model: Any) -> None:
+    tracker = rf.Tracker(model, protect={"given": iter(completions())}, tokenizer=1)
+    assert tracker.measured[0].flat().keys() >= {"kl/given", "damage/given"}
+
+
+def test_a_part_that_does_not_say_which_is_refused(model: Any) -> None:
+    model.model.norm.weight._is_flat_param = True
+    with pytest.raises(ParameterError, match="flattened by FSDP1"):
+        rf.Tracker(model)
