@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--disk", type=Path, default=Path("runs"), help="a folder on the disk to measure")
     parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="a folder on a filesystem in memory")
-    parser.add_argument("--large", action="store_true", help="instead: peak memory on 8 GB; needs 40 GB of disk")
+    parser.add_argument("--large", action="store_true", help="instead: peak memory on 16 GB; needs 50 GB of disk")
     parser.add_argument("--peer-python", default="", help="the Python that has the peers (default: this one)")
     parser.add_argument("--results", type=Path, help="folder for the results (default: none are written)")
     options = parser.parse_args(arguments)

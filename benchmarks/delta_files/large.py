@@ -60,19 +60,31 @@ def _rolled(block: Tensor, seed: int) -> Iterator[Tensor]:
         yield block.roll(1009 * (40 * seed + part))
 
 
-def measure(folder: Path, tensors: int = 4, changed: float = 0.0113) -> dict[str, Any]:
-    """Write a pair into `folder`, diff it, apply and revert; return sizes, and seconds and peak bytes of each."""
+def measure(folder: Path, tensors: int = 8, changed: float = 0.0113) -> dict[str, Any]:
+    """Write a pair into `folder` and run every command that takes a checkpoint of any size; one output at a time.
+
+    Returns:
+        Sizes, and seconds and peak bytes of each command.
+    """
     write_pair(folder, tensors, changed)
     os.sync()
-    before, after, delta = folder / "before", folder / "after", folder / "large.delta.safetensors"
+    before, after, delta, history = (
+        folder / name for name in ("before", "after", "large.delta.safetensors", "history")
+    )
     found: dict[str, Any] = {}
     for name, command in {
         "diff": ["diff", before, after, "-o", delta],
+        "diff, statistics alone": ["diff", before, after],
         "apply": ["apply", before, delta, "-o", folder / "applied"],
         "revert": ["revert", after, delta, "-o", folder / "reverted"],
+        "verify": ["verify", after],
+        "init": ["init", before, "-H", history],
+        "commit": ["commit", delta, "-H", history, "-m", "large"],
+        "verify of the history": ["verify", "-H", history],
+        "checkout": ["checkout", "HEAD", "-H", history, "-o", folder / "checked-out"],
     }.items():
         found[name] = _run([str(part) for part in command])
-        for made, like in (("applied", after), ("reverted", before)):
+        for made, like in (("applied", after), ("reverted", before), ("checked-out", after)):
             if (folder / made).exists():
                 assert _same_files(folder / made, like)
                 subprocess.run(["rm", "-r", str(folder / made)], check=True)

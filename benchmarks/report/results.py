@@ -119,7 +119,7 @@ def newest(folder: Path = FOLDER, *, delta_files: bool = False) -> list[Path]:
     found: dict[tuple[str, str, str], tuple[str, Path]] = {}
     for path in sorted(folder.glob("*.json")):
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if "environment" not in raw or ("delta_files" in raw) != delta_files:
+        if ("delta_files" if delta_files else "operators") not in raw:
             continue
         environment = raw["environment"]
         machine = (environment["device"], str(environment.get("gpu") or environment["cpu"]))
