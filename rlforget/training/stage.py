@@ -82,7 +82,8 @@ def train_stage(
         progress: True shows a bar on a terminal and lines elsewhere.
         callbacks: Further transformers `TrainerCallback`s, called in this order.
         checkpoints: Where the trainer saves, and goes on from what is there: `model` is then at the weights that the
-            stage began with. The bits are those of a stage that was never interrupted.
+            stage began with. The bits are those of a stage that was never interrupted, unless a callback measures anew
+            where it goes on, as a guard does.
         adapter_out: With `stage.lora`, a folder that the adapter's factors are written to, for PEFT to load.
 
     Raises:

@@ -18,6 +18,7 @@ from rlforget import domains
 from rlforget.domains import Example
 from rlforget.domains.rewards import (
     code_tests,
+    endpoint,
     exact_match,
     final_answer,
     json_schema,
@@ -409,6 +410,7 @@ def test_a_judge_behind_an_address_is_asked(monkeypatch: pytest.MonkeyPatch) -> 
         server.shutdown()
     assert (asked[0]["path"], asked[0]["model"]) == ("/v1/chat/completions", "critic")
     assert "Roses are red." in asked[0]["messages"][0]["content"]
+    monkeypatch.setattr(endpoint, "WAITS", (0.0, 0.0))
     monkeypatch.setenv("RLFORGET_JUDGE_URL", "http://127.0.0.1:1/v1")
     with pytest.raises(RewardError, match="URLError"):
         writing(Example("?", ""), "x")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 
@@ -16,6 +17,8 @@ from rlforget.domains.rewards.judge import judge
 from rlforget.errors import RewardError
 
 _SECONDS = 120.0
+WAITS = (1.0, 10.0, 60.0)
+"""Seconds before each further try, where the server does not answer or is busy."""
 
 
 def ask(question: str) -> str:
@@ -32,11 +35,17 @@ def ask(question: str) -> str:
     if key := os.environ.get("RLFORGET_JUDGE_KEY"):
         headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(f"{address.rstrip('/')}/chat/completions", json.dumps(asked).encode(), headers)
-    try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
-            return str(json.load(reply)["choices"][0]["message"]["content"])
-    except (urllib.error.URLError, TimeoutError, ValueError, LookupError, TypeError) as fault:
-        raise _fault("a reply of the OpenAI API", f"{type(fault).__name__}: {fault}") from fault
+    for wait in (*WAITS, None):
+        try:
+            with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
+                return str(json.load(reply)["choices"][0]["message"]["content"])
+        except (urllib.error.URLError, TimeoutError) as fault:  # busy, or starting
+            if wait is None:
+                raise _fault("a reply", f"{type(fault).__name__}: {fault}") from fault
+            time.sleep(wait)
+        except (ValueError, LookupError, TypeError) as fault:
+            raise _fault("a reply of the OpenAI API", f"{type(fault).__name__}: {fault}") from fault
+    raise AssertionError("the last try returns or raises")
 
 
 def writing(example: Example, completion: str) -> float:

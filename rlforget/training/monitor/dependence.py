@@ -26,8 +26,8 @@ class Dependence:
     Args:
         model: The model, at the weights where the run starts.
         trained: Its trained parameters.
-        keeper: Where the Fisher is kept, 4 bytes a coordinate. While it is made it takes, on the device, 8 bytes a
-            coordinate and 1 GiB, or one completion's gradient where that is more.
+        keeper: Where the Fisher is kept, 4 bytes a coordinate. While it is made, before the training, it takes some 20
+            bytes a coordinate on the device: two completions' gradients, taken in two ways that have to agree.
         batches: The domain.
         samples: Completions, sampled from the model where they are not given.
         seed: Seed of prompts and completions.
