@@ -54,4 +54,6 @@ def main(checkpoint: str, history: str, steps: int = 40) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

@@ -33,4 +33,6 @@ def main(checkpoint: str, steps: int = 40) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -60,7 +60,7 @@ class DomainConfig(_Strict):
         evaluation_split: The split to evaluate on; where none is given, one prompt in eight of `split`.
         revision: Commit, tag or branch of the dataset.
         rows: Take only so many rows of a split.
-        smoke: The built-in domain that stands for it in a smoke run.
+        smoke: The built-in domain that stands for it in a smoke run; such a run needs it.
     """
 
     name: Name
@@ -75,7 +75,7 @@ class DomainConfig(_Strict):
     evaluation_split: str | None = None
     revision: str | None = None
     rows: Count | None = None
-    smoke: Literal["code", "math", "qa", "writing", "science"]
+    smoke: Literal["code", "math", "qa", "writing", "science"] | None = None
 
 
 class StageConfig(_Strict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlforget.errors import ConfigError
 from rlforget.training.config import SequenceConfig, StageConfig
 from rlforget.training.plan import stage_names
 
@@ -15,8 +16,20 @@ def smoke_test_of(config: SequenceConfig) -> SequenceConfig:
 
     Domains from datasets, with their prompts and rewards, become the built-in ones that their `smoke` names; vLLM and
     bfloat16, which need a GPU, are left out, and so are lengths and a learning rate for billions of parameters.
+
+    Raises:
+        ConfigError: A domain from a dataset has no `smoke`.
     """
-    stands_for = {domain.name: domain.smoke for domain in config.domains}
+    stands_for: dict[str, str] = {}
+    for domain in config.domains:
+        if domain.smoke is None:
+            raise ConfigError(
+                f"domain {domain.name!r}",
+                expected="smoke:, the built-in domain that stands for it",
+                found="none",
+                fix="Add smoke: math, say.",
+            )
+        stands_for[domain.name] = domain.smoke
     specs = config.evaluation.domains
     evaluation = config.evaluation.model_copy(
         update={

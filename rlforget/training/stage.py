@@ -119,7 +119,8 @@ def train_stage(
         arguments = checkpoints.arguments()
     with quiet():
         import trl.trainer  # noqa: F401  # seconds of imports, which are not the stage's
-    shown.start(f"{name} ({stage.method})", stage.steps)
+    onward = "" if saved is None else f", on from step {saved.step}"
+    shown.start(f"{name} ({stage.method}){onward}", stage.steps)
     watch.start()
     try:
         with (

@@ -54,6 +54,13 @@ def test_it_runs_whole_in_small(path: Path, tmp_path: Path) -> None:
         assert ours.model_dump(include=kept) == theirs.model_dump(include=kept)
 
 
+def test_a_smoke_run_needs_a_domain_to_stand_in() -> None:
+    config = load_config(CONFIGS[0])
+    nameless = [config.domains[0].model_copy(update={"smoke": None}), *config.domains[1:]]
+    with pytest.raises(ConfigError, match="the built-in domain that stands for it"):
+        smoke_test_of(config.model_copy(update={"domains": nameless}))
+
+
 def test_needs_grow_with_what_is_asked() -> None:
     def total(**changes: object) -> int:
         stage = StageConfig(domain="math", **changes)  # type: ignore[arg-type]
