@@ -143,6 +143,8 @@ def missing_extra(folder: Path) -> None:
     from rlforget.report.document import plotly
 
     with pytest.MonkeyPatch.context() as patch:
+        for module in [name for name in sys.modules if name.partition(".")[0] == "plotly"]:
+            patch.delitem(sys.modules, module)
         patch.setitem(sys.modules, "plotly", None)
         plotly()
 

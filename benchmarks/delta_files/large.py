@@ -74,7 +74,7 @@ def measure(folder: Path, tensors: int = 8, changed: float = 0.0113) -> dict[str
     found: dict[str, Any] = {}
     for name, command in {
         "diff": ["diff", before, after, "-o", delta],
-        "diff, statistics alone": ["diff", before, after],
+        "diff for statistics alone": ["diff", before, after],
         "apply": ["apply", before, delta, "-o", folder / "applied"],
         "revert": ["revert", after, delta, "-o", folder / "reverted"],
         "verify": ["verify", after],

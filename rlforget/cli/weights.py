@@ -69,7 +69,8 @@ def diff(
     new_names = renamed(rename or [])
     old, new, known = sides_of(before, after, history, base)
     new_names |= {name: now for name, now in known.items() if not {name, now} & {*new_names, *new_names.values()}}
-    with output.bar(f"comparing {before} with {after}") as progress:
+    # Whole paths would push the rate out of the line.
+    with output.bar(f"comparing {Path(before).name} with {Path(after).name}") as progress:
         if out is None or dry_run:
             stats = measure_diff(old, new, rename=new_names, progress=progress)
         else:

@@ -48,7 +48,7 @@ def test_equals_the_gram_matrix_of_the_gradients(
     found = layered_gram(LayerGradients(model), [(left, as_it_is), (right, as_it_is)])
     check()
     by_arithmetic = relative_error(single @ single.T, expected, expected)  # the model's own, in float32
-    assert by_arithmetic < 4e-6
+    assert by_arithmetic < 1e-5  # torch's own: its products differ from processor to processor, up to 4.1e-6 so far
     assert relative_error(found, expected, expected) < 1.25 * by_arithmetic
     assert torch.equal(found, found.T)
 

@@ -86,7 +86,9 @@ def test_some_tensors_changed_and_sampled_completions(completions: Make) -> None
         after.get_submodule("model.norm").weight += 0.1  # type: ignore[operator, union-attr]
     prompts = [{k: v for k, v in batch.items() if k != "labels"} | {"max_new_tokens": 3} for batch in completions(4)]
     plain, streamed = (
-        conflict_subspace(after, diff(before, after), [prompts], [prompts], form=form) for form in ("plain", "streamed")
+        # Few tensors and like prompts: at the μ of long rows the solution would be mostly rounding.
+        conflict_subspace(after, diff(before, after), [prompts], [prompts], form=form, mu=1e-3)
+        for form in ("plain", "streamed")
     )
     assert list(streamed.correction) == ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
     assert relative(streamed, plain) < 1e-4

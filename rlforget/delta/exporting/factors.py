@@ -3,7 +3,7 @@
 A randomised block Krylov method: it takes the passes over the matrix that as many power iterations would, and keeps
 what these throw away, so that it tells singular values apart that lie close together, as those of an update often do.
 Source: C. Musco, C. Musco, "Randomized block Krylov methods for stronger and faster approximate singular value
-decomposition", arXiv:1504.05477.
+decomposition", arXiv:1504.05477. A matrix so small on one side that the search would span it is decomposed whole.
 """
 
 from __future__ import annotations
@@ -71,10 +71,12 @@ def _triplets(change: Change, rank: int, seed: int) -> tuple[Tensor, Tensor, Ten
     """Return the leading singular vectors and values: [out, rank], [rank], [in, rank], float32."""
     smaller = min(change.shape)
     width = min(rank + _OVERSAMPLING, smaller)
+    if smaller <= _BLOCKS * width:  # the search would span all of it
+        return _signed(*_whole(change), rank)
     image = change.times(gaussian(change.shape[1], width, seed, False).contiguous())
     basis = image[:, :0]  # [out, blocks · width], orthonormal columns
     held: list[Tensor] = []  # δᵀ · each block of the basis
-    for _ in range(max(1, min(_BLOCKS, smaller // width))):
+    for _ in range(_BLOCKS):
         if held:
             image = change.times(held[-1])
         for _ in range(2):  # twice, for where little new is left the first time leaves rounding
@@ -83,7 +85,22 @@ def _triplets(change: Change, rank: int, seed: int) -> tuple[Tensor, Tensor, Ten
         held.append(change.transposed_times(image.contiguous()))
     across, small = torch.linalg.qr(torch.cat(held, dim=1))
     left, values, right = torch.linalg.svd(small)  # δ ≈ basis · smallᵀ · acrossᵀ
-    u, v = basis @ right.mT[:, :rank], across @ left[:, :rank]
+    return _signed(basis @ right.mT[:, :rank], values, across @ left[:, :rank], rank)
+
+
+def _whole(change: Change) -> tuple[Tensor, Tensor, Tensor]:
+    """Return all singular vectors and values of a matrix that is small on one side, by products with that side."""
+    out, width = change.shape
+    if out <= width:
+        v, values, u = torch.linalg.svd(change.transposed_times(torch.eye(out)), full_matrices=False)  # δᵀ
+        return u.mT, values, v
+    u, values, v = torch.linalg.svd(change.times(torch.eye(width)), full_matrices=False)
+    return u, values, v.mT
+
+
+def _signed(u: Tensor, values: Tensor, v: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut to a rank, and let the largest entry of each left vector be positive."""
+    u, v = u[:, :rank], v[:, :rank]
     largest = u.gather(0, u.abs().argmax(0, keepdim=True))
     signs = torch.where(largest < 0, -1.0, 1.0)
     return u * signs, values[:rank], v * signs

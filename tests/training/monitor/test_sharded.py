@@ -15,7 +15,14 @@ from tests.training.monitor.ranks_program import main
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize(("form", "ranks"), [("fsdp", 2), ("copies", 4), ("tensor", 4)])
+@pytest.mark.parametrize(
+    ("form", "ranks"),
+    [
+        ("fsdp", 2),
+        pytest.param("copies", 4, marks=pytest.mark.slow),
+        pytest.param("tensor", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_shards_add_up_to_the_whole(tmp_path: Path, form: str, ranks: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     program = [*command, "-m", "tests.training.monitor.ranks_program", str(tmp_path / "ranks"), form]
