@@ -6,12 +6,14 @@ Every rank holds the whole model and learns every result, so that all of them go
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from rlforget.interference.completions import Batch, completed
+
+Value = TypeVar("Value")
 
 
 def world() -> int:
@@ -42,6 +44,15 @@ def summed(value: Tensor) -> Tensor:
     return value
 
 
+def gathered(value: Value) -> list[Value]:
+    """Return every rank's `value`, in the order of the ranks, on each of them."""
+    if world() == 1:
+        return [value]
+    told: list[Any] = [None] * world()
+    distributed.all_gather_object(told, value)
+    return told
+
+
 def completed_by_ranks(
     model: Any, batches: Sequence[Batch], *, seed: int, tokenizer: Any = None
 ) -> list[dict[str, Tensor]]:
@@ -50,10 +61,7 @@ def completed_by_ranks(
         return list(completed(model, list(batches), seed=seed, tokenizer=tokenizer))
     own = {i for i in range(len(batches)) if mine(i)}
     found = completed(model, list(batches), seed=seed, tokenizer=tokenizer, only=own)
-    told: list[Any] = [None] * world()
-    distributed.all_gather_object(
-        told, dict(zip(sorted(own), ({k: v.cpu() for k, v in one.items()} for one in found), strict=True))
-    )
+    told = gathered(dict(zip(sorted(own), ({k: v.cpu() for k, v in one.items()} for one in found), strict=True)))
     device = next(model.parameters()).device
     every = {position: one for part in told for position, one in part.items()}
     return [{name: value.to(device) for name, value in every[i].items()} for i in range(len(batches))]

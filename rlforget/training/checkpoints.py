@@ -17,7 +17,8 @@ from typing import Any
 from rlforget.errors import ConfigError, OutputError
 from rlforget.training.watch import Course, Watch
 from rlforget.training.world import from_first, wait
-from rlforget.weights.atomic import sync, sync_folder
+from rlforget.weights.atomic import new_file, sync, sync_folder
+from rlforget.weights.drafts import clear_leftovers
 
 _COURSE = "course.json"
 _PLAN = "plan.json"
@@ -57,10 +58,11 @@ class Checkpoints:
 
     def __init__(self, path: Path, every: int, plan: Mapping[str, Any]) -> None:
         self.path, self.every = path, every
-        if path.is_dir() and any(path.iterdir()):
-            _check_plan(path, plan)
         path.mkdir(parents=True, exist_ok=True)
-        (path / _PLAN).write_text(json.dumps(plan, sort_keys=True), encoding="utf-8")
+        clear_leftovers(path)
+        if any(path.iterdir()):
+            _check_plan(path, plan)
+        _write(path / _PLAN, plan)
 
     def latest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole, and remove the others that claim to be newer."""
@@ -80,16 +82,12 @@ class Checkpoints:
         folder = self.path / f"checkpoint-{step}"
         for file in folder.iterdir():
             sync(file)
-        draft = folder / f".{_COURSE}"
-        draft.write_text(json.dumps({"course": asdict(course), "seconds": seconds}), encoding="utf-8")
-        sync(draft)
-        draft.rename(folder / _COURSE)
-        sync_folder(folder)
         sync_folder(self.path)
+        _write(folder / _COURSE, {"course": asdict(course), "seconds": seconds})
 
 
-def as_callback(checkpoints: Checkpoints, watch: Watch) -> Any:
-    """Wrap it as the transformers `TrainerCallback` that completes what the trainer saves."""
+def completing(checkpoints: Checkpoints, watch: Watch) -> Any:
+    """Build the transformers `TrainerCallback` that completes what the trainer saves."""
     from transformers import TrainerCallback
 
     class _Saving(TrainerCallback):  # type: ignore[misc]
@@ -126,6 +124,12 @@ def _check_plan(path: Path, plan: Mapping[str, Any]) -> None:
 def _step(folder: Path) -> int:
     number = folder.name.partition("-")[2]
     return int(number) if number.isdecimal() else -1
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values as JSON; what was there stays until all of it is on disk."""
+    with new_file(path, force=True) as file:
+        file.write(json.dumps(values, sort_keys=True).encode())
 
 
 def _text(path: Path) -> str | None:

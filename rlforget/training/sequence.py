@@ -98,7 +98,7 @@ def run_sequence(
     run = RunFolder(Path(output))
     plan = Plan(chosen)
     with ExitStack() as held:
-        from_first(lambda: _nothing(held.enter_context(run.opened(resume=resume))))
+        from_first(lambda: held.enter_context(run.opened(resume=resume)))
         finished = from_first(run.finished)
         plan.check_unchanged(finished)
         log = held.enter_context(JsonLinesLog(run.log_path)) if is_first() else silent
@@ -106,10 +106,6 @@ def run_sequence(
         result = _Runner(plan, run, log, choose(progress if is_first() else False)).run(finished)
         log("end")
     return result
-
-
-def _nothing(_: object) -> None:
-    """What is told to the other processes of a lock."""
 
 
 class _Runner:

@@ -15,8 +15,7 @@ from rlforget.domains import Domain
 from rlforget.errors import MissingExtraError, missing_extra
 from rlforget.training.arguments import grpo_arguments, sft_arguments
 from rlforget.training.borrow import borrowed, seeded
-from rlforget.training.checkpoints import Checkpoint, Checkpoints
-from rlforget.training.checkpoints import as_callback as completing
+from rlforget.training.checkpoints import Checkpoint, Checkpoints, completing
 from rlforget.training.config import StageConfig
 from rlforget.training.data import completion_rows, prompt_rows, reward_function
 from rlforget.training.log import Log, silent
@@ -100,18 +99,12 @@ def train_stage(
         )
     chosen = domains.get(stage.domain) if domain is None else domain
     name = stage.name or chosen.name
-    shown = choose(progress)
+    shown, told = choose(progress), log or silent
+    watch = Watch(name, stage, told, shown, lambda: _measure(model, tokenizer, chosen, stage, seed))
     saved = None if checkpoints is None else from_first(checkpoints.latest)
-    watch = Watch(
-        name,
-        stage,
-        log or silent,
-        shown,
-        lambda: _measure(model, tokenizer, chosen, stage, seed),
-        *(() if saved is None else (saved.course, saved.seconds)),
-    )
-    if saved is not None and log is not None:
-        log("resume", stage=name, step=saved.step)
+    if saved is not None:
+        watch.go_on(saved.course, saved.seconds)
+        told("resume", stage=name, step=saved.step)
     called = [as_callback(watch), *callbacks]
     arguments: dict[str, Any] = {}
     if checkpoints is not None:
@@ -130,8 +123,7 @@ def train_stage(
             adapter(model, stage.lora, adapter_out) as trained,
             _folder(checkpoints) as out,
         ):
-            build = _grpo_trainer if stage.method == "grpo" else _sft_trainer
-            trainer = build(trained, tokenizer, stage, chosen, seed, out, arguments)
+            trainer = _trainer(trained, tokenizer, stage, chosen, seed, out, arguments)
             _train(trainer, called, watch, saved)
     finally:
         shown.stop()
@@ -162,21 +154,25 @@ def _train(trainer: Any, callbacks: Sequence[Any], watch: Watch, saved: Checkpoi
         raise watch.diverged("logits", "inf or NaN") from fault
 
 
-def _grpo_trainer(
-    model: Any,
-    tokenizer: Any,
-    stage: StageConfig,
-    domain: Domain,
-    seed: int,
-    folder: str,
-    saving: Mapping[str, Any],
+def _trainer(
+    model: Any, tokenizer: Any, stage: StageConfig, domain: Domain, seed: int, folder: str, saving: Mapping[str, Any]
 ) -> Any:
+    """Build TRL's trainer, of the stage's method."""
+    examples = domain.examples(stage.steps * stage.prompts, seed=seed, split="train")
+    common: dict[str, Any] = {"seed": seed, "device": model.device.type, "folder": folder, "saving": saving}
+    if stage.method == "sft":
+        from trl import SFTTrainer
+
+        return SFTTrainer(
+            model=model,
+            args=sft_arguments(stage, **common),
+            train_dataset=completion_rows(examples, tokenizer),
+            processing_class=tokenizer,
+        )
     from trl import GRPOTrainer
 
-    examples = domain.examples(stage.steps * stage.prompts, seed=seed, split="train")
     length = stage.max_new_tokens or domain.max_new_tokens
-    device = model.device.type
-    arguments = grpo_arguments(stage, seed=seed, device=device, folder=folder, saving=saving, max_new_tokens=length)
+    arguments = grpo_arguments(stage, **common, max_new_tokens=length)
     with _reference(model, stage, folder):
         return GRPOTrainer(
             model=model,
@@ -185,26 +181,6 @@ def _grpo_trainer(
             train_dataset=prompt_rows(examples),
             processing_class=tokenizer,
         )
-
-
-def _sft_trainer(
-    model: Any,
-    tokenizer: Any,
-    stage: StageConfig,
-    domain: Domain,
-    seed: int,
-    folder: str,
-    saving: Mapping[str, Any],
-) -> Any:
-    from trl import SFTTrainer
-
-    examples = domain.examples(stage.steps * stage.prompts, seed=seed, split="train")
-    return SFTTrainer(
-        model=model,
-        args=sft_arguments(stage, seed=seed, device=model.device.type, folder=folder, saving=saving),
-        train_dataset=completion_rows(examples, tokenizer),
-        processing_class=tokenizer,
-    )
 
 
 @contextmanager

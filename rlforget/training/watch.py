@@ -52,22 +52,13 @@ class Watch:
         log: Where each step is written.
         progress: Who is told.
         measure: Measures the mean sampled reward now; used by SFT stages that stop at a reward.
-        course: How the stage went before, where it goes on from a checkpoint.
-        seconds: What that took.
     """
 
     def __init__(
-        self,
-        name: str,
-        stage: StageConfig,
-        log: Log,
-        progress: Progress,
-        measure: Callable[[], float],
-        course: Course | None = None,
-        seconds: float = 0.0,
+        self, name: str, stage: StageConfig, log: Log, progress: Progress, measure: Callable[[], float]
     ) -> None:
-        self.course = course or Course()
-        self._before, self._started = seconds, time.perf_counter()
+        self.course = Course()
+        self._before, self._started = 0.0, time.perf_counter()
         self._name, self._stage, self._log, self._progress, self._measure = name, stage, log, progress, measure
 
     def step(self, step: int, logs: dict[str, Any]) -> bool:
@@ -89,6 +80,10 @@ class Watch:
         self._progress.advance(step, {key: figures[key] for key in ("reward", "loss") if key in figures})
         self.course.stopped = self._reached(figures)
         return self.course.stopped
+
+    def go_on(self, course: Course, seconds: float) -> None:
+        """Take up a stage where a checkpoint left it: how it went before, and what that took."""
+        self.course, self._before = course, seconds
 
     def start(self) -> None:
         """Start the clock: what came before was the trainer's import."""

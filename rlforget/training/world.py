@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import torch
 
 from rlforget.errors import WorldError
+from rlforget.interference.ranks import world
 
 Value = TypeVar("Value")
 
 
 def world_size() -> int:
-    """Return how many processes there are."""
+    """Return how many processes were started together, whether they have met or not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -28,7 +29,7 @@ def join() -> None:
 
 def is_first() -> bool:
     """Return whether this process writes."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    return world() == 1 or torch.distributed.get_rank() == 0
 
 
 def from_first(make: Callable[[], Value]) -> Value:
@@ -37,7 +38,7 @@ def from_first(make: Callable[[], Value]) -> Value:
     Raises:
         WorldError: On the others, where it raised on the first: none waits for one that has stopped.
     """
-    if not torch.distributed.is_initialized():
+    if world() == 1:
         return make()
     told: list[Any] = [None, ""]
     if is_first():
@@ -56,5 +57,5 @@ def from_first(make: Callable[[], Value]) -> Value:
 
 def wait() -> None:
     """Wait until every process is here."""
-    if torch.distributed.is_initialized():
+    if world() > 1:
         torch.distributed.barrier()

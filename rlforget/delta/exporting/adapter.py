@@ -7,7 +7,6 @@ What an adapter has no room for (norms, embeddings, biases, packed experts) is l
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rlforget.delta.exporting.changes import Changes, difference
-from rlforget.delta.exporting.factors import Fit, factors
+from rlforget.delta.exporting.factors import Fit, factors, relative_error
 from rlforget.delta.exporting.matrices import change_of
 from rlforget.delta.exporting.modules import Place, places
 from rlforget.delta.exporting.shards import bytes_of
@@ -66,7 +65,7 @@ class Adapter:
     @property
     def error(self) -> float:
         """The relative Frobenius error over all tensors, those that are left out included."""
-        return math.sqrt(self.missed / self.energy) if self.energy else 0.0
+        return relative_error(self.missed, self.energy)
 
     @property
     def kept(self) -> float:

@@ -38,12 +38,17 @@ class Fit:
     @property
     def error(self) -> float:
         """‖δ − B A‖ / ‖δ‖; 0 of a δ that is 0."""
-        return math.sqrt(self.missed / self.energy) if self.energy else 0.0
+        return relative_error(self.missed, self.energy)
 
     @property
     def kept(self) -> float:
         """The share of the energy that is kept, 1 − error²."""
         return 1.0 - self.error**2
+
+
+def relative_error(missed: float, energy: float) -> float:
+    """Return ‖what is missed‖ / ‖δ‖, of their squares; 0 of a δ that is 0."""
+    return math.sqrt(missed / energy) if energy else 0.0
 
 
 def factors(change: Change, rank: int, *, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Fit]:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from rlforget.delta import Delta, DeltaFile
-from rlforget.errors import LayoutError
 from rlforget.training.monitor.keeping import Keeper
 from rlforget.training.monitor.trained import STRETCH, Line, Stretch, Trained
 
@@ -29,15 +28,7 @@ class ChangedEarlier:
     """
 
     def __init__(self, delta: Delta | DeltaFile, trained: Trained, keeper: Keeper) -> None:
-        for name, parameter in trained.parameters.items():
-            found = _shape(delta, name)
-            if found != tuple(parameter.shape):
-                raise LayoutError(
-                    f"the delta of an earlier stage, tensor {name!r}",
-                    expected=f"shape {tuple(parameter.shape)}, as in the model that is trained",
-                    found="no such tensor" if found is None else f"shape {found}",
-                    fix="Give deltas of this very architecture.",
-                )
+        trained.check_shapes("the delta of an earlier stage", lambda name: _shape(delta, name))
         self.count = 0
         self._lines = [self._packed(delta, line, keeper) for line in trained.lines]
 

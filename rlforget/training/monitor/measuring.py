@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from rlforget_kernels.delta_stats import DeltaStats, foreach_delta_stats
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass found on this rank, or on all of them.
+    """What a pass found on this rank.
 
     Attributes:
         change: The change of the trained parameters.
@@ -80,18 +79,6 @@ def measure(reference: Reference, dependences: Mapping[str, Dependence], earlier
         energies={name: _total(values) for name, values in energies.items()},
         common={name: int(_total(values)) for name, values in common.items()},
         earlier={name: mask.count for name, mask in earlier.items()},
-    )
-
-
-def over_ranks(found: Pass) -> Pass:
-    """Add up the passes of all ranks, each over its shards, in the order of the ranks; the same on every rank."""
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, found)
-    return Pass(
-        change=combine(part.change for part in parts),
-        energies={name: sum(part.energies[name] for part in parts) for name in found.energies},
-        common={name: sum(part.common[name] for part in parts) for name in found.common},
-        earlier=found.earlier,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rlforget.errors import ConfigError, LayoutError
+from rlforget.errors import ConfigError
 from rlforget.training.monitor.keeping import Keeper
 from rlforget.training.monitor.trained import Line, Stretch, Trained, here
 from rlforget.weights import Weights
@@ -64,12 +64,4 @@ def _check(weights: Weights, trained: Trained) -> None:
             found=weights.description,
             fix="Leave it out: the weights at the start of the run are then the reference.",
         )
-    for name, parameter in trained.parameters.items():
-        found = tuple(weights.meta(name).shape) if name in weights else None
-        if found != tuple(parameter.shape):
-            raise LayoutError(
-                f"{weights.description}, tensor {name!r}",
-                expected=f"shape {tuple(parameter.shape)}, as in the model that is trained",
-                found="no such tensor" if found is None else f"shape {found}",
-                fix="Name the weights of this very architecture as the reference.",
-            )
+    trained.check_shapes(weights.description, lambda name: tuple(weights.meta(name).shape) if name in weights else None)

@@ -20,18 +20,20 @@ from rlforget.errors import ConfigError, ForgettingWarning, NothingToCommitError
 from rlforget.history import History, Stage
 from rlforget.interference.completions import tokenizer_of
 from rlforget.interference.divergence import Divergence
+from rlforget.interference.ranks import gathered
 from rlforget.training.log import JsonLinesLog, Log
 from rlforget.training.monitor.dependence import Dependence
 from rlforget.training.monitor.earlier import ChangedEarlier
 from rlforget.training.monitor.figures import Figures
 from rlforget.training.monitor.held import Held
 from rlforget.training.monitor.keeping import Keeper
-from rlforget.training.monitor.measuring import measure, over_ranks
+from rlforget.training.monitor.measuring import measure
 from rlforget.training.monitor.one_step import OneStep
 from rlforget.training.monitor.reference import Reference
 from rlforget.training.monitor.settings import MonitorSettings
 from rlforget.training.monitor.trained import Trained
 from rlforget.training.protection import Guard, guard_for
+from rlforget.training.world import is_first
 from rlforget.weights import check_layout, open_weights
 
 _HELD_SEED = 2_000_003
@@ -89,8 +91,7 @@ class Tracker:
         if trained.sharded:
             _check_sharded(chosen)
         self._trained = trained
-        self._first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-        self._history = _opened(chosen, model)
+        self._history = _fitting_history(chosen, model)
         keeper = Keeper(chosen.keep, chosen.folder)
         weights = None if chosen.reference is None else open_weights(chosen.reference)
         self._reference = Reference(trained, keeper, chosen.dtype, weights)
@@ -102,14 +103,14 @@ class Tracker:
         self._looking = 0.0  # seconds spent on the one step
         self._committed_at = step
         self._warned: set[str] = set()
-        self._log, self._close = _log(chosen, self._first)
+        self._log, self._close = _open_log(chosen)
         self.measure()
         self._hooks: list[Any] = []
         if optimizer is not None:
             inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no hooks of its own
             self._hooks = [
                 inner.register_step_pre_hook(lambda *_: self.before_step()),
-                inner.register_step_post_hook(lambda *_: _nothing(self.after_step())),
+                inner.register_step_post_hook(self._stepped),
             ]
 
     def _protect(self, keeper: Keeper) -> None:
@@ -164,6 +165,9 @@ class Tracker:
             self._commit()
         return figures
 
+    def _stepped(self, *_: Any) -> None:
+        self.after_step()
+
     def measure(self, *, evaluate: bool = True) -> Figures:
         """Measure now, log it, and warn where that is due.
 
@@ -172,15 +176,15 @@ class Tracker:
         """
         started = time.perf_counter()
         found = measure(self._reference, self._dependences, self._earlier)
-        watched = self._watched
+        change, watched = found.change, self._watched
         if self._trained.sharded:
-            found = over_ranks(found)
-            watched = None if watched is None else _over_ranks(watched)
+            change = combine(gathered(change))
+            watched = None if watched is None else combine(gathered(watched))
         divergence = {name: held.divergence(self._model) for name, held in self._held.items()}
         seconds = self._looking + time.perf_counter() - started
         figures = Figures(
             step=self.step,
-            change=found.change,
+            change=change,
             frozen=self._trained.frozen,
             one_step=watched,
             overlaps=found.overlaps(),
@@ -259,7 +263,7 @@ class Tracker:
             self.should_stop = self.should_stop or self._settings.stop
             message = _message(figures.step, name, predicted, measured, limit)
             self._note("warning", step=figures.step, domain=name, message=message)
-            if self._first:
+            if is_first():
                 warnings.warn(message, ForgettingWarning, stacklevel=2)
 
     def _commit(self) -> None:
@@ -267,7 +271,7 @@ class Tracker:
         self._committed_at = self.step
         if self.measured[-1].step != self.step:
             self.measure(evaluate=False)
-        if not self._first:
+        if not is_first():
             return
         try:
             stage = self._history.commit(
@@ -283,22 +287,12 @@ class Tracker:
         self._note("commit", step=self.step, stage=stage.name)
 
 
-def _nothing(_: object) -> None:
-    """Optimizer hooks return nothing."""
-
-
 def _message(step: int, name: str, predicted: float | None, measured: Divergence | None, limit: float) -> str:
     found = [] if predicted is None else [f"predicted damage {predicted:.3g}"]
     if measured is not None:
         found.append(f"KL {measured.mean:.3g} ± {measured.stderr:.1g}")
     fix = "Stop here, lower the learning rate, set guard=, or undo what hurts it afterwards with rlforget.rollback."
     return f"step {step}, domain {name!r}: {' and '.join(found)} nats a completion, of at most {limit:g}. {fix}"
-
-
-def _over_ranks(change: Change) -> Change:
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, change)
-    return combine(parts)
 
 
 def _check_sharded(chosen: MonitorSettings) -> None:
@@ -313,7 +307,7 @@ def _check_sharded(chosen: MonitorSettings) -> None:
         )
 
 
-def _opened(chosen: MonitorSettings, model: nn.Module) -> History | None:
+def _fitting_history(chosen: MonitorSettings, model: nn.Module) -> History | None:
     """Open the history, and see now rather than at the end that the model fits it."""
     if chosen.history is None:
         return None
@@ -322,9 +316,9 @@ def _opened(chosen: MonitorSettings, model: nn.Module) -> History | None:
     return history
 
 
-def _log(chosen: MonitorSettings, first: bool) -> tuple[Log | None, Callable[[], None]]:
+def _open_log(chosen: MonitorSettings) -> tuple[Log | None, Callable[[], None]]:
     """Return the log of this rank and what closes it."""
-    if chosen.log is None or not first:
+    if chosen.log is None or not is_first():
         return None, lambda: None
     if callable(chosen.log):
         return chosen.log, lambda: None

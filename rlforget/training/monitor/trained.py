@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rlforget.errors import ParameterError
+from rlforget.errors import LayoutError, ParameterError
+from rlforget.interference.ranks import gathered
 
 STRETCH = 1 << 22
 """Coordinates that are looked at at a time: the memory beyond what is kept. A multiple of 8, for packed bits."""
@@ -127,6 +128,26 @@ class Trained:
         """Return {name: parameter} of all lines, in their order."""
         return {name: p for line in self.lines for name, p in line.parameters.items()}
 
+    def check_shapes(self, what: str, shape_of: Callable[[str], tuple[int, ...] | None]) -> None:
+        """Hold something to have every trained parameter, in its shape.
+
+        Args:
+            what: What it is, for the message.
+            shape_of: Takes a name and returns the shape of the tensor of that name; None where there is none.
+
+        Raises:
+            LayoutError: It lacks a parameter, or has it in another shape.
+        """
+        for name, parameter in self.parameters.items():
+            found = shape_of(name)
+            if found != tuple(parameter.shape):
+                raise LayoutError(
+                    f"{what}, tensor {name!r}",
+                    expected=f"shape {tuple(parameter.shape)}, as in the model that is trained",
+                    found="no such tensor" if found is None else f"shape {found}",
+                    fix="Give one of this very architecture.",
+                )
+
     def stretches(self) -> Iterator[Stretch]:
         """Yield all ranges of all lines, each of `STRETCH` coordinates at most."""
         for number, line in enumerate(self.lines):
@@ -151,8 +172,7 @@ def _counted_here(parameters: dict[str, nn.Parameter]) -> set[str]:
     among tensor-parallel ranks; the mesh with the lowest rank then counts. Every rank has to call this.
     """
     meshes = {name: _ranks(p) for name, p in parameters.items()}
-    told: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(told, meshes)
+    told = gathered(meshes)
     first = {name: min(held[name] for held in told if name in held) for name in parameters}
     return {name for name, p in parameters.items() if meshes[name] == first[name] and _first_copy(p)}
 
