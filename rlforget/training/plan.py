@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,12 @@ class Plan:
 
     def __init__(self, config: SequenceConfig) -> None:
         self.config = config
-        made: dict[str, Domain] = {}  # each once: a dataset is read when its domain is first asked for an example
-
-        def named(spec: str) -> Domain:
-            if spec not in made:
-                made[spec] = domain_named(config, spec)
-            return made[spec]
-
+        named = cache(partial(domain_named, config))  # each once: a domain keeps the dataset that it has read
         self.stage_domains = [named(stage.domain) for stage in config.stages]
         specs = config.evaluation.domains
         wanted = self.stage_domains if specs is None else [named(spec) for spec in specs]
         self.evaluated = list({domain.name: domain for domain in wanted}.values())
-        self.names = stage_names(config.stages, [domain.name for domain in self.stage_domains])
+        self.names = _stage_names(config.stages, self.stage_domains)
         self.parents = _parents(config.stages, self.names)
 
     def settings(self) -> dict[str, Any]:
@@ -81,12 +76,12 @@ class Plan:
             _check_equal(stage, where, stage.record["config"], config.model_dump())
 
 
-def stage_names(stages: list[StageConfig], stage_domains: list[str]) -> list[str]:
-    """Name every stage: as it says, or after its domain's name, with a number where that is taken."""
+def _stage_names(stages: list[StageConfig], stage_domains: list[Domain]) -> list[str]:
+    """Name every stage: as it says, or after its domain, with a number where that is taken."""
     taken = {BASE, *(stage.name for stage in stages if stage.name)}
     names: list[str] = []
     for stage, domain in zip(stages, stage_domains, strict=True):
-        names.append(stage.name or _free_name(domain, taken))
+        names.append(stage.name or _free_name(domain.name, taken))
         taken.add(names[-1])
     return names
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rlforget.errors import ConfigError
 from rlforget.training.config import SequenceConfig, StageConfig
-from rlforget.training.plan import stage_names
+from rlforget.training.plan import Plan
 
 _STEPS, _PROMPTS, _SAMPLES, _EVALUATED = 2, 4, 2, 8
 
@@ -37,10 +37,9 @@ def smoke_test_of(config: SequenceConfig) -> SequenceConfig:
             "domains": None if specs is None else list(dict.fromkeys(stands_for.get(spec, spec) for spec in specs)),
         }
     )
-    names = stage_names(config.stages, [stage.domain for stage in config.stages])
     stages = [
         _small(stage, name, stands_for.get(stage.domain, stage.domain))
-        for stage, name in zip(config.stages, names, strict=True)
+        for stage, name in zip(config.stages, Plan(config).names, strict=True)
     ]
     changes: dict[str, Any] = {
         "model": "miniature",

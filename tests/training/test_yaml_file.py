@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rlforget.errors import ConfigError
 from rlforget.experiments.settings import FULL, SEQUENCE
-from rlforget.training import LoraConfig, SequenceConfig, StageConfig, load_config
+from rlforget.training import LoraConfig, SequenceConfig, StageConfig, load_config, yaml_file
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -132,10 +132,17 @@ def configs(draw: st.DrawFn) -> SequenceConfig:
     return SequenceConfig(model=draw(TEXT), stages=stages, seed=draw(st.integers(0, 2**20 - 1)))
 
 
+class Writer(yaml.SafeDumper):
+    """Quotes every text that the project reads as a number, `0E0` say; PyYAML's own writes for YAML 1.1."""
+
+    yaml_implicit_resolvers = yaml_file._Loader.yaml_implicit_resolvers
+
+
+@example(config=SequenceConfig(model="0E0", stages=[StageConfig(domain="1e-3")]))
 @given(config=configs())
 def test_a_config_survives_its_yaml(config: SequenceConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "round.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(), allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml.dump(config.model_dump(), Dumper=Writer, allow_unicode=True), encoding="utf-8")
     assert load_config(path) == config
 
 
