@@ -13,11 +13,11 @@ from rlforget.interference.completions import Batches, collect
 from rlforget.interference.gradient_stack import GradientStack
 from rlforget.interference.linearisation import Linearisation, Sources
 from rlforget.interference.point import Frozen, check_at_after, measured_parameters
-from rlforget.interference.ranks import world
 from rlforget.interference.rows import KINDS, Kind, total
 from rlforget.interference.sample_gradients import Column, columns_for, width
 from rlforget.interference.streamed import StreamedGradients
 from rlforget.weights import open_weights
+from rlforget.weights.ranks import world
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta

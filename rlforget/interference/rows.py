@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from rlforget.domains.batches import IGNORED
 from rlforget.errors import EmptyDomainError
+from rlforget.interference.completed_by_ranks import completed_by_ranks
 from rlforget.interference.completions import Batch, next_token_log_probs
-from rlforget.interference.ranks import completed_by_ranks
 from rlforget.interference.sample_gradients import measuring
 
 Kind = Literal["sequence", "token", "logit"]

@@ -23,9 +23,9 @@ from rlforget.interference.gram import LayerGradients
 from rlforget.interference.layer_chain import NotLayeredError
 from rlforget.interference.layered import layered_gram
 from rlforget.interference.linearisation import Directions, Linearisation
-from rlforget.interference.ranks import mine, summed, world
 from rlforget.interference.rows import Rows, count, cut, total
 from rlforget.interference.weighted_gradient import add_weighted_gradient_
+from rlforget.weights.ranks import mine, summed, world
 
 logger = logging.getLogger(__name__)
 

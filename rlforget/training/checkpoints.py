@@ -16,9 +16,9 @@ from typing import Any
 
 from rlforget.errors import ConfigError, OutputError
 from rlforget.training.watch import Course, Watch
-from rlforget.training.world import from_first, wait
 from rlforget.weights.atomic import new_file, sync, sync_folder
 from rlforget.weights.drafts import clear_leftovers
+from rlforget.weights.ranks import from_first, wait
 
 _COURSE = "course.json"
 _PLAN = "plan.json"

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlforget.errors import ConfigError, missing_extra
 from rlforget.training.config import LoraConfig
-from rlforget.training.world import is_first
+from rlforget.weights.ranks import is_first
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from rlforget.training.plan import BASE, Plan, changed
 from rlforget.training.progress import Progress, choose
 from rlforget.training.run_folder import RunFolder, StageFolder
 from rlforget.training.stage import StageResult, train_stage
-from rlforget.training.world import from_first, is_first, join, world_size
+from rlforget.training.world import join, world_size
 from rlforget.training.yaml_file import load_config
+from rlforget.weights.ranks import from_first, is_first
 
 
 @dataclass(frozen=True)

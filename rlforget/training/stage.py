@@ -23,7 +23,7 @@ from rlforget.training.lora import adapter
 from rlforget.training.progress import Progress, choose
 from rlforget.training.quiet import quiet
 from rlforget.training.watch import Course, Watch, as_callback
-from rlforget.training.world import from_first
+from rlforget.weights.ranks import from_first
 
 _MEASURE_SEED = 1_000_003  # prompts of a measurement are not those that the stage trains on
 

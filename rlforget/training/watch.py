@@ -12,7 +12,7 @@ from rlforget.errors import NonFiniteError
 from rlforget.training.config import StageConfig
 from rlforget.training.log import Log
 from rlforget.training.progress import Progress
-from rlforget.training.world import from_first
+from rlforget.weights.ranks import from_first
 
 _LOGGED = {
     "loss": "loss",

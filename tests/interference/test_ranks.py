@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlforget.interference import ranks
-from rlforget.interference.ranks import mine, summed, world
+from rlforget.weights.ranks import mine, summed, world
 
 from .ranks_program import main
 

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from rlforget.training.monitor.figures import Figures
 from rlforget.training.monitor.settings import MonitorSettings
 from rlforget.training.monitor.tracker import Tracker
-from rlforget.training.world import from_first
+from rlforget.weights.ranks import from_first
 
 
 class ForgettingMonitor(TrainerCallback):  # type: ignore[misc]

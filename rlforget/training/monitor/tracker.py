@@ -20,7 +20,6 @@ from rlforget.errors import ConfigError, ForgettingWarning, NothingToCommitError
 from rlforget.history import History, Stage
 from rlforget.interference.completions import tokenizer_of
 from rlforget.interference.divergence import Divergence
-from rlforget.interference.ranks import gathered
 from rlforget.training.log import JsonLinesLog, Log
 from rlforget.training.monitor.dependence import Dependence
 from rlforget.training.monitor.earlier import ChangedEarlier
@@ -33,8 +32,8 @@ from rlforget.training.monitor.reference import Reference
 from rlforget.training.monitor.settings import MonitorSettings
 from rlforget.training.monitor.trained import Trained
 from rlforget.training.protection import Guard, guard_for
-from rlforget.training.world import is_first
 from rlforget.weights import check_layout, open_weights
+from rlforget.weights.ranks import gathered, is_first
 
 _HELD_SEED = 2_000_003
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlforget.errors import LayoutError, ParameterError
-from rlforget.interference.ranks import gathered
+from rlforget.weights.ranks import gathered
 
 STRETCH = 1 << 22
 """Coordinates that are looked at at a time: the memory beyond what is kept. A multiple of 8, for packed bits."""

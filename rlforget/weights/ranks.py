@@ -1,17 +1,17 @@
-"""Work on one model's samples spread over the ranks of torch.distributed; a lone process does all of it.
+"""The ranks of torch.distributed, as far as this project needs them; a lone process is a world of one.
 
-Every rank holds the whole model and learns every result, so that all of them go on alike.
+What ranks tell each other is small: sums, histograms, short lists. Weights stay where they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from rlforget.interference.completions import Batch, completed
+from rlforget.errors import WorldError
 
 Value = TypeVar("Value")
 
@@ -21,16 +21,24 @@ def world() -> int:
     return distributed.get_world_size() if _running() else 1
 
 
+def rank() -> int:
+    """Return this process's rank, 0 without torch.distributed."""
+    return distributed.get_rank() if _running() else 0
+
+
+def is_first() -> bool:
+    """Return whether this process is the one that writes for all."""
+    return rank() == 0
+
+
 def mine(position: int) -> bool:
     """Whether this rank does the piece of work at `position`: they are dealt in turns, back and forth.
 
     So that where later pieces cost more than earlier ones, ranks still have equal work.
     """
-    if not _running():
-        return True
-    ranks = distributed.get_world_size()
+    ranks = world()
     lap, place = divmod(position, ranks)
-    return (place if lap % 2 == 0 else ranks - 1 - place) == distributed.get_rank()
+    return (place if lap % 2 == 0 else ranks - 1 - place) == rank()
 
 
 def summed(value: Tensor) -> Tensor:
@@ -53,18 +61,33 @@ def gathered(value: Value) -> list[Value]:
     return told
 
 
-def completed_by_ranks(
-    model: Any, batches: Sequence[Batch], *, seed: int, tokenizer: Any = None
-) -> list[dict[str, Tensor]]:
-    """Complete batches, each on one rank with its own seed as in `completed`, and tell every rank the results."""
-    if world() == 1 or all("labels" in batch for batch in batches):
-        return list(completed(model, list(batches), seed=seed, tokenizer=tokenizer))
-    own = {i for i in range(len(batches)) if mine(i)}
-    found = completed(model, list(batches), seed=seed, tokenizer=tokenizer, only=own)
-    told = gathered(dict(zip(sorted(own), ({k: v.cpu() for k, v in one.items()} for one in found), strict=True)))
-    device = next(model.parameters()).device
-    every = {position: one for part in told for position, one in part.items()}
-    return [{name: value.to(device) for name, value in every[i].items()} for i in range(len(batches))]
+def from_first(make: Callable[[], Value]) -> Value:
+    """Let the first rank make something, and return it on all of them.
+
+    Raises:
+        WorldError: On the others, where it raised on the first: none waits for one that has stopped.
+    """
+    if world() == 1:
+        return make()
+    told: list[Any] = [None, ""]
+    if is_first():
+        try:
+            told[0] = make()
+        except BaseException as fault:
+            told[1] = f"{type(fault).__name__}: {fault}"
+            distributed.broadcast_object_list(told, src=0)
+            raise
+    distributed.broadcast_object_list(told, src=0)
+    if told[1]:
+        raise WorldError("the first process", expected="it to go on", found=told[1], fix="Mend what it says.")
+    found: Value = told[0]
+    return found
+
+
+def wait() -> None:
+    """Wait until every rank is here."""
+    if world() > 1:
+        distributed.barrier()
 
 
 def _running() -> bool:
