@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlforget.interference import ranks
+from rlforget.weights import ranks
 from rlforget.weights.ranks import mine, summed, world
 
 from .ranks_program import main
