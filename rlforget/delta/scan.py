@@ -135,27 +135,35 @@ class Comparison:
         metas = {pair.name: self.before.meta(pair.before) for pair in self.pairs}
         return Layout(self.before.description, metas, self.aliases)
 
-    def pieces(self, progress: Progress | None = None, *, only: Container[str] | None = None) -> Iterator[Piece]:
+    def pieces(
+        self, progress: Progress | None = None, *, only: Container[str] | None = None, within: range | None = None
+    ) -> Iterator[Piece]:
         """Read both sides once, in bounded memory; yield what changed, in order, ranges without changes included.
 
         Args:
             progress: Told how many coordinates were read.
             only: The tensors to read; None: all.
+            within: Of all their coordinates, one after another, those in which ranges begin that are read; None: all.
         """
         progress = progress or telling("coordinates")
         pairs = [pair for pair in self.pairs if only is None or pair.name in only]
-        done, total = 0, sum(self.before.meta(pair.before).numel for pair in pairs)
-        for batch in map_ahead(self._compare, _batches(self._ranges(pairs))):
+        total = sum(self.before.meta(pair.before).numel for pair in pairs)
+        within = range(total) if within is None else within[:total]
+        done, total = 0, len(within)
+        for batch in map_ahead(self._compare, _batches(self._ranges(pairs, within))):
             yield from batch
             done += sum(piece.stop - piece.start for piece in batch)
             if progress is not None:
                 progress(done, total)
 
-    def _ranges(self, pairs: Iterable[Pair]) -> Iterator[_Range]:
+    def _ranges(self, pairs: Iterable[Pair], within: range) -> Iterator[_Range]:
+        place = 0
         for pair in pairs:
             numel = self.before.meta(pair.before).numel
             for start in range(0, numel, PIECE):
-                yield _Range(pair, numel, start, min(start + PIECE, numel))
+                if place + start in within:
+                    yield _Range(pair, numel, start, min(start + PIECE, numel))
+            place += numel
 
     def _compare(self, batch: list[_Range]) -> list[Piece]:
         before = [self.before.bits(r.pair.before, r.start, r.stop) for r in batch]

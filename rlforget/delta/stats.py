@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from rlforget.delta.delta import Delta
 from rlforget.delta.naming import KINDS, kind_of, layer_of
-from rlforget.delta.scan import PIECE, Comparison, Piece
-from rlforget.delta.whole import FileDelta
 from rlforget.weights import TensorMeta
 from rlforget_kernels.delta_stats import STEP_BINS, foreach_delta_stats
 from rlforget_kernels.delta_stats import DeltaStats as Measured
 
 _NO_STEPS = (0,) * STEP_BINS
-_PIECE_COST = 1 << 12  # what a piece counts for beside its coordinates, so that empty ones do not pile up
 
 
 @dataclass(frozen=True)
@@ -188,47 +185,6 @@ def measure(delta: Delta) -> DeltaStats:
     )
 
 
-class Tally:
-    """The statistics of two sets of weights, range by range as they are read side by side.
-
-    Args:
-        found: The two, matched.
-        files: What changed among the files that are no weights.
-    """
-
-    def __init__(self, found: Comparison, files: Iterable[FileDelta]) -> None:
-        metas = {pair.name: found.before.meta(pair.before) for pair in found.pairs}
-        self._changes = {name: Change(dtypes=(_name(meta.dtype),)) for name, meta in metas.items()}
-        self._whole = {name: fate(*sides) for name, sides in found.whole_metas.items()}
-        self._files = {file.name: fate_of_file(file.before, file.after) for file in files}
-        self._renamed = found.renamed
-        self._waiting: list[Piece] = []
-        self._room = PIECE
-
-    def add(self, piece: Piece) -> None:
-        """Measure one range, together with others: a call costs as much as thousands of coordinates."""
-        self._waiting.append(replace(piece, after=None))
-        self._room -= piece.indices.numel() + _PIECE_COST
-        if self._room < 0:
-            self._measure()
-
-    def _measure(self) -> None:
-        pieces = self._waiting
-        self._waiting, self._room = [], PIECE
-        before = [piece.before_bits.view(piece.dtype) for piece in pieces]
-        measured = Measured(*foreach_delta_stats(before, [piece.after_bits.view(piece.dtype) for piece in pieces]))
-        parts: dict[str, list[Change]] = {}
-        for row, p in enumerate(pieces):
-            change = named_change(p.dtype, p.stop - p.start, p.indices.numel(), measured, row)
-            parts.setdefault(p.name, [self._changes[p.name]]).append(change)
-        self._changes |= {name: combine(changes) for name, changes in parts.items()}
-
-    def stats(self) -> DeltaStats:
-        """Return what was measured so far."""
-        self._measure()
-        return DeltaStats(dict(self._changes), self._whole, self._files, self._renamed)
-
-
 def fate(before: TensorMeta | None, after: TensorMeta | None) -> str:
     """Return what became of a tensor that changed as a whole."""
     if before is None or after is None:
@@ -241,14 +197,15 @@ def fate_of_file(before: bytes | None, after: bytes | None) -> str:
     return "added" if before is None else "removed" if after is None else "changed"
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name without that of torch."""
     return str(dtype).removeprefix("torch.")
 
 
 def named_change(dtype: torch.dtype, numel: int, changed: int, measured: Measured, row: int) -> Change:
     """Name the numbers of one row of `foreach_delta_stats`, of a tensor of `numel` coordinates."""
     return Change(
-        dtypes=(_name(dtype),),
+        dtypes=(dtype_name(dtype),),
         numel=numel,
         changed=changed,
         changed_absolute=int(measured.count("over_absolute")[row]),

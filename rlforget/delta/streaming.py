@@ -9,7 +9,8 @@ from os import PathLike
 from rlforget.delta.compare import changed_files
 from rlforget.delta.file import Side, new_delta_file
 from rlforget.delta.scan import Comparison
-from rlforget.delta.stats import DeltaStats, Tally
+from rlforget.delta.stats import DeltaStats
+from rlforget.delta.tally import Tally
 from rlforget.weights import Weights, WeightsLike, open_weights
 from rlforget.weights.ahead import Progress
 
