@@ -17,6 +17,7 @@ from rlforget.weights.ahead import Progress
 from rlforget.weights.buffers import buffer
 from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.digest import lanes_of
+from rlforget.weights.distributed_checkpoint import DistributedWeights
 from rlforget.weights.saving import Check, Placed, checked_parts, save_like
 from rlforget_kernels.common.bits import bits_dtype
 
@@ -205,6 +206,8 @@ class ComposedWeights(Weights):
     ) -> None:
         """Write the composed weights as a checkpoint in the shape of the base, in one pass and in bounded memory.
 
+        Ranks may split the work; see `rlforget.weights.split`.
+
         Args:
             path: The folder to create, or the file where the base is a file.
             all_tensors: Check every tensor's fingerprint; otherwise where a wrong base would not show.
@@ -215,7 +218,7 @@ class ComposedWeights(Weights):
             WrongBaseError: The base is not the one that the deltas were made from.
             OutputError: `path` exists and may not be replaced, or it cannot be written.
         """
-        assert isinstance(self.base, CheckpointWeights)  # the one kind of weights that has a shape on disk
+        assert isinstance(self.base, CheckpointWeights | DistributedWeights)  # what has a shape on disk
         placed = [Placed(name, name, track.base) for name, track in self._tracks.items()]
         check, files = self.check(all_tensors=all_tensors), self.files() or {}
         save_like(

@@ -13,6 +13,7 @@ from rlforget.errors import OutputError, RlforgetError, WrongBaseError
 from rlforget.weights import Weights
 from rlforget.weights.ahead import Progress
 from rlforget.weights.checkpoint import CheckpointWeights
+from rlforget.weights.distributed_checkpoint import DistributedWeights
 from rlforget.weights.in_place import check_writable, not_in_place, write_in_place
 from rlforget.weights.saving import Check
 from rlforget.weights.undo_records import UndoRecord
@@ -86,6 +87,8 @@ def write_difference(
 def _base_as_it_is(weights: ComposedWeights) -> CheckpointWeights:
     """Return the checkpoint under composed weights, whose tensors keep their places, shapes and dtypes."""
     base = weights.base
+    if isinstance(base, DistributedWeights):
+        raise not_in_place(base.description, "a folder of torch.distributed.checkpoint, which is only written anew")
     assert isinstance(base, CheckpointWeights)
     slots = weights.slots()
     others = [name for name, slot in slots.items() if name != slot or weights.meta(name) != base.meta(slot)]

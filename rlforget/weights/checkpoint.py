@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from rlforget.errors import NotACheckpointError
 from rlforget.weights.buffers import buffer
-from rlforget.weights.checkpoint_files import INDEX_FILE, SINGLE_FILE, bad_index, is_companion, shard_paths, weight_map
+from rlforget.weights.checkpoint_files import INDEX_FILE, SINGLE_FILE, bad_index, companions, shard_paths, weight_map
 from rlforget.weights.raw_io import read_fully
 from rlforget.weights.recovering import recover
 from rlforget.weights.safetensors_file import Header, read_header
@@ -46,7 +46,7 @@ class CheckpointWeights(Weights):
         entries = {name: entry for header in self.shards.values() for name, entry in header.entries.items()}
         super().__init__(
             description=str(path),
-            metas={name: entries[name].meta for name in sorted(entries, key=_natural_order)},
+            metas={name: entries[name].meta for name in sorted(entries, key=natural_order)},
             aliases=_dropped_names(self.shards.values(), entries),
         )
         self._handles: dict[Path, Any] = {}
@@ -87,8 +87,7 @@ class CheckpointWeights(Weights):
         """Return the folder's top-level files that hold no weights, by name; None of a single file."""
         if not self.path.is_dir():
             return None
-        found = sorted(self.path.iterdir())
-        return {file.name: file for file in found if is_companion(file.name) and file.is_file()}
+        return companions(self.path)
 
     def _descriptor(self, shard: Path) -> int:
         with self._opening:
@@ -119,7 +118,7 @@ def _owners(path: Path, shards: Mapping[Path, Header]) -> dict[str, Path]:
     return owners
 
 
-def _natural_order(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> list[tuple[int, str]]:
     """Sort `layers.2` before `layers.10`, and everything else by its text."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 

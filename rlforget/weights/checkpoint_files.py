@@ -12,13 +12,18 @@ INDEX_FILE = "model.safetensors.index.json"
 DELTA_SUFFIX = ".delta.safetensors"
 """Files of this suffix are no weights, though safetensors."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"})
+WEIGHT_SUFFIXES = frozenset({".safetensors", *_PICKLES, ".h5", ".msgpack", ".gguf", ".onnx", ".distcp"})
 """Suffixes of files that hold weights, in this format or another."""
 
 
 def is_companion(name: str) -> bool:
     """Whether a file of this name in a checkpoint folder goes along with the weights: neither weights nor hidden."""
     return not (name.startswith(".") or name == INDEX_FILE or PurePath(name).suffix in WEIGHT_SUFFIXES)
+
+
+def companions(folder: Path) -> dict[str, Path]:
+    """Return a checkpoint folder's top-level files that hold no weights, by name."""
+    return {file.name: file for file in sorted(folder.iterdir()) if is_companion(file.name) and file.is_file()}
 
 
 def shard_paths(path: Path) -> list[Path]:
@@ -38,6 +43,10 @@ def shard_paths(path: Path) -> list[Path]:
     files = sorted(file for file in path.glob("*.safetensors") if not file.name.endswith(DELTA_SUFFIX))
     if len(files) == 1:
         return files
+    if any(file.match("shard-*-model-*") for file in files):
+        found = "parts of tensors, which torch's HuggingFaceStorageWriter did not put together"
+        fix = "Save with enable_consolidation=True, or as a folder of torch.distributed.checkpoint."
+        raise _not_a_checkpoint(path, found, fix)
     if files:
         found = f"{len(files)} safetensors files and no {INDEX_FILE}"
         raise _not_a_checkpoint(path, found, "Give one of the files, or restore the index.")
@@ -63,7 +72,7 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def _not_a_checkpoint(path: Path, found: str, fix: str) -> NotACheckpointError:
-    expected = f"a .safetensors file, or a folder with {SINGLE_FILE} or {INDEX_FILE}"
+    expected = f"a .safetensors file, or a folder with {SINGLE_FILE}, {INDEX_FILE} or .distcp files"
     return NotACheckpointError(str(path), expected=expected, found=found, fix=fix)
 
 

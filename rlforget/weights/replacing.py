@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlforget.errors import NotACheckpointError, OutputError
 from rlforget.weights.checkpoint_files import INDEX_FILE, is_companion, shard_paths
+from rlforget.weights.distributed_metadata import METADATA_FILE, is_distributed, item_files, read_contents
 from rlforget.weights.drafts import is_draft
 
 _SHOWN = 5  # files that an error names
@@ -36,7 +37,7 @@ def check_replaceable(path: Path, brings: Collection[str] | None) -> None:
     if not any(path.iterdir()):
         return
     try:
-        shards = {shard.name for shard in shard_paths(path)}
+        shards = _distributed(path) if is_distributed(path) else {shard.name for shard in shard_paths(path)}
     except NotACheckpointError as error:
         raise _refusal(path, "a checkpoint folder to replace", error.found, "Choose another path.") from error
     if brings is None:
@@ -46,6 +47,15 @@ def check_replaceable(path: Path, brings: Collection[str] | None) -> None:
         named = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
         fix = "Move them elsewhere (`rlforget undo FOLDER --forget` drops undo records), or choose another path."
         raise _refusal(path, "a checkpoint and nothing else that replacing it would delete", named, fix)
+
+
+def _distributed(path: Path) -> set[str]:
+    """Return the files of a folder of torch.distributed.checkpoint, which hold nothing but a model."""
+    left_out = read_contents(path).left_out
+    if left_out:
+        expected = "a folder that holds a model alone"
+        raise _refusal(path, expected, f"more in the same files, e.g. {left_out[0]!r}", "Choose another path.")
+    return {METADATA_FILE, *(file.name for file in item_files(path))}
 
 
 def check_apart(path: Path, kept: Iterable[Path]) -> None:

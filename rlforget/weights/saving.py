@@ -1,28 +1,38 @@
-"""Writing checkpoints: alone, or in the shape of another, range by range."""
+"""Writing checkpoints: alone, or in the shape of another, range by range.
+
+Where ranks split the work, the first one makes the files in their full size, all write ranges of them, and the first
+one gives them their place.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
 from rlforget.counting import telling
 from rlforget.errors import LayoutError, RlforgetError
 from rlforget.weights.ahead import Progress, map_ahead
-from rlforget.weights.atomic import new_file, new_folder
+from rlforget.weights.atomic import cannot_write, new_file, new_folder
 from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.checkpoint_files import INDEX_FILE, SINGLE_FILE
+from rlforget.weights.distributed_checkpoint import DistributedWeights
+from rlforget.weights.distributed_metadata import MODEL
 from rlforget.weights.layout import TensorMeta, pair_up
-from rlforget.weights.opening import open_weights
+from rlforget.weights.opening import open_checkpoint, open_weights
+from rlforget.weights.raw_io import write_fully
 from rlforget.weights.replacing import check_apart
 from rlforget.weights.safetensors_file import header_text
 from rlforget.weights.source import CHUNK, Weights, WeightsLike
+from rlforget.weights.split import from_first, from_parts, meet, part, stretch
 from rlforget_kernels.fingerprint import fingerprint
 
 
@@ -59,6 +69,7 @@ def save_checkpoint(
     weights: WeightsLike,
     *,
     like: str | PathLike[str] | None = None,
+    distributed: bool = False,
     force: bool = False,
 ) -> None:
     """Write weights as a checkpoint, whole or not at all.
@@ -66,9 +77,11 @@ def save_checkpoint(
     Args:
         path: The folder to create, or the file where `like` is a file.
         weights: What to write. Names may differ from those of `like` by ties only.
-        like: A checkpoint of the same tensors, whose shards, index, metadata and other top-level files (config,
+        like: A checkpoint of the same tensors, whose format, shards, index, metadata and other top-level files (config,
             tokenizer) are taken over; weights in other formats and sub-folders are not. Without it the folder holds a
             single `model.safetensors`, whose header notes ties as `safetensors.torch.save_model` does.
+        distributed: Without `like`, write a folder of torch.distributed.checkpoint instead, whose state dict has the
+            tensors in a part `model`, tied ones under each of their names.
         force: Replace a checkpoint that is at `path`.
 
     Raises:
@@ -77,13 +90,19 @@ def save_checkpoint(
         LayoutError: The tensors of `weights` are not those of `like`.
     """
     source = open_weights(weights)
+    if like is None and distributed:
+        from rlforget.weights.distributed_saving import write_distributed  # torch's engine takes time to import
+
+        names = {name: source.canonical(name) for name in source.all_names()}
+        write_distributed(Path(path), source, names, (MODEL,), {}, force=force)
+        return
     if like is None:
         own = {name: source.meta(name) for name in source.names()}
-        with new_folder(Path(path), force=force) as folder, open(folder / SINGLE_FILE, "xb") as file:
-            text, order = header_text(own, {**source.aliases, "format": "pt"})
-            _write(file, text, order, source, None, lambda count: None)
+        with new_folder(Path(path), force=force) as folder:
+            plan = _Planned(SINGLE_FILE, *header_text(own, {**source.aliases, "format": "pt"}))
+            _fill([str(folder / SINGLE_FILE)], [plan], source, None, None)
         return
-    pattern = CheckpointWeights(Path(like))
+    pattern = open_checkpoint(Path(like))
     pairs = pair_up(pattern, source)
     name_in_source = {pair.before: pair.after for pair in pairs}
     if len(name_in_source) < len(pairs):
@@ -99,7 +118,7 @@ def save_checkpoint(
 
 def save_like(
     path: Path,
-    pattern: CheckpointWeights,
+    pattern: CheckpointWeights | DistributedWeights,
     source: Weights,
     placed: Sequence[Placed],
     files: Mapping[str, Path | bytes],
@@ -129,34 +148,34 @@ def save_like(
         OutputError: `path` exists and may not be replaced, or it cannot be written (read-only, disk full).
         RlforgetError: What `check` says.
     """
+    if isinstance(pattern, DistributedWeights):
+        from rlforget.weights.distributed_saving import write_distributed
+
+        names = {one.name: one.source for one in placed}
+        names |= {alias: names[name] for alias, name in (aliases or {}).items() if name in names}
+        if path.resolve() != pattern.path.resolve():
+            check_apart(path, [pattern.path])
+        write_distributed(path, source, names, pattern.prefix, files, check=check, force=force, progress=progress)
+        return
     progress = progress or telling("coordinates")
-    total, done = sum(source.meta(one.source).numel for one in placed), 0
-
-    def wrote(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total)
-
-    def write(file: BinaryIO, shard: Path, here: Sequence[Placed]) -> None:
-        metas = {one.name: source.meta(one.source) for one in here}
-        text, order = _header(pattern, shard, metas, pattern.aliases if aliases is None else aliases)
-        source_of = {one.name: one.source for one in here}
-        _write(file, text, [source_of[name] for name in order], source, check, wrote)
-
+    by_shard = dict.fromkeys(pattern.shards, placed) if pattern.path.is_file() else _by_shard(pattern, placed)
+    noted = pattern.aliases if aliases is None else aliases
+    plans = [_planned(pattern, shard, here, source, noted) for shard, here in by_shard.items()]
+    if part():
+        with cannot_write(path):
+            _fill(from_first(list), plans, source, check, progress)
+        meet()
+        return
     if pattern.path.is_file():
-        (shard,) = pattern.shards
         with new_file(path, force=force) as file:
-            write(file, shard, placed)
+            _fill(from_first(lambda: [str(file.name)]), plans, source, check, progress)
+        meet()
         return
     if path.resolve() != pattern.path.resolve():  # a checkpoint may take its own place
         check_apart(path, [pattern.path, *pattern.shards])
-    by_shard = _by_shard(pattern, placed)
-    brings = {shard.name for shard in by_shard} | {*files, INDEX_FILE}
+    brings = {plan.file for plan in plans} | {*files, INDEX_FILE}
     with new_folder(path, force=force, brings=brings) as folder:
-        for shard, here in by_shard.items():
-            with open(folder / shard.name, "xb") as file:
-                write(file, shard, here)
+        _fill(from_first(lambda: [str(folder / plan.file) for plan in plans]), plans, source, check, progress)
         for name, content in files.items():
             if isinstance(content, bytes):
                 (folder / name).write_bytes(content)
@@ -164,9 +183,37 @@ def save_like(
                 shutil.copyfile(content, folder / name)
         if (pattern.path / INDEX_FILE).is_file():
             _write_index(folder, pattern.path / INDEX_FILE, by_shard, source)
+    meet()
 
 
-def _by_shard(pattern: CheckpointWeights, placed: Sequence[Placed]) -> dict[Path, list[Placed]]:
+@dataclass(frozen=True)
+class _Planned:
+    """A file to be written.
+
+    Attributes:
+        file: Its name.
+        header: Its first bytes.
+        order: What follows them, one after another: tensors, as the weights that are written call them.
+    """
+
+    file: str
+    header: bytes
+    order: list[str]
+
+
+def _planned(
+    pattern: CheckpointWeights,
+    shard: Path,
+    here: Sequence[Placed],
+    source: Weights,
+    aliases: Mapping[str, str],
+) -> _Planned:
+    text, order = _header(pattern, shard, {one.name: source.meta(one.source) for one in here}, aliases)
+    source_of = {one.name: one.source for one in here}
+    return _Planned(shard.name, text, [source_of[name] for name in order])
+
+
+def _by_shard(pattern: CheckpointWeights, placed: Sequence[Placed]) -> dict[Path, Sequence[Placed]]:
     """Return the tensors of each shard; a shard that would be empty is left out, unless all are."""
     home = {name: shard for shard, header in pattern.shards.items() for name in header.entries}
     last = list(pattern.shards)[-1]
@@ -193,51 +240,99 @@ def _header(
     return header_text(metas, known | new)
 
 
-def _write(
-    file: BinaryIO,
-    text: bytes,
-    order: Sequence[str],
-    source: Weights,
-    check: Check | None,
-    wrote: Callable[[int], None],
+def _fill(
+    paths: Sequence[str], plans: Sequence[_Planned], source: Weights, check: Check | None, progress: Progress | None
 ) -> None:
-    """Write a file's header, and after it the tensors of `source` in the given order."""
-    file.write(text)
-    for bits in checked_parts(source, order, check):
-        file.write(bits.numpy().data)
-        wrote(bits.numel())
+    """Write files, or this rank's ranges of them."""
+    places: dict[str, tuple[int, int]] = {}  # where each tensor goes: the number of its file, and its first byte there
+    for number, plan in enumerate(plans):
+        sizes = [_nbytes(source.meta(name)) for name in plan.order]
+        *starts, end = accumulate(sizes, initial=len(plan.header))
+        places |= {name: (number, start) for name, start in zip(plan.order, starts, strict=True)}
+        if not part():
+            with open(paths[number], "wb") as file:
+                file.write(plan.header)
+                file.truncate(end)
+    meet()
+    names = [name for plan in plans for name in plan.order]
+    ranges = own_ranges(source, names)
+    done, total = 0, sum(one.stop - one.start for one in ranges)
+    with _opened(paths) as descriptors:
+        for bits, one in zip(checked_parts(source, names, check), ranges, strict=True):
+            number, start = places[one.name]
+            write_fully(descriptors[number], bits.numpy().view("u1").data, start + one.start * bits.element_size())
+            done += bits.numel()
+            if progress is not None:
+                progress(done, total)
+        if part():  # the first one syncs all that is there, but on another machine that is not all yet
+            for descriptor in descriptors:
+                os.fsync(descriptor)
+    meet()
+
+
+@contextmanager
+def _opened(paths: Sequence[str]) -> Iterator[list[int]]:
+    with ExitStack() as held:
+        descriptors = []
+        for path in paths:
+            descriptors.append(os.open(path, os.O_WRONLY))
+            held.callback(os.close, descriptors[-1])
+        yield descriptors
+
+
+@dataclass(frozen=True)
+class Range:
+    """Coordinates [start, stop) of a tensor."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def own_ranges(source: Weights, names: Sequence[str]) -> list[Range]:
+    """Return the ranges of tensors, in order, that this process reads: all, unless ranks split the work."""
+    ranges = []
+    for name in names:
+        numel = source.meta(name).numel
+        ranges += [Range(name, start, min(start + CHUNK, numel)) for start in range(0, numel, CHUNK)]
+    return ranges[stretch([(one.stop - one.start) * source.meta(one.name).dtype.itemsize for one in ranges])]
 
 
 def checked_parts(source: Weights, names: Sequence[str], check: Check | None) -> Iterator[torch.Tensor]:
-    """Yield the bits of tensors range by range, in order, read ahead by threads; check them at the end.
+    """Yield the bits of tensors by `own_ranges`, in order, read ahead by threads; check the tensors on the way.
 
     Raises:
         RlforgetError: What `check` says of a tensor that is another.
     """
-    lanes_of = {} if check is None else check.lanes
+    expected = {} if check is None else check.lanes
 
-    def read(part: tuple[str, int, int]) -> tuple[str, torch.Tensor, list[int]]:
-        name, start, stop = part
-        bits = source.bits(name, start, stop)
-        lanes: list[int] = fingerprint(bits, start).tolist() if name in lanes_of else []
-        return name, bits, lanes
+    def read(one: Range) -> tuple[Range, torch.Tensor, list[int]]:
+        bits = source.bits(one.name, one.start, one.stop)
+        lanes: list[int] = fingerprint(bits, one.start).tolist() if one.name in expected else []
+        return one, bits, lanes
 
-    found: dict[str, list[int]] = {}
-    for name, bits, lanes in map_ahead(read, _parts(names, source)):
-        yield bits
-        if lanes:
-            found[name] = [a + b for a, b in zip(found.get(name, (0, 0)), lanes, strict=True)]
-    for name in names:
-        expected = lanes_of.get(name)
-        lanes = found.get(name, [0, 0])
-        if check is not None and expected and any((a - b) % 2**64 for a, b in zip(lanes, expected, strict=True)):
+    def hold(name: str, lanes: Sequence[int]) -> None:
+        if check is not None and any((a - b) % 2**64 for a, b in zip(lanes, expected[name], strict=True)):
             raise check.fault(name)
 
+    # Coordinates and lanes so far, of tensors of which ranges are still to come, here or on another rank.
+    sums: dict[str, list[int]] = {}
+    for one, bits, lanes in map_ahead(read, own_ranges(source, names)):
+        yield bits
+        if lanes:
+            _add(sums, one.name, [one.stop - one.start, *lanes])
+            if sums[one.name][0] == source.meta(one.name).numel:
+                hold(one.name, sums.pop(one.name)[1:])
+    left: dict[str, list[int]] = {name: [0, 0, 0] for name in expected if not source.meta(name).numel}
+    for told in from_parts(sums):
+        for name, some in told.items():
+            _add(left, name, some)
+    for name, (_, *lanes) in left.items():
+        hold(name, lanes)
 
-def _parts(order: Sequence[str], source: Weights) -> Iterator[tuple[str, int, int]]:
-    for name in order:
-        numel = source.meta(name).numel
-        yield from ((name, start, min(start + CHUNK, numel)) for start in range(0, numel, CHUNK))
+
+def _add(sums: dict[str, list[int]], name: str, more: list[int]) -> None:
+    sums[name] = [a + b for a, b in zip(sums.get(name, [0, 0, 0]), more, strict=True)]
 
 
 def _write_index(folder: Path, pattern: Path, by_shard: Mapping[Path, Sequence[Placed]], source: Weights) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from rlforget.errors import JournalError, NotACheckpointError, OutputError, UnfinishedWriteError, WrongBaseError
 from rlforget.weights import records
 from rlforget.weights.checkpoint import CheckpointWeights
+from rlforget.weights.distributed_checkpoint import DistributedWeights
+from rlforget.weights.distributed_metadata import is_distributed
 from rlforget.weights.drafts import clear_leftovers, leftovers
 from rlforget.weights.journal import Journal
 from rlforget.weights.locks import locked
@@ -68,9 +70,10 @@ class Soundness:
 def verify(path: str | PathLike[str], *, repair: bool = False) -> Soundness:
     """Check a checkpoint on disk, and put right what a crash left.
 
-    Checked are: every file's header against its size, the index against the files, in-place writes that were cut short,
-    drafts of processes that died (in the folder and beside it), and whether the last record for `undo` fits what is
-    there. The values themselves carry no check: compare fingerprints for those.
+    Checked are: every file's header against its size (in a folder of torch.distributed.checkpoint every item's), the
+    index or the metadata against the files, in-place writes that were cut short, drafts of processes that died (in the
+    folder and beside it), and whether the last record for `undo` fits what is there. The values themselves carry no
+    check: compare fingerprints for those.
 
     Args:
         path: A checkpoint folder or `.safetensors` file.
@@ -92,8 +95,12 @@ def verify(path: str | PathLike[str], *, repair: bool = False) -> Soundness:
         problems += _drafts(path, folder, repair=repair)
     tensors = files = 0
     try:
-        checkpoint = CheckpointWeights(path, recovered=False)
-        tensors, files = len(checkpoint.names()), len(checkpoint.shards)
+        if is_distributed(path):
+            chunked = DistributedWeights(path)
+            tensors, files = len(chunked.names()), chunked.check_items()
+        else:
+            checkpoint = CheckpointWeights(path, recovered=False)
+            tensors, files = len(checkpoint.names()), len(checkpoint.shards)
     except (NotACheckpointError, OSError) as error:
         problems.append(Problem("unreadable", path, str(error)))
     undoable = len(records.finished(folder)) - sum(p.kind == "record" and not p.repaired for p in problems)

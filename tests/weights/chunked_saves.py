@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import random
 import warnings
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
 Block = tuple[tuple[int, ...], tuple[int, ...]]
 """Where a chunk begins, and its sizes."""
@@ -35,26 +36,34 @@ class ChunkPlanner(DefaultSavePlanner):
         self._cut = cut
 
     def create_local_plan(self) -> SavePlan:
-        items = [
-            WriteItem(
-                MetadataIndex(name, offsets),
-                WriteItemType.SHARD,
-                tensor_data=TensorWriteData(
-                    ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)),
-                    TensorProperties(tensor.dtype),
-                    tensor.shape,
-                ),
-            )
-            for name, tensor in self.state_dict.items()
-            for offsets, sizes in self._cut(name, tensor.shape)
-        ]
-        self.plan = SavePlan(items, planner_data=self.mappings)
+        whole = super().create_local_plan()
+        items = [part for item in whole.items for part in self._parts(item)]
+        self.plan = dataclasses.replace(whole, items=items)
         return self.plan
 
-    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
+    def _parts(self, item: WriteItem) -> list[WriteItem]:
+        if item.type == WriteItemType.BYTE_IO:
+            return [item]
+        name, data = item.index.fqn, item.tensor_data
+        chunks = [ChunkStorageMetadata(*map(torch.Size, block)) for block in self._cut(name, data.size)]
+        return [
+            WriteItem(
+                MetadataIndex(name, chunk.offsets),
+                WriteItemType.SHARD,
+                tensor_data=dataclasses.replace(data, chunk=chunk),
+            )
+            for chunk in chunks
+        ]
+
+    def resolve_data(self, write_item: WriteItem) -> Any:
+        found = super().resolve_data(write_item)
+        if write_item.type == WriteItemType.BYTE_IO:
+            return found
         chunk = write_item.tensor_data.chunk
-        ranges = (slice(at, at + size) for at, size in zip(chunk.offsets, chunk.sizes, strict=True))
-        return self.state_dict[write_item.index.fqn][tuple(ranges)]
+        return found[tuple(slice(at, at + size) for at, size in zip(chunk.offsets, chunk.sizes, strict=True))]
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        return self.state_dict[index.fqn]
 
 
 def cut_at_random(shape: tuple[int, ...], rng: random.Random, times: int) -> list[Block]:
