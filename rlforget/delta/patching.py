@@ -19,6 +19,7 @@ from rlforget.errors import LayoutError, OutputError
 from rlforget.weights import Weights, WeightsLike, open_weights, pair_up
 from rlforget.weights.ahead import Progress
 from rlforget.weights.checkpoint import CheckpointWeights
+from rlforget.weights.distributed_checkpoint import DistributedWeights
 from rlforget.weights.live import LiveWeights
 from rlforget.weights.undo import SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
@@ -109,7 +110,7 @@ class _Job:
 
     def check(self, *, in_place: bool) -> None:
         """Check that it fits."""
-        if isinstance(self.target, CheckpointWeights):
+        if isinstance(self.target, CheckpointWeights | DistributedWeights):
             composed = self._composed()
             composed.verify()
             if in_place:
@@ -119,7 +120,7 @@ class _Job:
 
     def run(self, out: str | PathLike[str] | None, *, in_place: bool, force: bool, progress: Progress | None) -> None:
         """Carry it."""
-        if isinstance(self.target, CheckpointWeights):
+        if isinstance(self.target, CheckpointWeights | DistributedWeights):
             if (out is None) == (not in_place):
                 found = "both" if in_place else "neither"
                 raise _bad_out(
