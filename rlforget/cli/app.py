@@ -20,6 +20,7 @@ from rlforget.cli import (
     history,
     output,
     recovery,
+    together,
     training,
     transactions,
     weights,
@@ -103,7 +104,8 @@ class _Program(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with together.together():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             output.error("interrupted")
             raise typer.Exit(INTERRUPTED) from None
@@ -144,6 +146,8 @@ def rlforget(
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         _show_map()
+    else:
+        together.begin(ctx.invoked_subcommand)
 
 
 def _show_map() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,6 +70,8 @@ def conflict(
     as_json: Json = False,
 ) -> None:
     """Show which changes hurt an earlier domain and where they lie: conflict set, routes, gradients, geometry."""
+    from rlforget.weights.ranks import from_first
+
     asked = _asked(parts)
     tuning = Tuning(lam, mu, rows, row_budget)
     tuning.check(rule if "set" in asked else "random", asked)
@@ -117,7 +120,7 @@ def conflict(
         "left_out": left_out,
     }
     if out is not None and not dry_run:
-        _save(out, summary, found, force=force)
+        from_first(partial(_save, out, summary, found, force=force))
     if as_json:
         output.json_object({**summary, "out": None if dry_run else out})
         return

@@ -75,6 +75,7 @@ def verify(
     """Check that a checkpoint is whole, or that all of a history is; exits with 1 where it is not."""
     from rlforget.errors import NotACheckpointError
     from rlforget.history.index import is_history
+    from rlforget.weights.ranks import from_first
     from rlforget.weights.soundness import verify as check
 
     if path is not None and history is not None:
@@ -87,7 +88,7 @@ def verify(
         expected = "a checkpoint, or the folder of a history"
         raise NotACheckpointError(str(path), expected=expected, found="nothing there", fix="Check the path.")
     with output.step(f"reading {path}"):
-        report = check(path, repair=repair)
+        report = from_first(lambda: check(path, repair=repair))  # headers and records, which is little to read
     if as_json:
         output.json_object(report.to_dict())
     else:
@@ -130,8 +131,9 @@ def _named(record: UndoRecord) -> str:
 
 def _verify_history(folder: Path, base: Path | None, *, repair: bool, as_json: bool) -> None:
     from rlforget.history import History
+    from rlforget.weights.split import splitting
 
-    with output.bar(f"reading {folder}", of="states") as progress:
+    with output.bar(f"reading {folder}", of="states") as progress, splitting():
         report = History.open(folder, base=base).verify(progress=progress)
     if as_json:
         output.json_object(report.to_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,8 @@ def diff(
     from rlforget.report.change_picture import save_change_picture
     from rlforget.report.drawing import check_picture
     from rlforget.weights.atomic import check_free
+    from rlforget.weights.ranks import from_first
+    from rlforget.weights.split import splitting
 
     if out is not None:
         check_free(out, force=force)
@@ -70,7 +73,7 @@ def diff(
     old, new, known = sides_of(before, after, history, base)
     new_names |= {name: now for name, now in known.items() if not {name, now} & {*new_names, *new_names.values()}}
     # Whole paths would push the rate out of the line.
-    with output.bar(f"comparing {Path(before).name} with {Path(after).name}") as progress:
+    with output.bar(f"comparing {Path(before).name} with {Path(after).name}") as progress, splitting():
         if out is None or dry_run:
             stats = measure_diff(old, new, rename=new_names, progress=progress)
         else:
@@ -78,7 +81,7 @@ def diff(
                 old, new, out, rename=new_names, self_contained=self_contained, force=force, progress=progress
             )
     if plot is not None and not dry_run:
-        save_change_picture(stats, plot, name=f"{before}, {after}", force=force)
+        from_first(partial(save_change_picture, stats, plot, name=f"{before}, {after}", force=force))
     largest = _most_changed(stats, top)
     if as_json:
         saved, drawn = (None, None) if dry_run else (out, plot)
@@ -141,16 +144,22 @@ def _carry(
     from rlforget.delta.file import DeltaFile
     from rlforget.delta.patching import check_fits
     from rlforget.weights.atomic import check_free, check_new_folder
+    from rlforget.weights.ranks import from_first
+    from rlforget.weights.split import splitting
 
     out_or_in_place(out, in_place)
     if out is not None:
         (check_new_folder if weights.is_dir() else check_free)(out, force=force)
     file = DeltaFile(delta)
     with output.bar(f"patching {weights}") as progress:
+        carry = partial(write, weights, file, out, in_place=in_place, force=force, progress=progress)
         if dry_run:
-            check_fits(weights, file, backward=backward, in_place=in_place)
+            from_first(lambda: check_fits(weights, file, backward=backward, in_place=in_place))
+        elif in_place:
+            from_first(carry)  # one process writes where a crash of any must leave the old state
         else:
-            write(weights, file, out, in_place=in_place, force=force, progress=progress)
+            with splitting():
+                carry()
     if as_json:
         counts = {"changed": file.changed, "numel": file.numel, "whole": len(file.whole), "files": len(file.files)}
         output.json_object({**counts, "out": None if dry_run else out, "in_place": in_place and not dry_run})

@@ -148,7 +148,7 @@ class Comparison:
         progress = progress or telling("coordinates")
         pairs = [pair for pair in self.pairs if only is None or pair.name in only]
         total = sum(self.before.meta(pair.before).numel for pair in pairs)
-        within = range(total) if within is None else within[:total]
+        within = range(total) if within is None else range(within.start, min(within.stop, total))
         done, total = 0, len(within)
         for batch in map_ahead(self._compare, _batches(self._ranges(pairs, within))):
             yield from batch

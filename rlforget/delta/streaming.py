@@ -8,6 +8,8 @@ from os import PathLike
 
 from rlforget.delta.compare import changed_files
 from rlforget.delta.file import Side, new_delta_file
+from rlforget.delta.file.line import share
+from rlforget.delta.file.writer import entry_of
 from rlforget.delta.scan import Comparison
 from rlforget.delta.stats import DeltaStats
 from rlforget.delta.tally import Tally
@@ -24,6 +26,8 @@ def measure_diff(
 ) -> DeltaStats:
     """Measure what changed, range by range: `diff(before, after).stats()`, without the delta.
 
+    Ranks may split the work, here and in `write_diff`; see `rlforget.weights.split`.
+
     Args:
         before: A checkpoint folder or `.safetensors` file, a module, or `{name: tensor}`.
         after: Likewise.
@@ -37,7 +41,7 @@ def measure_diff(
     """
     found = Comparison(open_weights(before), open_weights(after), rename)
     tally = Tally(found, changed_files(found.before, found.after))
-    for piece in found.pieces(progress):
+    for piece in found.pieces(progress, within=share(found.layout, {}, {}, self_contained=False)):
         tally.add(piece)
     return tally.stats()
 
@@ -78,6 +82,8 @@ def write_diff(
     found = Comparison(open_weights(before), open_weights(after), rename)
     files = changed_files(found.before, found.after)
     tally = Tally(found, files)
+    entries = {file.name: entry_of(file) for file in files}
+    own = share(found.layout, found.whole_metas, entries, self_contained=self_contained)
     with new_delta_file(
         path,
         found.layout,
@@ -86,8 +92,9 @@ def write_diff(
         files=files,
         self_contained=self_contained,
         force=force,
+        share=own,
     ) as writer:
-        for piece in found.pieces(progress):
+        for piece in found.pieces(progress, within=own):
             writer.add(piece)
             tally.add(piece)
         for pair in found.whole:

@@ -30,11 +30,24 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     if path.is_dir():
         raise _output_error(path, "a file's path", "a folder", "Choose another path.")
     with cannot_write(path), draft_file(path.parent) as (draft, descriptor):
-        with open(descriptor, "w+b", closefd=False) as file:
+        with open(draft, "r+b") as file:
             yield file
         os.fsync(descriptor)
         check_free(path, force=force)
         _take_place(draft, path)
+
+
+@contextmanager
+def passing_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write and read beside `path` that goes when the block ends.
+
+    Where the process is killed before, the next write there clears it away.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with cannot_write(path), draft_file(path.parent) as (draft, _), open(draft, "r+b") as file:
+        yield file
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,8 +46,12 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Keep every other process and thread from writing `folder`, or in it in place.
+
+    Args:
+        folder: The folder.
+        patience: Seconds to wait for one that does.
 
     Raises:
         BusyError: One of them does.
@@ -54,8 +59,10 @@ def locked(folder: Path) -> Iterator[None]:
     """
     descriptor = None
     try:
+        until = time.monotonic() + patience
         try:
-            descriptor = try_lock(folder)
+            while (descriptor := try_lock(folder)) is None and time.monotonic() < until:
+                time.sleep(0.05)
         except OSError as error:
             fix = "Check the path, or copy the folder to a local disk."
             raise OutputError(str(folder), expected="a folder to lock", found=str(error), fix=fix) from error

@@ -17,9 +17,12 @@ from rlforget.errors import RlforgetError, UnfinishedWriteError, WrongBaseError
 from rlforget.weights import records
 from rlforget.weights.journal import Journal, Piece
 from rlforget.weights.locks import locked
+from rlforget.weights.ranks import world
 from rlforget.weights.shards import Shards
 
 T = TypeVar("T")
+
+_PATIENCE = 60.0  # seconds
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +53,8 @@ def recover_folder(folder: Path) -> list[str]:
     """Put right what in-place writes that were cut short left in one folder; see `recover`."""
     if not records.unfinished(folder):
         return []
-    with locked(folder):
+    # Ranks open a checkpoint at the same time: one of them puts it right, and the others wait for it.
+    with locked(folder, patience=_PATIENCE if world() > 1 else 0.0):
         return take_back_unfinished(folder)
 
 

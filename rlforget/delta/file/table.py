@@ -100,6 +100,10 @@ Key = tuple[str, str, str]
 """What lies on the line: ("tensor", name, ""), ("whole", name, side) or ("file", name, side)."""
 
 
+Form = tuple[int, bool, bool]
+"""What the things of one frame share: width in bytes, whether they spell floats, whether they kept their shape."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A stretch of the line that belongs to one thing.
@@ -117,8 +121,8 @@ class Span:
     stop: int
 
     @property
-    def form(self) -> tuple[int, bool, bool]:
-        """What the spans of one frame share: width in bytes, whether it spells floats, whether it kept its shape."""
+    def form(self) -> Form:
+        """What the spans of one frame share."""
         return self.dtype.itemsize, self.dtype.is_floating_point, self.key[0] == "tensor"
 
 

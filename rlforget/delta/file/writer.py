@@ -1,8 +1,13 @@
-"""Writing a delta file: frames are encoded on threads and written as they come; the table and the header go last."""
+"""Writing a delta file: frames are encoded on threads and written as they come; the table and the header go last.
+
+Where ranks split the work, each encodes the frames of its own stretch of the line into a passing file, and the first
+one appends them to its own. What they write is what one process would, byte for byte.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +22,13 @@ from torch import Tensor
 
 from rlforget.delta.file.container import RESERVED, checksum, header
 from rlforget.delta.file.frames import Bits, Changes, Encoding, encode, encode_bits
+from rlforget.delta.file.line import WHOLE_LINE, joins
 from rlforget.delta.file.table import (
     MOST_FILE,
     MOST_FILES,
     Entry,
     FileEntry,
+    Form,
     Frame,
     Table,
     TableError,
@@ -34,7 +41,9 @@ from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.delta.whole import FileDelta
 from rlforget.errors import DeltaFileError
 from rlforget.weights import Layout, TensorMeta
-from rlforget.weights.atomic import new_file
+from rlforget.weights.atomic import new_file, passing_file
+from rlforget.weights.raw_io import read_bytes
+from rlforget.weights.split import from_parts, meet, part, parts, takes
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.fingerprint import foreach_fingerprint
 
@@ -72,6 +81,7 @@ def new_delta_file(
     files: Iterable[FileDelta] = (),
     self_contained: bool = False,
     force: bool = False,
+    share: range = WHOLE_LINE,
 ) -> Iterator[DeltaWriter]:
     """Yield a writer; the file takes its place at `path`, whole, when the block ends without an exception.
 
@@ -83,6 +93,7 @@ def new_delta_file(
         files: The files that are no weights and changed.
         self_contained: Let the bits from before travel too.
         force: Replace a file that is there.
+        share: The places on the line that this rank writes; see `line.share`.
 
     Raises:
         OutputError: `path` exists and `force` is not given, or it cannot be written.
@@ -90,14 +101,27 @@ def new_delta_file(
     """
     carried = list(files)
     _check_carried(str(path), carried)
-    with new_file(Path(path), force=force) as file, ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        writer = DeltaWriter(file, pool, str(path), layout, self_contained)
+    with _target(Path(path), force=force) as file, ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        writer = DeltaWriter(file, pool, str(path), layout, self_contained, share)
         try:
             yield writer
             writer.finish(carried, dict(renamed or {}), dict(metadata or {}))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _target(path: Path, *, force: bool) -> Iterator[BinaryIO]:
+    """Yield the file to write; of ranks that split the work all but the first one's go when that has read them."""
+    if part():
+        with passing_file(path) as file:
+            yield file
+            meet()
+        return
+    with new_file(path, force=force) as file:
+        yield file
+    meet()
 
 
 class DeltaWriter:
@@ -107,22 +131,24 @@ class DeltaWriter:
     """
 
     def __init__(
-        self, file: BinaryIO, pool: ThreadPoolExecutor, path: str, layout: Layout, self_contained: bool
+        self, file: BinaryIO, pool: ThreadPoolExecutor, path: str, layout: Layout, self_contained: bool, share: range
     ) -> None:
         self._file, self._pool, self._path, self._self_contained = file, pool, path, self_contained
         self._layout = layout
         self._thorough = sum(layout.meta(name).numel for name in layout.names()) <= _SMALL
-        self._pieces_due = iter([(name, meta) for name in layout.names() if (meta := layout.meta(name)).numel])
-        self._due: tuple[str, int, int] | None = None  # the tensor whose pieces come, where, and its length
+        self._share = share
+        self._pieces_due = iter(self._stretches())
+        self._due: _Due | None = None
         self._tensors = {name: _Sum() for name in layout.names()}
         self._whole: dict[str, WholeEntry] = {}
         self._frames: list[Frame] = []
         self._waiting: deque[tuple[int, int, int, Future[tuple[Encoding, bytes]]]] = deque()
         self._most_waiting = 2 * torch.get_num_threads()
         self._run = _Run()
-        self._place = 0  # on the line
+        self._place = sum(layout.meta(name).numel for name in layout.names())  # on the line, of what comes after pieces
         self._length = 0  # bytes of frames written
-        self._held: list[bytes] | None = []  # frames for whose header nothing is reserved yet
+        # Frames for whose header nothing is reserved yet. The files of other ranks have none.
+        self._held: list[bytes] | None = None if part() else []
         self._next_due()
 
     def add(self, piece: Piece) -> None:
@@ -131,15 +157,16 @@ class DeltaWriter:
         Raises:
             ValueError: The piece is not the one that is due.
         """
-        if self._due is None or (piece.name, piece.start) != self._due[:2] or not piece.start < piece.stop:
-            raise ValueError(f"expected the piece {self._due}; found {piece.name!r}, [{piece.start}, {piece.stop})")
-        name, _, numel = self._due
-        if piece.stop > numel or piece.stop - piece.start > PIECE or piece.dtype != self._layout.meta(name).dtype:
-            raise ValueError(f"expected a piece within {self._layout.meta(name)}; found {piece.dtype}, to {piece.stop}")
-        self._tensors[name].add(piece)
-        self._into_run(piece.dtype, piece.stop - piece.start, piece=piece)
-        self._due = (name, piece.stop, numel)
-        if piece.stop == numel:
+        due = self._due
+        if due is None or (piece.name, piece.start) != (due.name, due.start) or not piece.start < piece.stop:
+            raise ValueError(f"expected the piece {due}; found {piece.name!r}, [{piece.start}, {piece.stop})")
+        meta = self._layout.meta(due.name)
+        if piece.stop > due.stop or piece.stop - piece.start > PIECE or piece.dtype != meta.dtype:
+            raise ValueError(f"expected a piece within {meta}; found {piece.dtype}, to {piece.stop}")
+        self._tensors[due.name].add(piece)
+        self._into_run(due.place + piece.start, piece.dtype, piece.stop - piece.start, piece=piece)
+        self._due = dataclasses.replace(due, start=piece.stop)
+        if piece.stop == due.stop:
             self._next_due()
 
     def whole(self, name: str, before: Side | None, after: Side | None) -> None:
@@ -160,12 +187,16 @@ class DeltaWriter:
         self._end_run()
         while self._waiting:
             self._write_frame()
+        if parts() > 1:
+            self._join()
+        if part():
+            return
         tensors = {
             name: Entry(name, self._layout.meta(name), found.changed, found.before, found.after)
             for name, found in self._tensors.items()
         }
         aliases = dict(self._layout.aliases)
-        files = {file.name: _entry_of(file) for file in carried}
+        files = {file.name: entry_of(file) for file in carried}
         table = Table(tensors, self._whole, files, aliases, renamed, metadata, self._self_contained, self._frames)
         try:
             table.check(self._length)
@@ -175,6 +206,25 @@ class DeltaWriter:
             raise DeltaFileError(self._path, expected="a sound delta", found=str(error), fix=fix) from error
         self._write_table(data)
 
+    def _join(self) -> None:
+        """Let the first rank have what all of them wrote."""
+        if part():
+            self._file.flush()
+            os.fsync(self._file.fileno())  # where the first rank is another machine, it reads what is on the disk
+        sums = {name: found for name, found in self._tensors.items() if found != _Sum()}
+        written = from_parts(_Written(self._file.name, self._frames, sums, self._whole))
+        if part():
+            return
+        for one in written[1:]:
+            for name, found in one.tensors.items():
+                self._tensors[name].take(found)
+            for name, entry in one.whole.items():
+                self._whole[name] = _joined_entry(self._whole[name], entry)
+            with open(one.file, "rb") as file:
+                for frame in one.frames:
+                    data = read_bytes(file.fileno(), frame.length, frame.offset)
+                    self._append(dataclasses.replace(frame, offset=self._length), data)
+
     def _write_table(self, data: bytes) -> None:
         if self._held is not None:
             self._file.write(b"".join([header(self._length, data), *self._held, data]))
@@ -183,19 +233,31 @@ class DeltaWriter:
         self._file.seek(0)
         self._file.write(header(self._length, data, RESERVED))
 
+    def _stretches(self) -> Iterator[_Due]:
+        """Yield what this rank writes of each tensor that keeps its shape."""
+        place = 0
+        for name in self._layout.names():
+            numel = self._layout.meta(name).numel
+            start, stop = max(self._share.start - place, 0), min(self._share.stop - place, numel)
+            if start < stop:
+                yield _Due(name, start, stop, place)
+            place += numel
+
     def _next_due(self) -> None:
-        following = next(self._pieces_due, None)
-        self._due = None if following is None else (following[0], 0, following[1].numel)
+        self._due = next(self._pieces_due, None)
 
     def _add_side(self, side: Side, *, travels: bool) -> Fingerprint:
         lanes = _ZERO
-        for start in range(0, side.meta.numel, PIECE):
+        for number, start in enumerate(range(0, side.meta.numel, PIECE)):
             stop = min(start + PIECE, side.meta.numel)
+            place = self._next_place(stop - start) if travels else None
+            if not (takes(number) if place is None else place in self._share):
+                continue
             bits = side.bits(start, stop)
             first, second = foreach_fingerprint([bits], [start])[0].tolist()
             lanes = added(lanes, (first, second))
-            if travels:
-                self._into_run(side.meta.dtype, stop - start, bits=_unsigned(bits))
+            if place is not None:
+                self._into_run(place, side.meta.dtype, stop - start, bits=_unsigned(bits))
         return lanes
 
     def _add_file(self, file: FileDelta) -> None:
@@ -203,15 +265,25 @@ class DeltaWriter:
             bits = np.frombuffer(content or b"", np.uint8)
             for start in range(0, bits.size, PIECE):
                 some = bits[start : start + PIECE]
-                self._into_run(torch.uint8, some.size, bits=some)
+                place = self._next_place(some.size)
+                if place in self._share:
+                    self._into_run(place, torch.uint8, some.size, bits=some)
 
-    def _into_run(self, dtype: torch.dtype, size: int, *, piece: Piece | None = None, bits: Bits | None = None) -> None:
+    def _next_place(self, size: int) -> int:
+        """Return where on the line the next thing lies that takes so many places."""
+        place, self._place = self._place, self._place + size
+        return place
+
+    def _into_run(
+        self, place: int, dtype: torch.dtype, size: int, *, piece: Piece | None = None, bits: Bits | None = None
+    ) -> None:
         """Let a stretch of the line share a frame with those right before it, if it may."""
         form = (dtype.itemsize, dtype.is_floating_point, piece is not None)
-        if self._run.size and (self._run.form != form or self._run.size + size > PIECE):
+        if self._run.size and not joins(form, size, self._run.form, self._run.size):
             self._end_run()
         run = self._run
-        run.form = form
+        if not run.size:
+            run.start, run.form = place, form
         if piece is not None:
             run.pieces.append((run.size, piece))
         if bits is not None:
@@ -220,14 +292,11 @@ class DeltaWriter:
 
     def _end_run(self) -> None:
         run, self._run = self._run, _Run()
-        start, self._place = self._place, self._place + run.size
         changed = sum(piece.indices.numel() for _, piece in run.pieces)
         if not run.size or (run.pieces and not changed):
             return
-        if len(self._frames) + len(self._waiting) >= MOST_FRAMES:
-            raise ValueError(f"expected at most {MOST_FRAMES} frames")
         encoded = self._pool.submit(run.encoded, self._self_contained, self._thorough)
-        self._waiting.append((start, run.size, changed, encoded))
+        self._waiting.append((run.start, run.size, changed, encoded))
         while len(self._waiting) > self._most_waiting:
             self._write_frame()
 
@@ -236,7 +305,12 @@ class DeltaWriter:
         encoding, data = future.result()
         number = checksum(data)
         signed = number - 2**64 if number >= 2**63 else number
-        self._frames.append(Frame(start, size, changed, encoding, len(data), signed, self._length))
+        self._append(Frame(start, size, changed, encoding, len(data), signed, self._length), data)
+
+    def _append(self, frame: Frame, data: bytes) -> None:
+        if len(self._frames) + len(self._waiting) >= MOST_FRAMES:
+            raise ValueError(f"expected at most {MOST_FRAMES} frames")
+        self._frames.append(frame)
         self._length += len(data)
         if self._held is None:
             self._file.write(data)
@@ -248,7 +322,8 @@ class DeltaWriter:
             self._held = None
 
 
-def _entry_of(file: FileDelta) -> FileEntry:
+def entry_of(file: FileDelta) -> FileEntry:
+    """Return what the table says of a file."""
     before, after = (None if content is None else len(content) for content in (file.before, file.after))
     return FileEntry(file.name, before, after)
 
@@ -256,7 +331,7 @@ def _entry_of(file: FileDelta) -> FileEntry:
 def _check_carried(path: str, files: list[FileDelta]) -> None:
     """Refuse files that are not to be carried before anything else is done: a large diff takes minutes."""
     try:
-        check_files(_entry_of(file) for file in files)
+        check_files(entry_of(file) for file in files)
     except TableError as error:
         raise DeltaFileError(
             path,
@@ -279,12 +354,48 @@ class _Sum:
         self.before = added(self.before, piece.fingerprint_before)
         self.after = added(self.after, piece.fingerprint_after)
 
+    def take(self, other: _Sum) -> None:
+        self.changed += other.changed
+        self.before, self.after = added(self.before, other.before), added(self.after, other.after)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Due:
+    """The piece that comes next: of a tensor whose first coordinate is at `place` on the line, from `start` on."""
+
+    name: str
+    start: int
+    stop: int
+    place: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """What a rank wrote of a delta file, and where."""
+
+    file: str
+    frames: list[Frame]
+    tensors: dict[str, _Sum]
+    whole: dict[str, WholeEntry]
+
+
+def _joined_entry(one: WholeEntry, other: WholeEntry) -> WholeEntry:
+    def both(first: Fingerprint | None, second: Fingerprint | None) -> Fingerprint | None:
+        return None if first is None or second is None else added(first, second)
+
+    return dataclasses.replace(
+        one,
+        fingerprint_before=both(one.fingerprint_before, other.fingerprint_before),
+        fingerprint_after=both(one.fingerprint_after, other.fingerprint_after),
+    )
+
 
 @dataclasses.dataclass
 class _Run:
     """Stretches of the line that will share a frame: pieces of tensors, each with its place in the run, or bits."""
 
-    form: tuple[int, bool, bool] = (0, False, False)
+    start: int = 0
+    form: Form = (0, False, False)
     size: int = 0
     pieces: list[tuple[int, Piece]] = dataclasses.field(default_factory=list)
     bits: list[Bits] = dataclasses.field(default_factory=list)

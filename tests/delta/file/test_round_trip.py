@@ -87,7 +87,7 @@ def test_patches_of_ranges_lead_both_ways(drawn: Drawn, self_contained: bool, da
 def test_every_dtype_over_many_frames(
     dtype: torch.dtype, density: float, self_contained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("rlforget.delta.file.writer", "rlforget.delta.file.memory", "rlforget.delta.scan"):
+    for module in (f"rlforget.delta.{name}" for name in ("file.line", "file.writer", "file.memory", "scan")):
         monkeypatch.setattr(f"{module}.PIECE", 1024)
     before = {name: random_tensor(dtype, shape, 3) for name, shape in (("a", (5000,)), ("b", (7,)), ("c", (30, 40)))}
     after = {name: changed_copy(tensor, density, 4) for name, tensor in before.items()}
