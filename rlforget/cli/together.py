@@ -64,12 +64,15 @@ class _Team:
 
     def end(self) -> None:
         """Wait until all have done their work, so that none takes another's end for a fault."""
-        from torch import distributed
-
         from rlforget.weights.ranks import wait
 
         wait()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all as soon as one ends with a code
+
+    def leave(self) -> None:
+        """Close the connections to the others."""
+        from torch import distributed
+
         distributed.destroy_process_group()
 
     def told(self, patience: float) -> int | None:
@@ -159,12 +162,14 @@ def together() -> Iterator[None]:
     """
     global _team
     streams = sys.stdout, sys.stderr
+    ended: typer.Exit | None = None
     try:
-        yield
-        _end()
-    except typer.Exit:
-        _end()
-        raise
+        try:
+            yield
+        except typer.Exit as found:  # a code that all of them end with
+            ended = found
+        if _team is not None:
+            _team.end()
     except BaseException as fault:
         if _team is None:
             raise
@@ -172,12 +177,11 @@ def together() -> Iterator[None]:
         _speak_or_go(_team, fault, streams)
     finally:
         sys.stdout, sys.stderr = streams
-        _team = None
-
-
-def _end() -> None:
-    if _team is not None:
-        _team.end()
+        if _team is not None:
+            _team.leave()
+            _team = None
+    if ended is not None:
+        raise ended
 
 
 def _speak_or_go(team: _Team, fault: BaseException, streams: Any) -> NoReturn:
