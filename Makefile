@@ -5,6 +5,9 @@ BIN := .venv/bin
 # Of the benchmarks alone.
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 BENCH := --results benchmarks/results --benchmark-columns min,median,rounds --benchmark-sort name --quiet
+# What bench-gpu and test-gpu run in: .venv where it is made, else the Python at hand. They need torch, triton, numpy, numba,
+# scipy, safetensors and pytest, and no network.
+AT_HAND = $(if $(wildcard .venv/.ready),$(BIN)/python,$(PYTHON))
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -1)
 # One thread a process: the models of the tests and the demo are too small to share among threads.
 export OMP_NUM_THREADS ?= 1
@@ -58,13 +61,15 @@ torture: .venv/.ready
 fuzz: .venv/.ready
 	RLFORGET_FUZZ_SUMMARY=benchmarks/results/fuzz.json $(BIN)/pytest tests/torture/test_fuzz.py -m slow -s
 
-test-gpu: .venv/.ready
-	PYTHONPATH=.:kernels $(BIN)/python -m pytest tests/gpu -m gpu --hypothesis-profile thorough
+# Every operator on the device, in less than nine minutes; SECTION=rollback takes tests/gpu/test_rollback.py alone.
+test-gpu:
+	PYTHONPATH=.:kernels $(AT_HAND) -m pytest $(if $(SECTION),tests/gpu/test_$(SECTION).py,tests/gpu) -m gpu \
+		-p tests.gpu.at_hand --seconds 450 --hypothesis-profile thorough
 
 # Operators, a whole diff and its first call, on all cores unless THREADS says else; `make performance` then writes docs/performance.md.
 bench: export OMP_NUM_THREADS = $(THREADS)
 bench: .venv/.ready
-	$(BIN)/pytest benchmarks --ignore benchmarks/circuits -m "not gpu" $(BENCH)
+	$(BIN)/pytest benchmarks --ignore benchmarks/circuits $(BENCH)
 
 # Delta files: sizes, speeds and released tools, in about 6 minutes; then peak memory on 16 GB, which takes 50 GB of disk.
 # PEERS is the Python that has the tools (`pip install -e .[bench-deltas]`), if not this one.
@@ -80,8 +85,11 @@ bench-peers: export OMP_NUM_THREADS = $(THREADS)
 bench-peers: .venv/.ready
 	$(BIN)/python -m benchmarks.peers $(if $(PEERS),--peer-python $(PEERS)) --results benchmarks/results
 
-bench-gpu: .venv/.ready
-	PYTHONPATH=.:kernels $(BIN)/python -m pytest benchmarks -m gpu $(BENCH)
+# A model of 3 billion parameters and every operator on the device, in less than nine minutes, into benchmarks/results;
+# SECTION is one or several of model, fisher, subspace and operators.
+bench-gpu: export OMP_NUM_THREADS = $(THREADS)
+bench-gpu:
+	PYTHONPATH=.:kernels $(AT_HAND) -m benchmarks.gpu $(SECTION)
 
 performance: .venv/.ready
 	$(BIN)/python -m benchmarks.report

@@ -10,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks import clock
 from rlforget_kernels.common.threads import map_slices
 
 Pass = Callable[[], object]
+
+_COPIES = 10
 
 
 def passes(kind: Literal["read", "copy"], moved: int, device: torch.device) -> list[Pass]:
@@ -31,6 +34,12 @@ def passes(kind: Literal["read", "copy"], moved: int, device: torch.device) -> l
     if kind == "copy":
         return [lambda: second.copy_(first), first.neg_]
     return [lambda: _read(first.numpy(), second.numpy())]
+
+
+def copy_speed(device: torch.device, moved: int = 1 << 30) -> float:
+    """Return the bytes a second, read and written, of the best of a few copies of `moved` bytes in all."""
+    copy = passes("copy", moved, device)[0]
+    return moved / min(clock.timed(copy, device) for _ in range(_COPIES))
 
 
 def xor_all(words: npt.NDArray[np.int64]) -> None:

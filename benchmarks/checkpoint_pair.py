@@ -40,6 +40,11 @@ class Shape:
     vocabulary: int
     tied: bool
 
+    @property
+    def head(self) -> int:
+        """Width of an attention head."""
+        return 64 if self.hidden < 2048 else 128
+
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the name and shape of every tensor, by the names of transformers."""
         wide = self.hidden
@@ -61,15 +66,14 @@ class Shape:
 
     def config(self) -> dict[str, object]:
         """Return what transformers wants in `config.json`."""
-        head = 64 if self.hidden < 2048 else 128
         return {
             "architectures": ["Qwen2ForCausalLM"],
             "model_type": "qwen2",
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers,
-            "num_attention_heads": self.hidden // head,
-            "num_key_value_heads": max(1, self.kv // head),
+            "num_attention_heads": self.hidden // self.head,
+            "num_key_value_heads": max(1, self.kv // self.head),
             "vocab_size": self.vocabulary,
             "tie_word_embeddings": self.tied,
             "dtype": "bfloat16",
@@ -111,16 +115,22 @@ def amplitude(changed: float) -> float:
     """Find the amplitude of uniform noise that changes the bits of the share `changed` of the weights, by bisection."""
     generator = torch.Generator().manual_seed(0)
     weights = (torch.randn(1 << 20, generator=generator) * DEVIATION).bfloat16()
+    wide, unit = weights.float(), _unit_noise(weights.shape, torch.Generator().manual_seed(1))
     low, high = 1e-9, 1e-1
     for _ in range(40):
         middle = (low * high) ** 0.5
-        share = (moved(weights, middle, torch.Generator().manual_seed(1)) != weights).float().mean()
+        share = ((wide + unit * middle).bfloat16() != weights).float().mean()
         low, high = (middle, high) if share < changed else (low, middle)
     return high
 
 
 def moved(weights: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    return (weights.float() + (2 * torch.rand(weights.shape, generator=generator) - 1) * noise).bfloat16()
+    """Add uniform noise, drawn on the generator's device, and round back."""
+    return (weights.float() + _unit_noise(weights.shape, generator) * noise).bfloat16()
+
+
+def _unit_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return 2 * torch.rand(shape, generator=generator, device=generator.device) - 1
 
 
 def _shards(shape: Shape) -> Iterator[list[tuple[str, tuple[int, ...]]]]:

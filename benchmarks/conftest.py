@@ -1,4 +1,4 @@
-"""Options of the benchmarks, the devices they run on, and where their results go."""
+"""Options of the benchmarks on a CPU, and where their results go; `benchmarks.gpu` is the suite for a GPU."""
 
 from __future__ import annotations
 
@@ -28,25 +28,23 @@ class Results:
     diff: dict[str, Any] | None = None
     calls: dict[str, float] | None = None
 
-    def of(self, device: str) -> dict[str, Any]:
-        """What was measured on a device, as it is written."""
-        found: dict[str, Any] = {"operators": [record for record in self.operators if record["device"] == device]}
-        if device == "cpu":
-            found |= {"diff": self.diff, "calls": self.calls}
-        return {part: measured for part, measured in found.items() if measured}
+    def to_dict(self) -> dict[str, Any]:
+        """What was measured, as it is written."""
+        return {part: measured for part, measured in vars(self).items() if measured}
 
 
 RESULTS = pytest.StashKey[Results]()
 CIRCUIT_ROWS = pytest.StashKey[list[tuple[str, ...]]]()
 CONFLICT_ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+CPU = torch.device("cpu")
 OWN = ("ours", "ceiling")
-ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+ELEMENTS = 2**25
 QUICK_ELEMENTS = 2**12
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --elements, --results and --peer-python."""
-    parser.addoption("--elements", type=int, help="coordinates a tensor (default: 2**25 on a CPU, 2**28 on a GPU)")
+    parser.addoption("--elements", type=int, default=ELEMENTS, help="coordinates a tensor (default: 2**25)")
     parser.addoption("--results", type=Path, help="folder for <device>-<date>.json (default: none is written)")
     parser.addoption("--peer-python", default="", help="the Python that has TransformerLens (default: this one)")
 
@@ -58,37 +56,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[CONFLICT_ROWS] = []
 
 
-@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(scope="session")
 def machine(request: pytest.FixtureRequest) -> Machine:
-    """Each device that is there; with --benchmark-disable for tiny tensors."""
-    device = torch.device(request.param)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device; torch finds none")
+    """The CPU; with --benchmark-disable for tiny tensors."""
     quick = request.config.getoption("benchmark_disable")
-    return Machine(device, QUICK_ELEMENTS if quick else _elements(request.config, device.type), quick)
-
-
-def _elements(config: pytest.Config, device: str) -> int:
-    asked: int | None = config.getoption("elements")
-    return asked or ELEMENTS[device]
+    return Machine(CPU, QUICK_ELEMENTS if quick else request.config.getoption("elements"), quick)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write a file of results for each device."""
-    folder = session.config.getoption("results")
-    for device in ("cpu", "cuda"):
-        measured = session.config.stash[RESULTS].of(device)
-        if folder is None or not measured:
-            continue
-        found = environment.describe(torch.device(device)) | {"elements": _elements(session.config, device)}
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"environment": found} | measured, indent=1) + "\n"
-        (folder / f"{environment.slug(found)}.json").write_text(text)
+    """Write a file of results."""
+    folder, measured = session.config.getoption("results"), session.config.stash[RESULTS].to_dict()
+    if folder is None or not measured:
+        return
+    found = environment.describe(CPU) | {"elements": session.config.getoption("elements")}
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"environment": found} | measured, indent=1) + "\n"
+    (folder / f"{environment.slug(found)}.json").write_text(text)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Show what was measured."""
-    header = ("operator", "case", "device", "GB/s", "of ceiling", "times faster than", "extra MiB")
+    header = ("operator", "case", "GB/s", "of ceiling", "times faster than", "extra MiB")
     _table(terminalreporter, "operators", header, [_row(record) for record in config.stash[RESULTS].operators])
     circuits = ("circuits", "beside", "times faster", "share of memory", "correlation")
     _table(terminalreporter, "circuits", circuits, config.stash[CIRCUIT_ROWS])
@@ -101,7 +89,6 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
     return (
         record["operator"],
         record["case"],
-        record["device"],
         f"{record['moved'] / seconds['ours'] / 1e9:.1f}",
         f"{seconds['ceiling'] / seconds['ours']:.0%}",
         peers,

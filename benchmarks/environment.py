@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ PACKAGES = ("torch", "triton", "numba", "numpy", "zstandard", "mergekit")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return the processor, its cores and memory, the GPU where `device` is one, versions, threads and the date."""
+    """Return the processor, its cores and memory, versions, threads and the date; of a GPU also its name and driver."""
     found: dict[str, Any] = {
         "device": device.type,
         "cpu": _cpu(),
@@ -34,6 +35,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "gpu_memory_bytes": properties.total_memory,
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
+            "driver": _driver(),
         }
     return found
 
@@ -49,6 +51,16 @@ def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    """Ask NVIDIA's own tool; torch does not tell."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found[0] if found else None
 
 
 def _version(name: str) -> str | None:

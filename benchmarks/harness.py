@@ -10,7 +10,9 @@ import importlib
 import pkgutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,9 +20,9 @@ import torch
 from benchmarks import cases, clock
 from benchmarks.ceiling import passes
 from benchmarks.compiled import Compiled
-from benchmarks.memory import peak_extra
+from benchmarks.memory import peak_of
 
-BUDGET = 0.5  # seconds that the rounds of ours and the ceiling take together, and those of each peer
+BUDGET = 0.5
 ROUNDS = range(3, 31)  # of ours and the ceiling
 SLOW = 3.0  # a peer has two rounds at least, but one if it takes as long as this
 _REST = 0.005  # seconds until the threads that a peer leaves spinning sleep
@@ -68,6 +70,8 @@ class Case:
         inputs: Bytes of the inputs, where a bar counts temporaries as a share of them.
         flops: Floating-point operations, of tasks that are more than memory traffic.
         error: What ours is off from float64, as a share of what the case's module says; asked once.
+        heavy: Whether ours takes many seconds, so that it and its peers run but once; `agree` has to warm up.
+        notes: What there is to say of a peer.
     """
 
     moved: int
@@ -78,9 +82,15 @@ class Case:
     inputs: int = 0
     flops: int = 0
     error: Callable[[], float] | None = None
+    heavy: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
-def discover() -> dict[tuple[str, str], Callable[[Machine], Case]]:
+Cases = Mapping[tuple[str, str], Callable[[Machine], Case]]
+"""{(operator, label): what makes the case}."""
+
+
+def discover() -> Cases:
     """Find every case: {(operator, label): what makes it}."""
     names = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
     found = {name: importlib.import_module(f"{cases.__name__}.{name}").CASES for name in names}
@@ -92,18 +102,25 @@ class Measurement:
     """Times and memory of one case.
 
     Attributes:
+        limit: Holds the compilation of a peer inside it.
+        budget: Seconds that the rounds of ours and the ceiling take together, and those of each peer.
         seconds: Every time taken, of "ours", "ceiling" and each peer.
         extra_bytes: Peak memory beyond inputs and outputs, of ours and each peer; None where it is not known.
+        peak_bytes: Peak memory with all that was held anyway, likewise.
         notes: What there is to say of a peer: why it did not run, or how often its graph broke.
     """
 
     case: Case
     device: torch.device
+    limit: Callable[[], AbstractContextManager[None]] = nullcontext
+    budget: float = BUDGET
     seconds: dict[str, list[float]] = field(default_factory=dict)
     extra_bytes: dict[str, int | None] = field(default_factory=dict)
+    peak_bytes: dict[str, int | None] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.notes |= self.case.notes
         self._peers = {name: peer for name, peer in self.case.peers.items() if self._runs(name, peer)}
         self._passes = passes(self.case.ceiling, self.case.moved, self.device)
         self.rounds = self._warm_up()
@@ -115,7 +132,7 @@ class Measurement:
             return False
         if isinstance(peer, Compiled):
             try:
-                peer()
+                peer.start(self.limit)
             except Exception as error:  # whatever the compiler could not do is a result
                 self.notes[name] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
                 return False
@@ -125,17 +142,38 @@ class Measurement:
 
     def _warm_up(self) -> int:
         """Measure memory, which runs everything once; then tell how many rounds the budget allows."""
+        if self.case.heavy:
+            return 1
         self.case.ours()
         for name, function in {"ours": self.case.ours, **self._peers}.items():
-            self.extra_bytes[name] = peak_extra(function, self.device)
+            self._measure_memory(name, function)
         one = clock.timed(self.case.ours, self.device) + sum(clock.timed(run, self.device) for run in self._passes)
-        return min(max(int(BUDGET / one), ROUNDS.start), ROUNDS.stop - 1)
+        return min(max(int(self.budget / one), ROUNDS.start), ROUNDS.stop - 1)
+
+    def _measure_memory(self, name: str, function: Callable[[], object]) -> None:
+        found = peak_of(function, self.device)
+        self.peak_bytes[name], self.extra_bytes[name] = (None, None) if found is None else found
+
+    def run(self) -> None:
+        """Take all rounds."""
+        if self.case.heavy:
+            self._run_once()
+            return
+        for _ in range(self.rounds):
+            self.before_ours()
+            self.ours()
+
+    def _run_once(self) -> None:
+        """Take time and memory of one run of each."""
+        for name, function in {"ours": self.case.ours, **self._peers}.items():
+            self._measure_memory(name, partial(self._time, name, function))
+        self.seconds["ceiling"] = [min(clock.timed(run, self.device) for run in self._passes)]
 
     def before_ours(self) -> None:
         """Run, for one round, the peers that have time left, then the ceiling: ours comes next, in its company."""
         for name, peer in self._peers.items():
             taken = self.seconds.setdefault(name, [])
-            if not taken or (len(taken) < 2 and sum(taken) < SLOW) or sum(taken) < BUDGET:
+            if not taken or (len(taken) < 2 and sum(taken) < SLOW) or sum(taken) < self.budget:
                 taken.append(clock.timed(peer, self.device))
         time.sleep(_REST)
         best = min(clock.timed(run, self.device) for run in self._passes)
@@ -143,7 +181,10 @@ class Measurement:
 
     def ours(self) -> None:
         """Run ours once."""
-        self.seconds.setdefault("ours", []).append(clock.timed(self.case.ours, self.device))
+        self._time("ours", self.case.ours)
+
+    def _time(self, name: str, function: Callable[[], object]) -> None:
+        self.seconds.setdefault(name, []).append(clock.timed(function, self.device))
 
     def record(self) -> dict[str, Any]:
         """What goes into the results: the best time of each, for what is slower, other work on the machine slowed."""
@@ -157,5 +198,6 @@ class Measurement:
             "rounds": self.rounds,
             "seconds": {name: min(taken) for name, taken in self.seconds.items()},
             "extra_bytes": self.extra_bytes,
+            "peak_bytes": self.peak_bytes,
             "notes": self.notes,
         }

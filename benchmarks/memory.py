@@ -1,4 +1,4 @@
-"""Peak memory of a call beyond what it returns."""
+"""Peak memory of a call."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,20 @@ from torch import Tensor
 _STATUS = Path("/proc/self/status")
 
 
-def peak_extra(function: Callable[[], object], device: torch.device) -> int | None:
-    """Return the peak of a call's memory, less what was there before and the tensors that it returns, in bytes.
+class Peak(NamedTuple):
+    """The peak of memory during a call, in bytes.
+
+    Attributes:
+        whole: All that was held, also before the call.
+        extra: Beyond what was held before, and beyond the tensors that the call returned.
+    """
+
+    whole: int
+    extra: int
+
+
+def peak_of(function: Callable[[], object], device: torch.device) -> Peak | None:
+    """Measure the peak of memory during a call.
 
     On a GPU by torch's allocator. On a CPU by the process's resident memory, which rises by whole pages and by what
     allocators keep: good to about a MiB. None where the kernel does not tell.
@@ -27,14 +40,22 @@ def peak_extra(function: Callable[[], object], device: torch.device) -> int | No
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         returned = bytes_of(function())
-        return max(0, torch.cuda.max_memory_allocated(device) - before - returned)
-    if not sys.platform.startswith("linux"):
+        whole = torch.cuda.max_memory_allocated(device)
+    elif sys.platform.startswith("linux"):
+        ctypes.CDLL(None).malloc_trim(0)  # else a call reuses pages that an earlier one left, and seems to need none
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        before = resident("VmRSS")
+        returned = bytes_of(function())
+        whole = resident("VmHWM")
+    else:
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # else a call reuses pages that an earlier one left, and seems to need none
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = resident("VmRSS")
-    returned = bytes_of(function())
-    return max(0, resident("VmHWM") - before - returned)
+    return Peak(whole, max(0, whole - before - returned))
+
+
+def peak_extra(function: Callable[[], object], device: torch.device) -> int | None:
+    """Return what `peak_of` calls extra."""
+    found = peak_of(function, device)
+    return None if found is None else found.extra
 
 
 def bytes_of(result: object) -> int:

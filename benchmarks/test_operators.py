@@ -1,4 +1,4 @@
-"""Every operator beside the machine's ceiling and its peers: the cases of `benchmarks/cases`, timed in turns.
+"""Every operator on the CPU, beside the machine's ceiling and its peers: `benchmarks/cases`, timed in turns.
 
 A case is timed only after its result has been held against the peers'.
 """

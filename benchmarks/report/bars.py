@@ -17,7 +17,7 @@ class Bar:
     """One mark to reach.
 
     Attributes:
-        operator: Whose; empty for every operator of the kernels' package.
+        operator: Whose; empty for every operator of the kernels' package; "model" for a step on a whole model.
         case: The label of its case; empty for all of them, of which the worst counts.
         text: What is compared, for people.
         quantity: Reads it from a record; None where it was not measured.
@@ -40,7 +40,7 @@ class Bar:
         """Return the worst value among the cases, None where none was measured."""
         records = [
             record
-            for record in results.records
+            for record in [*results.records, *results.model]
             if record.operator in ([self.operator] if self.operator else OPERATORS) and self.case in (record.case, "")
         ]
         found = [value for record in records if (value := self.quantity(record)) is not None]
@@ -187,7 +187,7 @@ BARS = [
         as_share,
         at_most=True,
     ),
-    Bar("model_diff", "3B, diff and stats", "time", milliseconds, {"cuda": 8}, as_milliseconds, at_most=True),
+    Bar("model", "diff and stats", "time", milliseconds, {"cuda": 8}, as_milliseconds, at_most=True),
     Bar("mergekit_trim", "density 0.2", "against mergekit", times("mergekit"), {"cpu": 10}, as_times),
     Bar("", "", "peak memory beyond outputs", extra_mebibytes, {"cpu": 64, "cuda": 64}, as_mebibytes, at_most=True),
 ]

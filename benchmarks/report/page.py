@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.report.bars import BARS, as_mebibytes, as_share, as_times
 from benchmarks.report.delta_files import sections as delta_files_sections
 from benchmarks.report.results import Record, Results
-from benchmarks.report.tables import environment_lines, table
+from benchmarks.report.suite import NOT_RUN, course, whole_model
+from benchmarks.report.tables import environment_lines, or_dash, table
 
 PICTURE = "images/performance.svg"
 PEERS = ("torch", "torch.compile")  # columns of every table; other peers follow where an operator has them
@@ -37,16 +38,20 @@ Ratios travel between machines; seconds and GB/s do not.
 def page(every: Sequence[Results], delta_files: Sequence[Path] = ()) -> str:
     """Write the page about results, one file a device, and of those about delta files."""
     parts = [_HEAD]
-    if not any(results.device == "cuda" for results in every):
-        parts.append("No results from a GPU are committed yet: `make bench-gpu` makes them where there is one.\n")
     for results in every:
         parts += [f"## {results.name}\n", _environment(results), _bars(results)]
+        if results.sections:
+            parts.append(course(results))
+        if results.model:
+            parts.append(whole_model(results))
         if results.records:
             parts.append(_operators(results))
         if results.diff:
             parts.append(_diff(results.diff))
         if results.calls:
             parts.append(_calls(results.calls))
+    if not any(results.device == "cuda" for results in every):
+        parts.append(NOT_RUN)
     return "\n".join([*parts, *delta_files_sections(delta_files)])
 
 
@@ -62,7 +67,7 @@ def _bars(results: Results) -> str:
             verdict = "fell short"
             cause = bar.causes.get(results.device, "the cause is not known yet")
             causes.append(f"- {', '.join(filter(None, [name, bar.case, bar.text]))}: {cause}.")
-        rows.append([name, bar.case, bar.text, bar.asked(results.device), _or_dash(value, bar.show), verdict])
+        rows.append([name, bar.case, bar.text, bar.asked(results.device), or_dash(value, bar.show), verdict])
     text = f"### Bars\n\n{table(['operator', 'case', 'what', 'bar', 'reached', ''], rows)}"
     return text + ("\n" + "\n".join(causes) + "\n" if causes else "")
 
@@ -85,9 +90,9 @@ def _operator(records: list[Record]) -> str:
             record.case,
             f"{record.speed:.1f}",
             as_share(record.share),
-            *(_or_dash(record.times(peer), as_times) for peer in peers),
-            _or_dash(record.extra(), lambda extra: as_mebibytes(extra / 2**20)),
-            *[_or_dash(record.error, lambda error: f"{error:.0e}")][: int(with_error)],
+            *(or_dash(record.times(peer), as_times) for peer in peers),
+            or_dash(record.extra(), lambda extra: as_mebibytes(extra / 2**20)),
+            *[or_dash(record.error, lambda error: f"{error:.0e}")][: int(with_error)],
         ]
         for record in records
     ]
@@ -96,10 +101,6 @@ def _operator(records: list[Record]) -> str:
         f"- {peer}: {note}." for record in records for peer, note in sorted(record.raw["notes"].items())
     )
     return table(header, rows) + ("\n" + "\n".join(notes) + "\n" if notes else "")
-
-
-def _or_dash(value: Any, show: Any) -> str:
-    return "–" if value is None else str(show(value))
 
 
 def _diff(found: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 FOLDER = Path("benchmarks/results")
 OWN = ("ours", "ceiling")
+PARTS = ("operators", "model")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Results:
         source: The file.
         environment: The machine, the versions and the date.
         records: The operators' cases.
+        model: The steps on a whole model, where measured; on a GPU.
+        sections: Of the suite for a GPU: the seconds of each, and the cases that were left out or failed.
         diff: The parts of one whole `rf.diff`, where measured.
         calls: Seconds of the first and second call, where measured.
     """
@@ -82,6 +85,8 @@ class Results:
     source: Path
     environment: dict[str, Any]
     records: list[Record]
+    model: list[Record]
+    sections: dict[str, Any]
     diff: dict[str, Any] | None
     calls: dict[str, float] | None
 
@@ -107,24 +112,25 @@ class Results:
 def read(path: Path) -> Results:
     """Read one file of results."""
     raw = json.loads(path.read_text(encoding="utf-8"))
-    records = [Record(record) for record in raw.get("operators", [])]
-    return Results(path, raw["environment"], records, raw.get("diff"), raw.get("calls"))
+    records, model = ([Record(record) for record in raw.get(part, [])] for part in PARTS)
+    return Results(path, raw["environment"], records, model, raw.get("sections", {}), raw.get("diff"), raw.get("calls"))
 
 
 def newest(folder: Path = FOLDER, *, delta_files: bool = False) -> list[Path]:
     """Return the newest file of each device and kind of machine, CPUs first; of operators, or of delta files.
 
-    What is measured of delta files comes in parts, each of which may be in a file of its own: the newest of each.
+    What is measured comes in parts, each of which may be in a file of its own: the newest of each.
     """
     found: dict[tuple[str, str, str], tuple[str, Path]] = {}
     for path in sorted(folder.glob("*.json")):
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if ("delta_files" if delta_files else "operators") not in raw:
+        parts = raw.get("delta_files", ()) if delta_files else [part for part in PARTS if part in raw]
+        if not parts:
             continue
         environment = raw["environment"]
         machine = (environment["device"], str(environment.get("gpu") or environment["cpu"]))
         dated = (environment["date"], path)
-        for part in raw["delta_files"] if delta_files else ("operators",):
+        for part in parts:
             found[*machine, part] = max(found.get((*machine, part), dated), dated)
     return list(dict.fromkeys(path for _, (_, path) in sorted(found.items())))
 

@@ -21,6 +21,7 @@ def draw(every: Sequence[Results], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
+    every = [results for results in every if results.records]
     with matplotlib.rc_context({"svg.hashsalt": "rlforget", "font.size": 9}):
         heights = [0.2 * len(_shown(results)) + 0.7 for results in every]
         figure = Figure(figsize=(9, sum(heights) + 0.6), layout="constrained")

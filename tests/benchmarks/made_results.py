@@ -48,6 +48,39 @@ MADE: dict[str, Any] = {
 }
 
 
+GPU: dict[str, Any] = {
+    "device": "cuda",
+    "gpu": "Some GPU",
+    "gpu_memory_bytes": 80 << 30,
+    "compute_capability": "9.0",
+    "cuda": "13.0",
+    "driver": "580.1",
+    "copy_bytes_per_second": 4.2e12,
+}
+"""What the environment of a GPU says besides."""
+
+STEP: dict[str, Any] = RECORD | {
+    "operator": "model",
+    "case": "diff and stats",
+    "section": "model",
+    "device": "cuda",
+    "moved": 24_000_000_000,
+    "seconds": {"ours": 0.007, "ceiling": 0.0056, "torch": 0.14, "torch.compile": 0.07},
+    "extra_bytes": {"ours": 1 << 30},
+    "peak_bytes": {"ours": 20 << 30, "torch": 30 << 30},
+    "notes": {},
+}
+
+
+def written_of_a_gpu(folder: Path, model: list[dict[str, Any]], left_out: list[dict[str, str]]) -> Path:
+    """Write a file of results of the suite for a GPU, with the section "model" alone."""
+    environment = MADE["environment"] | GPU
+    sections = {"model": {"seconds": 61.4, "left_out": left_out, "failed": []}}
+    path = folder / "gpu.json"
+    path.write_text(json.dumps({"environment": environment, "model": model, "sections": sections}))
+    return path
+
+
 def changed(**changes: Any) -> dict[str, Any]:
     """The record with other values."""
     return copy.deepcopy(RECORD) | changes

@@ -13,9 +13,10 @@ import torch
 
 from benchmarks import clock, compiled, environment, harness
 from benchmarks.ceiling import passes
-from benchmarks.compiled import Compiled, torch_peers
+from benchmarks.compiled import Compiled, torch_peers, torch_peers_of_each
 from benchmarks.harness import Case, Machine, Measurement, Unavailable, discover
-from benchmarks.memory import bytes_of, peak_extra
+from benchmarks.memory import bytes_of, peak_extra, peak_of
+from benchmarks.time_limit import time_limit
 from rlforget_kernels import OPERATORS
 
 CPU = torch.device("cpu")
@@ -26,12 +27,10 @@ def sleeping(seconds: float) -> Callable[[], None]:
     return lambda: time.sleep(seconds)
 
 
-def measured(case: Case) -> Measurement:
-    """After the rounds that pytest-benchmark would run."""
-    measurement = Measurement(case, CPU)
-    for _ in range(measurement.rounds):
-        measurement.before_ours()
-        measurement.ours()
+def measured(case: Case, budget: float = harness.BUDGET) -> Measurement:
+    """After all its rounds."""
+    measurement = Measurement(case, CPU, budget=budget)
+    measurement.run()
     return measurement
 
 
@@ -39,10 +38,9 @@ def test_every_operator_has_cases():
     assert {operator for operator, _ in discover()} >= set(OPERATORS)
 
 
-def test_rounds_are_taken_in_turns_until_the_budget_is_spent(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(harness, "BUDGET", 0.1)
+def test_rounds_are_taken_in_turns_until_the_budget_is_spent():
     peers = {"slow": sleeping(0.11), "quick": sleeping(0.001)}
-    measurement = measured(Case(1 << 20, ours=sleeping(0.01), peers=peers, agree=lambda: True))
+    measurement = measured(Case(1 << 20, ours=sleeping(0.01), peers=peers, agree=lambda: True), 0.1)
     taken = {name: len(times) for name, times in measurement.seconds.items()}
     assert harness.ROUNDS.start <= measurement.rounds < 11
     assert taken == {
@@ -63,9 +61,8 @@ def test_an_error_is_recorded_where_a_case_has_one():
 
 
 def test_a_peer_of_seconds_runs_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(harness, "BUDGET", 0.01)
     monkeypatch.setattr(harness, "SLOW", 0.05)
-    measurement = measured(Case(16, ours=sleeping(0), peers={"slow": sleeping(0.06)}, agree=lambda: True))
+    measurement = measured(Case(16, ours=sleeping(0), peers={"slow": sleeping(0.06)}, agree=lambda: True), 0.01)
     assert len(measurement.seconds["slow"]) == 1
 
 
@@ -80,7 +77,7 @@ def test_a_failure_to_compile_is_a_result():
     def fails() -> None:
         raise RuntimeError("no such kernel\nand more")
 
-    record = measured(Case(16, ours=sleeping(0), peers={"torch.compile": Compiled(fails, tuple)}, agree=bool)).record()
+    record = measured(Case(16, ours=sleeping(0), peers={"torch.compile": Compiled(fails)}, agree=bool)).record()
     assert record["notes"] == {"torch.compile": "failed: RuntimeError: no such kernel"}
     assert set(record["seconds"]) == {"ours", "ceiling"}
 
@@ -100,10 +97,43 @@ def broken_in_two(values: torch.Tensor) -> torch.Tensor:
 
 
 def test_graph_breaks_are_counted(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(compiled, "_compiled", lambda function: torch.compile(function, backend="eager"))
+    monkeypatch.setattr(compiled, "_compiled", lambda function, dynamic=None: torch.compile(function, backend="eager"))
     peers = torch_peers(broken_in_two, lambda: (torch.ones(3),))
     assert peers["torch"]().tolist() == peers["torch.compile"]().tolist() == [3, 3, 3]
     assert re.match(r"1 graph break \(.+\)$", peers["torch.compile"].note)
+
+
+def test_each_tensor_is_a_call_of_each_function(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiled, "_compiled", lambda function, dynamic=None: function)
+    for peer in torch_peers_of_each([abs, lambda n: n + 1], lambda: [(-1,), (2,)]).values():
+        assert peer() == [1, 0, 2, 3]
+
+
+def test_what_takes_seconds_runs_once_and_is_measured():
+    runs: list[str] = []
+    peers = {"torch": lambda: runs.append("torch")}
+    case = Case(16, ours=lambda: runs.append("ours"), peers=peers, agree=bool, heavy=True, notes={"torch": "less"})
+    record = measured(case).record()
+    assert runs == ["ours", "torch"]
+    assert set(record["seconds"]) == {"ours", "torch", "ceiling"}
+    assert set(record["peak_bytes"]) == {"ours", "torch"}
+    assert record["notes"] == {"torch": "less"}
+
+
+def test_a_compilation_that_takes_too_long_is_given_up_once():
+    def slow() -> None:
+        started.append(1)
+        try:
+            time.sleep(60)
+        except Exception:
+            started.append(2)
+
+    started: list[int] = []
+    case = Case(16, ours=sleeping(0), peers={"torch.compile": Compiled(slow, "slow")}, agree=bool)
+    for _ in range(2):
+        measurement = Measurement(case, CPU, lambda: time_limit(0.05))
+        assert measurement.notes == {"torch.compile": "failed: TimeoutError: not done in 0.05 s"}
+    assert started == [1]
 
 
 def test_the_clock_passes_while_something_timed_runs():
@@ -135,6 +165,9 @@ def test_extra_memory_is_what_is_neither_there_before_nor_returned():
         pytest.skip("this system does not tell a process's peak memory")
     assert 46 * MEBIBYTE < extra < 52 * MEBIBYTE
     assert peak_extra(lambda: None, CPU) < MEBIBYTE
+    found = peak_of(call, CPU)
+    assert found is not None
+    assert found.whole > found.extra + 32 * MEBIBYTE
 
 
 def test_tensors_on_one_storage_count_once():

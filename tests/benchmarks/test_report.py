@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.sections import SECTIONS
 from benchmarks.harness import discover
 from benchmarks.report.__main__ import main
 from benchmarks.report.bars import BARS, Bar, as_share, share
 from benchmarks.report.page import page
 from benchmarks.report.results import newest, read
-from tests.benchmarks.made_results import changed, written
+from tests.benchmarks.made_results import GPU, STEP, changed, written, written_of_a_gpu
 
 
 def lines_with(text: str, *words: str) -> list[str]:
@@ -19,8 +20,8 @@ def lines_with(text: str, *words: str) -> list[str]:
 
 
 def test_every_bar_has_a_case():
-    missing = [(bar.operator, bar.case) for bar in BARS if bar.operator and (bar.operator, bar.case) not in discover()]
-    assert missing == []
+    cases = {**discover(), **SECTIONS["model"].cases()}
+    assert [(bar.operator, bar.case) for bar in BARS if bar.operator and (bar.operator, bar.case) not in cases] == []
 
 
 def test_a_record_is_a_row_of_ratios(tmp_path: Path):
@@ -85,11 +86,31 @@ def test_the_whole_diff_is_accounted_for(tmp_path: Path):
 def test_the_newest_results_of_each_machine_are_read(tmp_path: Path):
     written(tmp_path, "a-2026-02-01.json", date="2026-02-01")
     last = written(tmp_path, "a-2026-03-01.json", date="2026-03-01")
-    gpu = written(
-        tmp_path, "gpu.json", device="cuda", gpu="H200", gpu_memory_bytes=1, compute_capability="9", cuda="13"
-    )
+    operators = written(tmp_path, "one.json", **GPU)
+    model = written_of_a_gpu(tmp_path, [STEP], [])  # of another run
     (tmp_path / "circuits.json").write_text("{}")
-    assert newest(tmp_path) == [last, gpu]
+    assert set(newest(tmp_path)) == {last, operators, model}
+
+
+def test_a_whole_model_on_a_gpu(tmp_path: Path):
+    call = STEP | {"case": "rf.fisher", "moved": 0, "seconds": {"ours": 1.5, "ceiling": 1e-5}, "notes": {"torch": "no"}}
+    late = {"operator": "model", "case": "undo", "why": "no time was left"}
+    text = page([read(written_of_a_gpu(tmp_path, [STEP, call], [late]))])
+    row = "| diff and stats | 7.00 | 3429 | 0.80 | 20.0× | 10.0× | 20.00 GiB | 30.00 GiB | 1.00 GiB |"
+    assert row in text.splitlines()
+    assert lines_with(text, "| rf.fisher | 1500 | – | – | – | – |")
+    assert lines_with(text, "- rf.fisher: torch: no.")
+    assert lines_with(text, "| `model` | diff and stats | time | ≤ 8.0 ms | 7.0 ms | met |")
+    assert lines_with(text, "Some GPU", "driver 580.1", "4.20 TB/s")
+    assert lines_with(text, "| model | 61 | 1 | 0 |")
+    assert lines_with(text, "- left out: model, undo: no time was left.")
+    assert "not run yet" not in text
+
+
+def test_without_results_of_a_gpu_the_page_says_how_to_make_them(tmp_path: Path):
+    text = page([read(written(tmp_path))])
+    assert lines_with(text, "**not run yet**")
+    assert lines_with(text, "`make bench-gpu`")
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path):
