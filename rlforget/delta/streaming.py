@@ -7,9 +7,8 @@ from functools import partial
 from os import PathLike
 
 from rlforget.delta.compare import changed_files
-from rlforget.delta.file import Side, new_delta_file
+from rlforget.delta.file import FileEntry, Side, new_delta_file
 from rlforget.delta.file.line import share
-from rlforget.delta.file.writer import entry_of
 from rlforget.delta.scan import Comparison
 from rlforget.delta.stats import DeltaStats
 from rlforget.delta.tally import Tally
@@ -82,7 +81,7 @@ def write_diff(
     found = Comparison(open_weights(before), open_weights(after), rename)
     files = changed_files(found.before, found.after)
     tally = Tally(found, files)
-    entries = {file.name: entry_of(file) for file in files}
+    entries = {file.name: FileEntry.of(file) for file in files}
     own = share(found.layout, found.whole_metas, entries, self_contained=self_contained)
     with new_delta_file(
         path,

@@ -16,6 +16,7 @@ from rlforget.delta.file.frames import KINDS, WHOLE, Encoding
 from rlforget.delta.scan import PIECE
 from rlforget.delta.sides import fault_in_names
 from rlforget.delta.tensor_delta import Fingerprint
+from rlforget.delta.whole import FileDelta
 from rlforget.weights import TensorMeta
 from rlforget.weights.checkpoint_files import is_companion
 
@@ -94,6 +95,12 @@ class FileEntry:
     name: str
     before: int | None
     after: int | None
+
+    @classmethod
+    def of(cls, file: FileDelta) -> FileEntry:
+        """Return the entry of a file."""
+        before, after = (None if content is None else len(content) for content in (file.before, file.after))
+        return cls(file.name, before, after)
 
 
 Key = tuple[str, str, str]

@@ -14,21 +14,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlforget.delta.file.container import RESERVED, checksum, header
-from rlforget.delta.file.frames import Bits, Changes, Encoding, encode, encode_bits
+from rlforget.delta.file.frames import Bits, Encoding
 from rlforget.delta.file.line import WHOLE_LINE, joins
+from rlforget.delta.file.run import Run, unsigned
 from rlforget.delta.file.table import (
     MOST_FILE,
     MOST_FILES,
     Entry,
     FileEntry,
-    Form,
     Frame,
     Table,
     TableError,
@@ -36,6 +36,7 @@ from rlforget.delta.file.table import (
     check_files,
 )
 from rlforget.delta.file.table_bytes import MOST_FRAMES, pack_table
+from rlforget.delta.file.written import ZERO, Sum, Written, joined
 from rlforget.delta.scan import PIECE, Piece, added
 from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.delta.whole import FileDelta
@@ -48,7 +49,6 @@ from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.fingerprint import foreach_fingerprint
 
 _HELD = 1 << 20  # bytes of a file that waits in memory for a header of just its size
-_ZERO: Fingerprint = (0, 0)
 _SMALL = 4 * PIECE  # coordinates of a model whose file is so small that a share of a percent is worth more than time
 
 
@@ -139,12 +139,12 @@ class DeltaWriter:
         self._share = share
         self._pieces_due = iter(self._stretches())
         self._due: _Due | None = None
-        self._tensors = {name: _Sum() for name in layout.names()}
+        self._tensors = {name: Sum() for name in layout.names()}
         self._whole: dict[str, WholeEntry] = {}
         self._frames: list[Frame] = []
         self._waiting: deque[tuple[int, int, int, Future[tuple[Encoding, bytes]]]] = deque()
         self._most_waiting = 2 * torch.get_num_threads()
-        self._run = _Run()
+        self._run = Run()
         self._place = sum(layout.meta(name).numel for name in layout.names())  # on the line, of what comes after pieces
         self._length = 0  # bytes of frames written
         # Frames for whose header nothing is reserved yet. The files of other ranks have none.
@@ -196,7 +196,7 @@ class DeltaWriter:
             for name, found in self._tensors.items()
         }
         aliases = dict(self._layout.aliases)
-        files = {file.name: entry_of(file) for file in carried}
+        files = {file.name: FileEntry.of(file) for file in carried}
         table = Table(tensors, self._whole, files, aliases, renamed, metadata, self._self_contained, self._frames)
         try:
             table.check(self._length)
@@ -211,15 +211,15 @@ class DeltaWriter:
         if part():
             self._file.flush()
             os.fsync(self._file.fileno())  # where the first rank is another machine, it reads what is on the disk
-        sums = {name: found for name, found in self._tensors.items() if found != _Sum()}
-        written = from_parts(_Written(self._file.name, self._frames, sums, self._whole))
+        sums = {name: found for name, found in self._tensors.items() if found != Sum()}
+        written = from_parts(Written(self._file.name, self._frames, sums, self._whole))
         if part():
             return
         for one in written[1:]:
             for name, found in one.tensors.items():
                 self._tensors[name].take(found)
             for name, entry in one.whole.items():
-                self._whole[name] = _joined_entry(self._whole[name], entry)
+                self._whole[name] = joined(self._whole[name], entry)
             with open(one.file, "rb") as file:
                 for frame in one.frames:
                     data = read_bytes(file.fileno(), frame.length, frame.offset)
@@ -247,7 +247,7 @@ class DeltaWriter:
         self._due = next(self._pieces_due, None)
 
     def _add_side(self, side: Side, *, travels: bool) -> Fingerprint:
-        lanes = _ZERO
+        lanes = ZERO
         for number, start in enumerate(range(0, side.meta.numel, PIECE)):
             stop = min(start + PIECE, side.meta.numel)
             place = self._next_place(stop - start) if travels else None
@@ -257,7 +257,7 @@ class DeltaWriter:
             first, second = foreach_fingerprint([bits], [start])[0].tolist()
             lanes = added(lanes, (first, second))
             if place is not None:
-                self._into_run(place, side.meta.dtype, stop - start, bits=_unsigned(bits))
+                self._into_run(place, side.meta.dtype, stop - start, bits=unsigned(bits))
         return lanes
 
     def _add_file(self, file: FileDelta) -> None:
@@ -291,7 +291,7 @@ class DeltaWriter:
         run.size += size
 
     def _end_run(self) -> None:
-        run, self._run = self._run, _Run()
+        run, self._run = self._run, Run()
         changed = sum(piece.indices.numel() for _, piece in run.pieces)
         if not run.size or (run.pieces and not changed):
             return
@@ -322,16 +322,10 @@ class DeltaWriter:
             self._held = None
 
 
-def entry_of(file: FileDelta) -> FileEntry:
-    """Return what the table says of a file."""
-    before, after = (None if content is None else len(content) for content in (file.before, file.after))
-    return FileEntry(file.name, before, after)
-
-
 def _check_carried(path: str, files: list[FileDelta]) -> None:
     """Refuse files that are not to be carried before anything else is done: a large diff takes minutes."""
     try:
-        check_files(entry_of(file) for file in files)
+        check_files(FileEntry.of(file) for file in files)
     except TableError as error:
         raise DeltaFileError(
             path,
@@ -339,24 +333,6 @@ def _check_carried(path: str, files: list[FileDelta]) -> None:
             found=str(error),
             fix="Keep such a file out of the checkpoint's folder.",
         ) from error
-
-
-@dataclasses.dataclass
-class _Sum:
-    """What the pieces of a tensor add up to."""
-
-    changed: int = 0
-    before: Fingerprint = _ZERO
-    after: Fingerprint = _ZERO
-
-    def add(self, piece: Piece) -> None:
-        self.changed += piece.indices.numel()
-        self.before = added(self.before, piece.fingerprint_before)
-        self.after = added(self.after, piece.fingerprint_after)
-
-    def take(self, other: _Sum) -> None:
-        self.changed += other.changed
-        self.before, self.after = added(self.before, other.before), added(self.after, other.after)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,65 +343,3 @@ class _Due:
     start: int
     stop: int
     place: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Written:
-    """What a rank wrote of a delta file, and where."""
-
-    file: str
-    frames: list[Frame]
-    tensors: dict[str, _Sum]
-    whole: dict[str, WholeEntry]
-
-
-def _joined_entry(one: WholeEntry, other: WholeEntry) -> WholeEntry:
-    def both(first: Fingerprint | None, second: Fingerprint | None) -> Fingerprint | None:
-        return None if first is None or second is None else added(first, second)
-
-    return dataclasses.replace(
-        one,
-        fingerprint_before=both(one.fingerprint_before, other.fingerprint_before),
-        fingerprint_after=both(one.fingerprint_after, other.fingerprint_after),
-    )
-
-
-@dataclasses.dataclass
-class _Run:
-    """Stretches of the line that will share a frame: pieces of tensors, each with its place in the run, or bits."""
-
-    start: int = 0
-    form: Form = (0, False, False)
-    size: int = 0
-    pieces: list[tuple[int, Piece]] = dataclasses.field(default_factory=list)
-    bits: list[Bits] = dataclasses.field(default_factory=list)
-
-    def encoded(self, self_contained: bool, thorough: bool) -> tuple[Encoding, bytes]:
-        if not self.pieces:
-            return encode_bits(_joined(self.bits))
-        positions = [(piece.indices.numpy() + (place - piece.start)).astype(np.uint32) for place, piece in self.pieces]
-        before, after = (
-            _joined([_unsigned(bits) for bits in side])
-            for side in ([p.before_bits for _, p in self.pieces], [p.after_bits for _, p in self.pieces])
-        )
-        if (before == after).any():
-            raise ValueError("expected coordinates that changed; found one with the same bits on both sides")
-        all_after = [_unsigned(piece.after) for _, piece in self.pieces if piece.after is not None]
-        changes = Changes(
-            coordinates=self.size,
-            floating=self.form[1],
-            positions=_joined(positions),
-            before=before,
-            after=after,
-            all_after=all_after if len(all_after) == len(self.pieces) else None,
-        )
-        return encode(changes, self_contained=self_contained, thorough=thorough)
-
-
-def _joined(parts: list[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _unsigned(bits: Tensor) -> Bits:
-    found: Bits = bits.numpy().view(f"u{bits.element_size()}")
-    return found
