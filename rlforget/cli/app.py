@@ -138,7 +138,10 @@ def rlforget(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    """Show what fine-tuning changed in a model's weights, which changes hurt older skills, and undo just those."""
+    """Show what fine-tuning changed in a model's weights, which changes hurt older skills, and undo just those.
+
+    Started with `torchrun`, the commands diff, apply, revert, verify and conflict share their work among processes.
+    """
     if version:
         from rlforget import __version__
 

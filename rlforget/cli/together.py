@@ -144,11 +144,12 @@ def begin(command: str) -> None:
     if _team.rank:
         sys.stdout = sys.stderr = _silence()
     if command not in SHARED:
+        known = ", ".join(sorted(SHARED | _OWN_WAY))
         raise WorldError(
             f"rlforget {command}",
             expected="one process",
             found=f"{size()} (WORLD_SIZE)",
-            fix=f"Start it without torchrun; {', '.join(sorted(SHARED))} share their work.",
+            fix=f"Start it without torchrun; the commands that several processes share are {known}.",
         )
 
 
