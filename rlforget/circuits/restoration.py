@@ -110,7 +110,7 @@ def restore(model: nn.Module, base: WeightsLike, heads: Heads, *, shared: Litera
         report = RestorationReport(tuple(sorted(chosen)), coordinates, written, shared, tuple(left))
         return Restoration(model, saved, report)
 
-    return all_or_nothing(weights, write)
+    return all_or_nothing(weights, write, lambda told, saved: told[0])
 
 
 def _bits(band: HeadSlice, tensor: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from rlforget.delta.delta import Delta
+from rlforget.delta.sharded import led_on
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta
 from rlforget.errors import CoordinateError, LayoutError, UnknownNameError, WrongBaseError
+from rlforget.weights.sharding import Sharding
 from rlforget_kernels.common.bits import bits_dtype, index_dtype
 from rlforget_kernels.fingerprint import fingerprint_after_patch
 from rlforget_kernels.patch import patch_
@@ -30,6 +32,7 @@ def invert(delta: Delta) -> Delta:
         renamed={new: old for old, new in delta.renamed.items()},
         aliases={alias: after(name) for alias, name in delta.aliases.items()},
         metadata=delta.metadata,
+        sharding=delta.sharding and delta.sharding.renamed({after(name): name for name in delta}),
     )
 
 
@@ -59,7 +62,8 @@ def then(first: Delta, later: Delta) -> Delta:
             renamed[change.name] = last
     back = {new: old for old, new in first.renamed.items()}
     aliases = {alias: back.get(name, name) for alias, name in later.aliases.items()} | first.aliases
-    return _gathered(changes, _joined_files(first, later), renamed, aliases, first.metadata | later.metadata)
+    metadata = first.metadata | later.metadata
+    return _gathered(changes, _joined_files(first, later), renamed, aliases, metadata, first.sharding)
 
 
 def restrict(delta: Delta, to: Mapping[str, Tensor] | Iterable[str]) -> Delta:
@@ -87,7 +91,7 @@ def restrict(delta: Delta, to: Mapping[str, Tensor] | Iterable[str]) -> Delta:
         elif tensor.before is not None and tensor.fingerprint_before is not None:
             changes.append(_unchanged(name, tensor.before, tensor.fingerprint_before))
     renamed = {old: new for old, new in delta.renamed.items() if old in kept}
-    return _gathered(changes, [], renamed, delta.aliases, delta.metadata)
+    return _gathered(changes, [], renamed, delta.aliases, delta.metadata, delta.sharding)
 
 
 def add(deltas: Iterable[Delta]) -> Delta:
@@ -108,7 +112,8 @@ def add(deltas: Iterable[Delta]) -> Delta:
                 raise _twice(f"the name of {old!r}")
     aliases = {alias: name for delta in given for alias, name in delta.aliases.items()}
     metadata = {key: value for delta in given for key, value in delta.metadata.items()}
-    return _gathered(changes.values(), files.values(), renamed, aliases, metadata)
+    sharding = given[0].sharding if given else None
+    return _gathered(changes.values(), files.values(), renamed, aliases, metadata, sharding)
 
 
 def _gathered(
@@ -117,15 +122,18 @@ def _gathered(
     renamed: Mapping[str, str],
     aliases: Mapping[str, str],
     metadata: Mapping[str, str],
+    sharding: Sharding | None,
 ) -> Delta:
     all_changes = list(changes)
+    tensors = [change for change in all_changes if isinstance(change, TensorDelta)]
     return Delta(
-        (change for change in all_changes if isinstance(change, TensorDelta)),
+        tensors if sharding is None else led_on(tensors, sharding),
         whole=(change for change in all_changes if isinstance(change, WholeDelta)),
         files=files,
         renamed=renamed,
         aliases=aliases,
         metadata=metadata,
+        sharding=sharding,
     )
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 import torch
 
 from rlforget.delta.delta import Delta
 from rlforget.delta.scan import Comparison, WholePair
+from rlforget.delta.sharded import not_kept, sharding_of_pairs, whole_fingerprints
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta, file_content
-from rlforget.weights import Pair, Weights, WeightsLike, open_weights
-from rlforget_kernels.common.bits import bits_dtype
+from rlforget.weights import Weights, WeightsLike, open_weights
+from rlforget.weights.box import Box
+from rlforget.weights.ranks import agreed
+from rlforget.weights.sharding import Sharding
+from rlforget_kernels.common.bits import as_bits, bits_dtype, index_dtype
 from rlforget_kernels.fingerprint import fingerprint, foreach_fingerprint
 from rlforget_kernels.sparse_delta import foreach_sparse_delta
 
@@ -31,6 +37,10 @@ def diff(
     A batch of tensor pairs is read at a time; where one of the two is on an accelerator, the other one follows it
     there. Between two checkpoint folders the files that are no weights (config, tokenizer) are compared too.
 
+    A module or mapping may be spread over the ranks of torch.distributed (`fully_shard`, tensor parallel, FSDP1's
+    sharded state dicts), the other side being one like it, or whole: a checkpoint, for one. Every rank calls this then,
+    reads what it holds, and gets the part of the delta that lies there; see `Delta`.
+
     Args:
         before: A checkpoint folder or `.safetensors` file, a module, or `{name: tensor}`.
         after: Likewise.
@@ -42,19 +52,27 @@ def diff(
         or retyped are in its `.whole`. To compare checkpoints in bounded memory, see `rlforget.delta.write_diff`.
 
     Raises:
-        LayoutError: The two have no tensor in common.
+        LayoutError: The two have no tensor in common; or they are spread over ranks, and differently, or not all
+            tensors keep names, shapes and dtypes.
         UnknownNameError: `rename` has a name that is not there.
         NotACheckpointError: A path that holds no readable checkpoint.
     """
-    found = Comparison(open_weights(before), open_weights(after), rename)
-    batches = _batches(_loaded(found.pairs, found.before, found.after))
+    found = Comparison(open_weights(before, shards=True), open_weights(after, shards=True), rename)
+    sharding = sharding_of_pairs(found.pairs, found.before, found.after)
+    batches = _batches(_loaded(found, sharding))
+    tensors: Iterable[TensorDelta] = (tensor for batch in batches for tensor in _compare(batch))
+    if sharding is not None:
+        if others := [*(pair.name for pair in found.whole), *found.renamed]:
+            raise not_kept(found.after, others)
+        tensors = whole_fingerprints(agreed(partial(list, tensors)), sharding)
     return Delta(
-        (tensor for batch in batches for tensor in _compare(batch)),
+        tensors,
         whole=(_whole(pair, found.before, found.after) for pair in found.whole),
         files=changed_files(found.before, found.after),
         renamed=found.renamed,
         aliases=found.aliases,
         metadata=metadata,
+        sharding=sharding,
     )
 
 
@@ -87,18 +105,21 @@ def _copy(weights: Weights, name: str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Sides:
-    """A tensor before and after, on one device."""
+    """A tensor, or the block of it that is here, before and after, on one device."""
 
     name: str
+    box: Box
     before: torch.Tensor
     after: torch.Tensor
 
 
-def _loaded(pairs: Iterable[Pair], old: Weights, new: Weights) -> Iterator[_Sides]:
-    for name, name_before, name_after in pairs:
-        before, after = old.tensor(name_before), new.tensor(name_after)
+def _loaded(found: Comparison, sharding: Sharding | None) -> Iterator[_Sides]:
+    for name, name_before, name_after in found.pairs:
+        shape = found.before.meta(name_before).shape
+        box = Box.whole(shape) if sharding is None else sharding.boxes[name]
+        before, after = found.before.block(name_before, box), found.after.block(name_after, box)
         device = after.device if before.device.type == "cpu" else before.device
-        yield _Sides(name, before.to(device), after.to(device))
+        yield _Sides(name, box, before.to(device), after.to(device))
 
 
 def _batches(sides: Iterable[_Sides]) -> Iterator[list[_Sides]]:
@@ -118,18 +139,38 @@ def _batches(sides: Iterable[_Sides]) -> Iterator[list[_Sides]]:
 def _compare(batch: list[_Sides]) -> Iterator[TensorDelta]:
     before, after = [side.before for side in batch], [side.after for side in batch]
     found = zip(*foreach_sparse_delta(before, after), strict=True)
-    fingerprints = foreach_fingerprint([*before, *after]).tolist()
+    boxes = [side.box for side in batch]
+    fingerprints = _fingerprints([*before, *after], [*boxes, *boxes])
     for number, (side, (indices, before_bits, after_bits)) in enumerate(zip(batch, found, strict=True)):
+        box = side.box
         yield TensorDelta(
             name=side.name,
             dtype=side.before.dtype,
-            shape=tuple(side.before.shape),
-            indices=indices.cpu(),
+            shape=box.shape,
+            indices=(indices if box.is_whole else box.to_whole(indices).to(index_dtype(prod(box.shape)))).cpu(),
             before_bits=before_bits.cpu(),
             after_bits=after_bits.cpu(),
             fingerprint_before=_lanes(fingerprints[number]),
             fingerprint_after=_lanes(fingerprints[len(batch) + number]),
         )
+
+
+def _fingerprints(tensors: list[torch.Tensor], boxes: list[Box]) -> list[list[int]]:
+    """Return what each block adds to its tensor's fingerprint."""
+    if all(box.is_whole for box in boxes):
+        lanes: list[list[int]] = foreach_fingerprint(tensors).tolist()
+        return lanes
+    owners, parts, offsets = [], [], []
+    for number, (tensor, box) in enumerate(zip(tensors, boxes, strict=True)):
+        bits = as_bits(tensor)
+        for here, there in box.runs():
+            owners.append(number)
+            parts.append(bits[here])
+            offsets.append(there.start)
+    sums = torch.zeros(len(tensors), 2, dtype=torch.int64)
+    if parts:
+        sums.index_add_(0, torch.tensor(owners), foreach_fingerprint(parts, offsets).cpu())
+    return [list(map(int, row)) for row in sums]
 
 
 def _lanes(pair: list[int]) -> Fingerprint:

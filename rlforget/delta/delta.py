@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from rlforget.delta.sharded import totals
 from rlforget.delta.sides import WholeMetas, after_side, before_side, fault_in_names
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta
 from rlforget.errors import LayoutError, UnknownNameError
 from rlforget.weights import Layout, TensorMeta, WeightsLike
 from rlforget.weights.digest import digest
+from rlforget.weights.sharding import Sharding
 
 if TYPE_CHECKING:
     from rlforget.delta.stats import DeltaStats
@@ -33,6 +35,12 @@ class Delta(Mapping[str, TensorDelta]):
             a tensor by its name before, where it had one.
         aliases: Further names of tied tensors, with the names they stand for.
         metadata: Strings that travel with the delta, e.g. the domain it was trained on.
+        sharding: Of a model that is spread over ranks, by the delta's names, what lies on this one: each rank's delta
+            then has the coordinates that it holds, by their indices in the whole tensors, and every rank has to make
+            it. Counts, shapes and fingerprints are of the whole.
+
+    Attributes:
+        counts: {name: how many coordinates of the tensor changed}, on all ranks.
 
     Raises:
         LayoutError: Two tensors go by one name, before or after.
@@ -47,6 +55,7 @@ class Delta(Mapping[str, TensorDelta]):
         renamed: Mapping[str, str] | None = None,
         aliases: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         kept, others = list(tensors), list(whole)
         self._tensors = {tensor.name: tensor for tensor in kept}
@@ -65,6 +74,9 @@ class Delta(Mapping[str, TensorDelta]):
                 found=fault,
                 fix="Make two deltas of it: first drop or add, then rename.",
             )
+        self.sharding = sharding
+        here = {name: tensor.changed for name, tensor in self._tensors.items()}
+        self.counts: dict[str, int] = here if sharding is None else totals(sharding, here)
 
     def __getitem__(self, name: str) -> TensorDelta:
         """Return what changed in a tensor.
@@ -106,7 +118,7 @@ class Delta(Mapping[str, TensorDelta]):
     @property
     def changed(self) -> int:
         """The number of coordinates whose bits differ, in tensors that kept their shape and dtype."""
-        return sum(tensor.changed for tensor in self.values())
+        return sum(self.counts.values())
 
     @property
     def numel(self) -> int:
@@ -160,6 +172,27 @@ class Delta(Mapping[str, TensorDelta]):
         """Return what a tensor that was called `name` before is called after."""
         return self.renamed.get(name, name)
 
+    def places(self, name: str) -> Tensor:
+        """Return where the changed coordinates of a tensor stand in what of it is in memory here: int64 flat indices.
+
+        Of a whole tensor these are its indices; of one that is spread over ranks, those in this rank's block.
+        """
+        indices = self[name].indices
+        return indices.long() if self.sharding is None else self.sharding.boxes[name].to_block(indices)
+
+    def sharded(self, weights: WeightsLike) -> Delta:
+        """Return what of a whole delta, the same on every rank, lies on this one. Every rank has to call this.
+
+        Args:
+            weights: The weights at either end, spread over the ranks.
+
+        Raises:
+            LayoutError: It is for other tensors, or changes shapes, dtypes or names.
+        """
+        from rlforget.delta.sharded import sharded
+
+        return sharded(self, weights)
+
     def invert(self) -> Delta:
         """Return the delta that leads back."""
         from rlforget.delta.algebra import invert
@@ -211,7 +244,7 @@ class Delta(Mapping[str, TensorDelta]):
         return measure(self)
 
     def save(self, path: str | PathLike[str], *, self_contained: bool = False, force: bool = False) -> None:
-        """Write the delta to a safetensors file, whole or not at all.
+        """Write the delta to a safetensors file, whole or not at all; of one that is spread over ranks, the first does.
 
         Args:
             path: The file, by custom `NAME.delta.safetensors`.
@@ -234,7 +267,8 @@ class Delta(Mapping[str, TensorDelta]):
         Args:
             path: The file.
             base: The weights at either end of the delta. A file holds steps from the one to the other; the bits come
-                from there. Not needed if the file is self-contained.
+                from there. Not needed if the file is self-contained. Of weights that are spread over ranks, every rank
+                calls this and gets what lies there.
             max_bytes: How many bytes of memory the delta may take. None: 384 MiB, or 96 times the size of its file, so
                 that a small file from a stranger cannot take it all; raise it for a file that you trust.
 

@@ -14,13 +14,14 @@ from rlforget.delta.delta import Delta
 from rlforget.delta.file import DeltaFile
 from rlforget.delta.in_place import check_in_place, write_composed
 from rlforget.delta.layers import FileLayer, MemoryLayer, wrong_bits
+from rlforget.delta.sharded import check_alike
 from rlforget.delta.tensor_delta import TensorDelta
 from rlforget.errors import LayoutError, OutputError
 from rlforget.weights import Weights, WeightsLike, open_weights, pair_up
 from rlforget.weights.ahead import Progress
-from rlforget.weights.checkpoint import CheckpointWeights
-from rlforget.weights.distributed_checkpoint import DistributedWeights
 from rlforget.weights.live import LiveWeights
+from rlforget.weights.opening import Checkpoint
+from rlforget.weights.sharding import together
 from rlforget.weights.undo import SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.patch import patch_
@@ -41,7 +42,9 @@ def apply(
     """Change weights from before to after, bit for bit, wholly or not at all.
 
     A live module or mapping is changed in place. If anything goes wrong on the way, an interrupt included, the old
-    bits are put back. Coordinates outside the delta are neither read nor changed, and its files are left aside.
+    bits are put back. Coordinates outside the delta are neither read nor changed, and its files are left aside. Where
+    they are spread over ranks, so must the delta be (`diff` of them, or `Delta.sharded`): every rank calls this, none
+    writes before all have checked, and each puts its old bits back where another fails or is gone.
 
     A checkpoint is read once, range by range, and written anew at `out`; or it is changed where it lies, as one
     transaction that a crash cannot cut in half and that `rlforget.undo` takes back. Either way memory does not
@@ -64,7 +67,7 @@ def apply(
         BusyError: Another process is writing the checkpoint.
         NotACheckpointError: A path that holds no readable checkpoint.
     """
-    job = _Job(open_weights(weights), delta, backward=False)
+    job = _Job(open_weights(weights, shards=True), delta, backward=False)
     job.run(out, in_place=in_place, force=force, progress=progress)
 
 
@@ -78,7 +81,7 @@ def revert(
     progress: Progress | None = None,
 ) -> None:
     """Change weights from after back to before; see `apply`, which takes the same arguments and raises the same."""
-    job = _Job(open_weights(weights), delta, backward=True)
+    job = _Job(open_weights(weights, shards=True), delta, backward=True)
     job.run(out, in_place=in_place, force=force, progress=progress)
 
 
@@ -97,7 +100,7 @@ def check_fits(weights: WeightsLike, delta: DeltaLike, *, backward: bool = False
         NotACheckpointError: A path that holds no readable checkpoint.
         OutputError: The checkpoint cannot be changed in place.
     """
-    _Job(open_weights(weights), delta, backward=backward).check(in_place=in_place)
+    _Job(open_weights(weights, shards=True), delta, backward=backward).check(in_place=in_place)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class _Job:
 
     def check(self, *, in_place: bool) -> None:
         """Check that it fits."""
-        if isinstance(self.target, CheckpointWeights | DistributedWeights):
+        if isinstance(self.target, Checkpoint):
             composed = self._composed()
             composed.verify()
             if in_place:
@@ -120,7 +123,7 @@ class _Job:
 
     def run(self, out: str | PathLike[str] | None, *, in_place: bool, force: bool, progress: Progress | None) -> None:
         """Carry it."""
-        if isinstance(self.target, CheckpointWeights | DistributedWeights):
+        if isinstance(self.target, Checkpoint):
             if (out is None) == (not in_place):
                 found = "both" if in_place else "neither"
                 raise _bad_out(
@@ -167,9 +170,14 @@ def _opened(delta: DeltaLike) -> Delta | DeltaFile:
 
 def _checked_plan(target: Weights, delta: Delta) -> dict[str, TensorDelta]:
     _check_only_bits(target, delta)
+    check_alike(target, delta)
     patches = _plan(target, delta)
-    for name, patch in patches.items():
-        _check_bits(target, name, patch)
+
+    def check() -> None:
+        for name, patch in patches.items():
+            _check_bits(target, name, patch)
+
+    together(check, target.sharding)
     return patches
 
 
@@ -210,7 +218,7 @@ def _check_bits(target: Weights, name: str, patch: TensorDelta) -> None:
             found="an expanded tensor, whose coordinates share one",
             fix="Clone it first.",
         )
-    held = as_bits(tensor).index_select(0, patch.indices.to(tensor.device)).cpu()
+    held = as_bits(tensor).index_select(0, target.places(name, patch.indices).to(tensor.device)).cpu()
     if not torch.equal(held, patch.before_bits):
         raise wrong_bits(target.description, patch, held)
 
@@ -218,19 +226,20 @@ def _check_bits(target: Weights, name: str, patch: TensorDelta) -> None:
 def _patch_live(target: Weights, patches: dict[str, TensorDelta]) -> None:
     def write(saved: dict[str, SavedBits]) -> None:
         for name, patch in patches.items():
-            saved[name] = SavedBits(patch.before_bits, patch.indices)
-            if _patch(target.tensor(name), patch):
+            at = target.places(name, patch.indices)
+            saved[name] = SavedBits(patch.before_bits, at)
+            if _patch(target.tensor(name), at, patch):
                 del saved[name]  # nothing was written there
                 _check_bits(target, name, patch)
 
-    all_or_nothing(target, write)
+    all_or_nothing(target, write, lambda told, saved: None)
 
 
 @torch.no_grad()
-def _patch(tensor: torch.Tensor, patch: TensorDelta) -> int:
+def _patch(tensor: torch.Tensor, at: torch.Tensor, patch: TensorDelta) -> int:
     """Write a patch, unless any expected bit is missing. Returns the number of those."""
     device = tensor.device
-    mismatches = patch_(tensor, patch.indices.to(device), patch.before_bits.to(device), patch.after_bits.to(device))
+    mismatches = patch_(tensor, at.to(device), patch.before_bits.to(device), patch.after_bits.to(device))
     return int(mismatches)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ import torch
 from rlforget.delta.delta import Delta
 from rlforget.delta.naming import KINDS, kind_of, layer_of
 from rlforget.weights import TensorMeta
+from rlforget.weights.ranks import gathered
+from rlforget.weights.sharding import Sharding
 from rlforget_kernels.delta_stats import STEP_BINS, foreach_delta_stats
 from rlforget_kernels.delta_stats import DeltaStats as Measured
 
@@ -177,12 +179,21 @@ def measure(delta: Delta) -> DeltaStats:
     """Measure every tensor of a delta, in O(changed) time: what did not change is within every tolerance."""
     tensors = list(delta.values())
     measured = Measured(*foreach_delta_stats([t.before for t in tensors], [t.after for t in tensors]))
+    changes = {t.name: named_change(t.dtype, t.numel, t.changed, measured, row) for row, t in enumerate(tensors)}
     return DeltaStats(
-        {t.name: named_change(t.dtype, t.numel, t.changed, measured, row) for row, t in enumerate(tensors)},
+        changes if delta.sharding is None else _of_all_ranks(changes, delta.sharding),
         {t.name: fate(t.meta_before, t.meta_after) for t in delta.whole.values()},
         {file.name: fate_of_file(file.before, file.after) for file in delta.files.values()},
         delta.renamed,
     )
+
+
+def _of_all_ranks(here: dict[str, Change], sharding: Sharding) -> dict[str, Change]:
+    told = gathered({name: change for name, change in here.items() if name in sharding.counted})
+    return {
+        name: replace(combine(one[name] for one in told if name in one), numel=change.numel)
+        for name, change in here.items()
+    }
 
 
 def fate(before: TensorMeta | None, after: TensorMeta | None) -> str:

@@ -54,6 +54,7 @@ def combine_fishers(fishers: Sequence[Fisher], *, weights: Sequence[float] | Non
         {name: total(name, "gradient") for name in sizes},
         sum(one.samples for one in fishers),
         fishers[0].where,
+        None if fishers[0].whole_mean is None else sum(weights),
     )
 
 
@@ -65,7 +66,7 @@ def fisher_of(fishers: Fishers, delta: Delta) -> Fisher:
         NonFiniteError: A Fisher that is zero everywhere, or holds NaN or infinity.
     """
     several = [fishers] if isinstance(fishers, Fisher) else list(fishers)
-    sizes = {name: tensor.changed for name, tensor in delta.items() if tensor.changed}
+    sizes = {name: tensor.changed for name, tensor in delta.items() if delta.counts[name]}
     for one in several:
         _check(one, sizes)
     return several[0] if len(several) == 1 else combine_fishers(several)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,6 +15,8 @@ from rlforget.interference.completions import Batches, check_finite, collect, co
 from rlforget.interference.point import Frozen, check_at_after, measured_parameters, moved, toward_before
 from rlforget.interference.sample_gradients import Column, SampleGradients, columns_for, width
 from rlforget.weights import open_weights
+from rlforget.weights.ranks import gathered
+from rlforget.weights.sharding import Sharding, together
 from rlforget_kernels.fisher_accumulate import fisher_accumulate_
 
 if TYPE_CHECKING:
@@ -34,16 +37,20 @@ class Fisher:
         gradient: Likewise the mean gradient of the loss −log π.
         samples: How many completions went in; none where no changed tensor takes a gradient.
         where: The point of the weights at which it was taken.
+        whole_mean: Of a model that is spread over ranks, the mean of `values` on all of them.
     """
 
     values: dict[str, Tensor]
     gradient: dict[str, Tensor]
     samples: int
     where: Where = "now"
+    whole_mean: float | None = None
 
     @property
     def mean(self) -> float:
         """Mean of `values` over all the changed coordinates."""
+        if self.whole_mean is not None:
+            return self.whole_mean
         count = sum(value.numel() for value in self.values.values())
         return sum(float(value.double().sum()) for value in self.values.values()) / max(count, 1)
 
@@ -95,11 +102,11 @@ def fisher(
             fix="Check the spelling.",
         )
     parameters, _ = measured_parameters(model, at, frozen=frozen)
-    columns = columns_for(parameters, {name: at[name].indices for name in parameters})
+    columns = columns_for(parameters, {name: at[name].indices for name in parameters}, at.sharding)
     point: AbstractContextManager[None] = nullcontext()
     if where != "now":
-        check_at_after(open_weights(model), at)
-        point = moved(parameters, toward_before(at, _SHARE_BACK[where]))
+        check_at_after(open_weights(model, shards=True), at)
+        point = moved(model, parameters, toward_before(at, _SHARE_BACK[where]))
     if not columns:
         return Fisher(_by_name(torch.empty(0), columns, at), _by_name(torch.empty(0), columns, at), 0, where)
     prompts = collect(model, batches, samples=samples, seed=seed, tokenizer=tokenizer)
@@ -117,30 +124,41 @@ def fisher(
                     fisher_accumulate_(squares, row)
                 total += rows.sum(0)
                 count += rows.shape[0]
-    _check_squares(squares, columns)
+    _check_squares(squares, columns, at.sharding)
     values, gradient = (squares / count).cpu(), (-total / count).cpu()
-    return Fisher(_by_name(values, columns, at), _by_name(gradient, columns, at), count, where)
+    by_name = _by_name(values, columns, at)
+    return Fisher(by_name, _by_name(gradient, columns, at), count, where, _whole_mean(by_name, at))
 
 
 def _by_name(flat: Tensor, columns: dict[str, Column], delta: Delta) -> dict[str, Tensor]:
     return {
         name: flat[columns[name].span] if name in columns else torch.zeros(tensor.changed)
         for name, tensor in delta.items()
-        if tensor.changed
+        if delta.counts[name]
     }
 
 
-def _check_squares(squares: Tensor, columns: dict[str, Column]) -> None:
-    if bool(squares.isfinite().all()):
-        if bool(squares.any()):
-            return
+def _whole_mean(values: dict[str, Tensor], delta: Delta) -> float | None:
+    if delta.sharding is None:
+        return None
+    here = sum(float(value.double().sum()) for name, value in values.items() if name in delta.sharding.counted)
+    return sum(gathered(here)) / max(delta.changed, 1)
+
+
+def _check_squares(squares: Tensor, columns: dict[str, Column], sharding: Sharding | None) -> None:
+    together(partial(_check_finite, squares, columns), sharding)
+    some, every = bool(squares.any()), squares.numel()
+    if not (some if sharding is None else any(gathered(some))):
         raise ZeroGradientError(
             "the Fisher",
             expected="a gradient at one coordinate of the delta or more",
-            found=f"zero at all {squares.numel()}, in every sample",
+            found=f"zero at all {every}, in every sample",
             fix="Pass batches with scored tokens that the changed weights bear on; from float16, in which small "
             "gradients vanish, go to bfloat16 or float32.",
         )
+
+
+def _check_finite(squares: Tensor, columns: dict[str, Column]) -> None:
     for name, column in columns.items():
         wrong = int((~squares[column.span].isfinite()).sum())
         if wrong:

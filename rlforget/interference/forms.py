@@ -53,7 +53,7 @@ def sources_of(
         WrongBaseError: The model is not at the delta's after bits.
     """
     parameters, _ = measured_parameters(model, delta, frozen=frozen)
-    check_at_after(open_weights(model), delta)
+    check_at_after(open_weights(model, shards=True), delta)
     restored, protected = (
         [collect(model, one, samples=samples, seed=seed, tokenizer=tokenizer) for one in several]
         for several in (restore, protect)
@@ -67,7 +67,7 @@ def sources_of(
     ]
     return Sources(
         model,
-        columns_for(parameters),
+        columns_for(parameters, sharding=delta.sharding),
         restored,
         protected,
         kind=rows,
@@ -76,6 +76,7 @@ def sources_of(
         protect_shares=shares[1],
         seed=seed,
         tokenizer=tokenizer,
+        sharding=delta.sharding,
     )
 
 
@@ -91,12 +92,17 @@ def space_of(
 ) -> GradientStack | StreamedGradients:
     """Take rows in the form asked for. "auto" is plain while they fit, on one process: ranks share the streamed form.
 
+    Where the model itself is spread over ranks, each holds its columns of the plain form, whatever their size.
+
     Args:
         at: The rows and their points.
         form: "plain", "streamed" or "auto".
         block: Rows that the streamed form holds at once.
         into: A stack of an earlier pass, to be overwritten.
     """
+    if at.sources.sharding is not None:
+        refuse_unless(("form", form != "streamed", '"plain" or "auto", for a model that is spread over ranks', form))
+        return GradientStack.of(at, into=into.rows if isinstance(into, GradientStack) else None)
     fits = world() == 1 and 4 * total(at.blocks) * width(at.sources.columns) <= PLAIN_BYTES
     if form == "streamed" or (form == "auto" and not fits):
         return StreamedGradients(at, block=block)
@@ -108,7 +114,7 @@ def flat(delta: Delta, columns: Mapping[str, Column]) -> Tensor:
     values = torch.zeros(width(columns))
     for name, column in columns.items():
         if name in delta.layout:
-            values[column.span][delta[name].indices.to(torch.int64)] = delta[name].values
+            values[column.span][delta.places(name)] = delta[name].values
     return values
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,18 +13,25 @@ from rlforget.interference import sample_space
 from rlforget.interference.linearisation import Directions, Linearisation
 from rlforget.interference.rows import Rows, count, total
 from rlforget.interference.sample_gradients import SampleGradients, width
+from rlforget.weights.ranks import summed
 
 
 class GradientStack:
     """Rows that are held: 4 bytes × rows × entries.
 
+    Of a model that is spread over ranks each holds its columns of them, and they add up products of rows, n × n.
+
     Args:
         rows: float32 [n, N], G_A's first.
         restoring: How many of them are of each side of G_A.
+        spread: Whether other ranks hold other columns.
+        counted: Which columns this rank counts, bools [N]; None: all.
     """
 
-    def __init__(self, rows: Tensor, *restoring: int) -> None:
-        self.rows, self._restoring = rows, restoring
+    def __init__(self, rows: Tensor, *restoring: int, spread: bool = False, counted: Tensor | None = None) -> None:
+        self.rows, self._restoring, self._spread = rows, restoring, spread
+        # Copies of columns that another rank counts: there are few, of what is too small to be split.
+        self._copies = None if counted is None else (~counted).nonzero().flatten().to(rows.device)
 
     @classmethod
     def of(cls, linearisation: Linearisation, *, into: Tensor | None = None) -> GradientStack:
@@ -47,7 +54,8 @@ class GradientStack:
         for side, part in zip(linearisation.sides, torch.split(rows, heights), strict=True):
             with linearisation.at(side):
                 writer.write(side.rows, part)
-        return cls(rows, *heights[:-1])
+        spread = source.sharding is not None
+        return cls(rows, *heights[:-1], spread=spread, counted=source.counted())
 
     @classmethod
     def random(cls, count: int, like: Tensor, seed: int) -> GradientStack:
@@ -77,7 +85,7 @@ class GradientStack:
 
     def gram(self) -> Tensor:
         """Return W Wᵀ, float64 [n, n]."""
-        return sample_space.gram(self.rows)
+        return self._summed(sample_space.gram(self.rows), lambda copies: sample_space.gram(self.rows[:, copies]))
 
     def along(self, direction: Directions, *, protect: bool = False) -> Tensor:
         """Return G_A v, or G_B v, float64, for v [N] float32; of several v, each side of G_A takes its own."""
@@ -86,11 +94,22 @@ class GradientStack:
         else:
             parts = list(torch.split(self.rows[: self.restoring], list(self._restoring)))
         several = [direction] * len(parts) if isinstance(direction, Tensor) else direction
-        return torch.cat([sample_space.forward(part, one) for part, one in zip(parts, several, strict=True)])
+        pairs = list(zip(parts, several, strict=True))
+
+        def of_copies(copies: Tensor) -> Tensor:
+            return torch.cat([sample_space.forward(part[:, copies], one[copies]) for part, one in pairs])
+
+        return self._summed(torch.cat([sample_space.forward(part, one) for part, one in pairs]), of_copies)
 
     def combined(self, weights: Tensor) -> Tensor:
         """Return Wᵀ y for y float64 [n], float32 [N]."""
         return sample_space.backward(self.rows, weights)
+
+    def _summed(self, here: Tensor, of_copies: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add up over the ranks what they hold, without the columns that others count."""
+        if self._copies is not None:
+            here = here - of_copies(self._copies)
+        return summed(here) if self._spread else here
 
 
 class _Writer:

@@ -168,7 +168,7 @@ def kronecker_rule(
     )
     parameters = {name: column.parameter for name, column in sources.columns.items()}
     owners = linear_layers(model, parameters)
-    with moved(parameters, toward_before(delta, 0.5)):
+    with moved(model, parameters, toward_before(delta, 0.5)):
         earlier = second_moments(model, owners, sources.restore, sources.restore_shares, seed=seed, tokenizer=tokenizer)
     later = second_moments(model, owners, sources.protect, sources.protect_shares, seed=seed, tokenizer=tokenizer)
     layers: dict[str, KroneckerLayer] = {}

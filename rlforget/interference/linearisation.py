@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,11 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rlforget.interference.blocks import subtract_block_
 from rlforget.interference.completions import Batch
 from rlforget.interference.point import moved
 from rlforget.interference.rows import Kind, Rows, domain_rows
-from rlforget.interference.sample_gradients import Column
-from rlforget_kernels.subtract import subtract_
+from rlforget.interference.sample_gradients import Column, width
+from rlforget.weights.ranks import gathered
+from rlforget.weights.sharding import Sharding
 
 Directions = Tensor | Sequence[Tensor]
 
@@ -60,6 +63,7 @@ class Sources:
         protect_shares: Likewise.
         seed: Seed of the completions and of the draw of rows.
         tokenizer: Names the padding and the end token.
+        sharding: By the columns' names, what of the parameters lies on this rank; None: they are whole.
     """
 
     model: nn.Module
@@ -72,6 +76,23 @@ class Sources:
     protect_shares: Sequence[float]
     seed: int
     tokenizer: Any
+    sharding: Sharding | None = None
+
+    def counted(self) -> Tensor | None:
+        """Return which entries of a row this rank counts where ranks add up, bools [width]; None: all."""
+        if self.sharding is None:
+            return None
+        counted = torch.ones(width(self.columns), dtype=torch.bool)
+        for name, column in self.columns.items():
+            counted[column.span] = name in self.sharding.counted
+        return None if bool(counted.all()) else counted
+
+    def norm(self, vector: Tensor) -> float:
+        """Return the norm of a vector over the columns, float32 [width] here, on all ranks."""
+        counted = self.counted()
+        here = vector if counted is None else vector[counted.to(vector.device)]
+        square = float(here.double().square().sum())
+        return math.sqrt(square if self.sharding is None else sum(gathered(square)))
 
 
 @dataclass(frozen=True)
@@ -139,14 +160,14 @@ class Linearisation:
         wanted = None if only is None else set(map(id, only))
 
         def shifted(name: str, now: Tensor) -> Tensor:
-            span = columns[name].span
-            part = self.correction[span] if change is None else (change[span] + self.correction[span]) / 2
-            new = now.clone()
-            subtract_(new, part.to(now.device).view(now.shape), seed=self.sources.seed, offset=span.start)
+            column, new = columns[name], now.clone()
+            taken = self.correction[column.span]
+            part = (taken if change is None else (change[column.span] + taken) / 2).to(now.device).view(now.shape)
+            subtract_block_(new, part, column.box, seed=self.sources.seed, offset=column.offset)
             return new
 
         kept = {n: c.parameter for n, c in columns.items() if wanted is None or id(c.parameter) in wanted}
-        return moved(kept, shifted)
+        return moved(self.sources.model, kept, shifted)
 
     def left(self) -> list[Tensor]:
         """Return δ − correction for each side to restore, float32 [width]."""
@@ -159,6 +180,7 @@ class Linearisation:
                     domain_rows(
                         self.sources.model,
                         batches,
+                        alone=self.sources.sharding is not None,
                         kind=self.sources.kind,
                         budget=self.sources.budget,
                         share=share,

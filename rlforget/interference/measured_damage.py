@@ -118,7 +118,7 @@ def damage_curve(
     def at(share: float) -> Iterator[None]:
         with ExitStack() as held:
             if share != 1.0:
-                held.enter_context(moved(parameters, toward_before(delta, 1.0 - share)))
+                held.enter_context(moved(model, parameters, toward_before(delta, 1.0 - share)))
             yield
 
     def scores(share: float, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

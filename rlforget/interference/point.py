@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from rlforget.delta.sharded import check_alike
 from rlforget.errors import ConfigError, LayoutError, ParameterError, WrongBaseError
 from rlforget.weights import open_weights, pair_up
+from rlforget.weights.sharding import here, settle, together
 from rlforget_kernels.common.arithmetic import widened
 from rlforget_kernels.common.bits import as_bits
 
@@ -31,6 +33,7 @@ def names_in(weights: Weights, delta: Delta) -> dict[str, str]:
     Raises:
         LayoutError: The delta is of another architecture, or of a model that ties what these weights keep apart.
     """
+    check_alike(weights, delta)
     names: dict[str, str] = {}
     called_before = {new: old for old, new in delta.renamed.items()}
     for pair in pair_up(delta.layout_after, weights):
@@ -57,11 +60,11 @@ def changed_parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter
         LayoutError: The delta is of another architecture.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    names = names_in(open_weights(model), delta)
+    names = names_in(open_weights(model, shards=True), delta)
     found: dict[int, tuple[str, nn.Parameter]] = {}
-    for name, tensor in delta.items():
+    for name in delta:
         parameter = parameters.get(names[name])
-        if tensor.changed and parameter is not None and parameter.is_floating_point():
+        if delta.counts[name] and parameter is not None and parameter.is_floating_point():
             found.setdefault(id(parameter), (name, parameter))
     return dict(found.values())
 
@@ -85,7 +88,7 @@ def measured_parameters(
     parameters = changed_parameters(model, delta)
     fixed = {name: "a frozen parameter" for name, parameter in parameters.items() if not parameter.requires_grad}
     for name, tensor in delta.items():
-        if tensor.changed and (not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1):
+        if delta.counts[name] and (not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1):
             fixed[name] = f"a quantised tensor, in {tensor.dtype}"
     if fixed and frozen == "error":
         name, found = next(iter(fixed.items()))
@@ -127,39 +130,50 @@ def check_at_after(weights: Weights, delta: Delta) -> None:
         LayoutError: The delta is of another architecture.
         WrongBaseError: A bit differs.
     """
-    for name, target in names_in(weights, delta).items():
-        tensor = delta[name]
-        held = as_bits(weights.tensor(target))
-        held = held.index_select(0, tensor.indices.to(held.device)).cpu()
-        wrong = int((held != tensor.after_bits).sum())
-        if wrong:
-            raise WrongBaseError(
-                f"{weights.description}, tensor {target!r}",
-                expected=f"the delta's new bits at {tensor.changed} coordinates",
-                found=f"other bits at {wrong} of them",
-                fix="Take the weights that the delta leads to: apply the delta, or undo what was rolled back already.",
-            )
+    names = names_in(weights, delta)
+
+    def check() -> None:
+        for name, target in names.items():
+            tensor = delta[name]
+            held = as_bits(weights.tensor(target))
+            held = held.index_select(0, delta.places(name).to(held.device)).cpu()
+            wrong = int((held != tensor.after_bits).sum())
+            if wrong:
+                raise WrongBaseError(
+                    f"{weights.description}, tensor {target!r}",
+                    expected=f"the delta's new bits at {tensor.changed} coordinates",
+                    found=f"other bits at {wrong} of them",
+                    fix="Take the weights that the delta leads to: apply the delta, or undo what was rolled back "
+                    "already.",
+                )
+
+    together(check, weights.sharding)
 
 
 @contextmanager
-def moved(parameters: Mapping[str, nn.Parameter], to: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+def moved(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], to: Callable[[str, Tensor], Tensor]
+) -> Iterator[None]:
     """Hold `parameters` at other values inside the block, and put the old bits back whatever happens.
 
     Args:
-        parameters: The parameters to move. A full copy of them is kept meanwhile.
+        model: The model that they are of.
+        parameters: The parameters to move; of shards what is here. A full copy of them is kept meanwhile.
         to: Gives the new value from a parameter's name and its present value (which it must not write to).
     """
     saved: dict[str, Tensor] = {}
     try:
+        settle(model)
         with torch.no_grad():
             for name, parameter in parameters.items():
-                saved[name] = parameter.detach().clone()
-                parameter.copy_(to(name, saved[name]))
+                saved[name] = here(parameter).clone()
+                here(parameter).copy_(to(name, saved[name]))
         yield
     finally:
+        settle(model)
         with torch.no_grad():
             for name, old in saved.items():
-                parameters[name].copy_(old)
+                here(parameters[name]).copy_(old)
 
 
 def toward_before(delta: Delta, share: float) -> Callable[[str, Tensor], Tensor]:
@@ -175,7 +189,7 @@ def toward_before(delta: Delta, share: float) -> Callable[[str, Tensor], Tensor]
         if share != 1.0:
             before = (widened(tensor.after) - share * tensor.values).to(now.device, now.dtype)
         flat = now.clone().flatten()
-        flat[tensor.indices.to(now.device).long()] = before
+        flat[delta.places(name).to(now.device)] = before
         return flat.view(now.shape)
 
     return value

@@ -184,7 +184,7 @@ def damage(
     places = points_along(points)
     taken: list[dict[str, Tensor]] = []  # of each place, each label's [2 or 3, completions]
     for place in places:
-        with moved(parameters, toward_before(delta, 1.0 - place)):
+        with moved(model, parameters, toward_before(delta, 1.0 - place)):
             if not taken:
                 scored = list(completed(model, prompts, seed=seed, tokenizer=tokenizer))
             found: dict[str, list[Tensor]] = {}

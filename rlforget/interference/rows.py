@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rlforget.domains.batches import IGNORED
 from rlforget.errors import EmptyDomainError
 from rlforget.interference.completed_by_ranks import completed_by_ranks
-from rlforget.interference.completions import Batch, next_token_log_probs
+from rlforget.interference.completions import Batch, completed, next_token_log_probs
 from rlforget.interference.sample_gradients import measuring
 
 Kind = Literal["sequence", "token", "logit"]
@@ -42,6 +42,7 @@ def domain_rows(
     share: float = 1.0,
     seed: int = 0,
     tokenizer: Any = None,
+    alone: bool = False,
 ) -> list[Rows]:
     """Complete one domain's batches at the model's present weights, and take rows of them.
 
@@ -54,6 +55,7 @@ def domain_rows(
         share: The domain's weight: it multiplies GᵀG.
         seed: Seed of completions and of the draw.
         tokenizer: Names the padding and the end token.
+        alone: Whether every rank makes all completions, as where the model itself is spread over them.
 
     Returns:
         Blocks of `input_ids`, `attention_mask`, `labels` [B, T] int64, `weight` [B] float64 and `prompt` [B] int64, the
@@ -64,7 +66,8 @@ def domain_rows(
     """
     blocks: list[Rows] = []
     completions = 0
-    for batch in completed_by_ranks(model, batches, seed=seed, tokenizer=tokenizer):
+    completions_of = completed if alone else completed_by_ranks
+    for batch in completions_of(model, list(batches), seed=seed, tokenizer=tokenizer):
         end = completions + batch["labels"].shape[0]
         prompt = torch.arange(completions, end, device=batch["labels"].device)
         rows = {**batch, "weight": torch.ones_like(prompt, dtype=torch.float64), "prompt": prompt}

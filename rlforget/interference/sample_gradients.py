@@ -9,7 +9,7 @@ backward pass a sample.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from rlforget.interference.completions import completion_log_probs
 from rlforget.interference.layer_rules import Rule, rule_for
+from rlforget.weights.box import Box
+from rlforget.weights.ranks import gathered
+from rlforget.weights.sharding import Sharding, fully_sharded, here, is_shard, settle
 
 logger = logging.getLogger(__name__)
 
@@ -35,27 +38,50 @@ class Column:
         parameter: The parameter.
         span: Its slice of the row.
         indices: The int64 flat indices that are kept, ascending; None keeps them all.
+        box: What of the parameter lies on this rank, where it is spread over several: what is kept is in it.
+        offset: Where the parameter begins among all coordinates of the columns' parameters, on whichever rank.
     """
 
     parameter: nn.Parameter
     span: slice
     indices: Tensor | None = None
+    box: Box | None = None
+    offset: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what of the parameter is in memory here."""
+        return tuple(self.parameter.shape) if self.box is None else self.box.sizes
 
 
 def columns_for(
-    parameters: Mapping[str, nn.Parameter], indices: Mapping[str, Tensor] | None = None
+    parameters: Mapping[str, nn.Parameter],
+    indices: Mapping[str, Tensor] | None = None,
+    sharding: Sharding | None = None,
 ) -> dict[str, Column]:
-    """Lay the gradients of `parameters` side by side, whole or at `indices` only."""
+    """Lay the gradients of `parameters` side by side, whole or at `indices` only.
+
+    Args:
+        parameters: By name.
+        indices: For each the flat indices to keep; None: all that are here.
+        sharding: By the same names, what of them lies on this rank; None: they are whole.
+    """
     columns: dict[str, Column] = {}
-    start = 0
+    start = offset = 0
     for name, parameter in parameters.items():
-        kept = None
-        if indices is not None and indices[name].numel() < parameter.numel():
-            kept = indices[name].to(parameter.device, torch.int64)
+        box = None if sharding is None else sharding.boxes[name]
+        kept = _kept(parameter, None if indices is None else indices[name], box)
         stop = start + (parameter.numel() if kept is None else kept.numel())
-        columns[name] = Column(parameter, slice(start, stop), kept)
-        start = stop
+        columns[name] = Column(parameter, slice(start, stop), kept, box, offset)
+        start, offset = stop, offset + parameter.numel()
     return columns
+
+
+def _kept(parameter: nn.Parameter, indices: Tensor | None, box: Box | None) -> Tensor | None:
+    if indices is None and box is not None and not box.is_whole:
+        indices = box.to_whole(torch.arange(box.numel))
+    whole = indices is None or indices.numel() == parameter.numel()
+    return None if indices is None or whole else indices.to(here(parameter).device, torch.int64)
 
 
 def width(columns: Mapping[str, Column]) -> int:
@@ -79,7 +105,10 @@ class SampleGradients:
     def __init__(self, model: nn.Module, columns: Mapping[str, Column], *, batched: bool = True) -> None:
         self.model, self.columns = model, columns
         wanted = {id(column.parameter): column for column in columns.values()}
-        self._rules = _rules(model, wanted) if batched else None
+        self._spread = any(column.box is not None for column in columns.values())
+        # Where layers themselves are split, as among tensor-parallel ranks, so are their inputs and outputs.
+        split = self._spread and not fully_sharded(model)
+        self._rules = _rules(model, wanted) if batched and not split else None
         self._checked = False
 
     @property
@@ -106,7 +135,8 @@ class SampleGradients:
         """
         if self._rules is not None and not self._checked:
             self._checked = True
-            if not self._agrees({name: value[:2] for name, value in batch.items()}):
+            agrees = self._agrees({name: value[:2] for name, value in batch.items()})
+            if not (all(gathered(agrees)) if self._spread else agrees):  # each rank looked at what it holds
                 logger.info("per-sample gradients of %s: one backward pass a sample", type(self.model).__name__)
                 self._rules = None
         with measuring(self.model):
@@ -215,24 +245,47 @@ def _one_by_one(model: nn.Module, columns: Mapping[str, Column], batch: Batch, r
     parameters = [column.parameter for column in columns.values()]
     for parameter in parameters:
         parameter.requires_grad_(True)
+    gradients_of = _accumulated if any(map(is_shard, parameters)) else _gradients
     log_probs: list[Tensor] = []
     for sample in range(rows.shape[0]):
         one = {name: value[sample : sample + 1] for name, value in batch.items()}
         log_prob = completion_log_probs(model, one)
-        gradients = torch.autograd.grad(log_prob.sum(), parameters, allow_unused=True)
-        for column, gradient in zip(columns.values(), gradients, strict=True):
+        for column, gradient in zip(columns.values(), gradients_of(log_prob.sum(), parameters), strict=True):
             if gradient is None:
                 rows[sample, column.span] = 0.0
             else:
-                flat = gradient.flatten()
-                rows[sample, column.span] = flat if column.indices is None else flat[column.indices]
+                flat, kept = here(gradient).flatten(), column.indices
+                if kept is not None and column.box is not None:
+                    kept = column.box.to_block(kept)
+                rows[sample, column.span] = flat if kept is None else flat[kept]
         log_probs.append(log_prob.detach())
     return torch.cat(log_probs)
+
+
+def _gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+    return torch.autograd.grad(value, parameters, allow_unused=True)
+
+
+def _accumulated(value: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+    """Take gradients as a training step does: under `fully_shard` they come about in no other way.
+
+    Every rank has the same samples, so that the mean that ranks' gradients are reduced to is each one's own.
+    """
+    kept = [parameter.grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        value.backward()  # type: ignore[no-untyped-call]
+        return [parameter.grad for parameter in parameters]
+    finally:
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.grad = gradient
 
 
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
     """Set evaluation mode and let no parameter require a gradient; both as found afterwards."""
+    settle(model)  # else some of the parameters are copies for the time between two passes
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     try:

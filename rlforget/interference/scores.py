@@ -12,6 +12,8 @@ from rlforget.errors import ConfigError, LayoutError, NonFiniteError, UnknownNam
 from rlforget.interference.combining import Fishers, fisher_of
 from rlforget.interference.empirical_fisher import Fisher
 from rlforget.interference.selection import Conflict
+from rlforget.weights.ranks import gathered
+from rlforget.weights.sharding import Sharding, together
 from rlforget_kernels.common.score_bits import INFINITY_BIN, LEADING_BINS
 from rlforget_kernels.conflict_score import conflict_score
 
@@ -81,13 +83,14 @@ def conflict(
     score = score or ("two_fisher" if subspace is None else "subspace")
     _check_needs(score, {"earlier": earlier, "later": later, "own": own, "subspace": subspace})
     _check_point(score, earlier)
-    changed = {name: tensor for name, tensor in delta.items() if tensor.changed}
+    changed = {name: tensor for name, tensor in delta.items() if delta.counts[name]}
+    firsts = _firsts(changed, delta.sharding) if score == "random" else {}
     fisher_a, fisher_b = (
         fisher_of(side, delta) if side is not None and need in NEEDS[score] else None
         for need, side in (("earlier", earlier), ("later", later))
     )
     scores: dict[str, Tensor] = {}
-    histogram = torch.zeros(LEADING_BINS, dtype=torch.int64)
+    histograms: dict[str, Tensor] = {}
     offset = 0
     damping = 0.0 if fisher_b is None else epsilon * fisher_b.mean
     if fisher_b is not None and changed and not damping > 0.0:
@@ -101,7 +104,7 @@ def conflict(
         elif score == "opposed" and own is not None:
             direction = _values_at(own, tensor)
         elif score == "subspace" and subspace is not None:
-            direction = _correction_at(subspace, tensor)
+            direction = _correction_at(subspace, tensor, delta)
         scores[name], counts = conflict_score(
             tensor.values,
             score,
@@ -110,12 +113,17 @@ def conflict(
             direction=direction,
             damping=damping,
             seed=seed,
-            offset=offset,
+            offset=offset + firsts.get(name, 0),
         )
-        _check_finite(name, score, counts)
-        histogram += counts.to(histogram.device)
-        offset += tensor.changed
-    return Conflict(delta, score, scores, histogram)
+        histograms[name] = counts.cpu()
+        offset += delta.counts[name]
+    together(lambda: _check_finite(score, histograms), delta.sharding)
+    counted = histograms.keys() if delta.sharding is None else delta.sharding.counted
+    histogram = torch.zeros(LEADING_BINS, dtype=torch.int64)
+    for name, counts in histograms.items():
+        if name in counted:
+            histogram += counts
+    return Conflict(delta, score, scores, histogram if delta.sharding is None else delta.sharding.summed(histogram))
 
 
 def _check_needs(score: str, given: Mapping[str, object]) -> None:
@@ -161,27 +169,50 @@ def _values_at(own: Delta, tensor: TensorDelta) -> Tensor:
     return values
 
 
-def _correction_at(subspace: ConflictSubspace, tensor: TensorDelta) -> Tensor:
+def _correction_at(subspace: ConflictSubspace, tensor: TensorDelta, delta: Delta) -> Tensor:
     """Read u at the coordinates of `tensor`, 0 for a tensor that takes no gradient: float32 [changed]."""
     correction = subspace.correction.get(tensor.name)
     if correction is None:
         return torch.zeros(tensor.changed)
-    if tuple(correction.shape) != tuple(tensor.shape):
+    shape = tuple(tensor.shape) if delta.sharding is None else delta.sharding.boxes[tensor.name].sizes
+    if tuple(correction.shape) != shape:
         raise LayoutError(
             f"the correction of {tensor.name!r}",
-            expected=f"shape {tuple(tensor.shape)}",
+            expected=f"shape {shape}",
             found=f"shape {tuple(correction.shape)}",
             fix="Solve the conflict subspace for this very delta.",
         )
-    return correction.flatten()[tensor.indices.to(torch.int64)]
+    return correction.flatten()[delta.places(tensor.name)]
 
 
-def _check_finite(name: str, score: str, histogram: Tensor) -> None:
-    wrong = int(histogram[INFINITY_BIN:].sum())
-    if wrong:
-        raise NonFiniteError(
-            f"the score {score!r} of {name!r}",
-            expected="finite numbers",
-            found=f"NaN or Inf at {wrong} coordinates",
-            fix="Look for NaN or Inf in the weights on either side of the delta and in the Fishers.",
+def _firsts(changed: Mapping[str, TensorDelta], sharding: Sharding | None) -> dict[str, int]:
+    """Return, of each tensor, how many changed coordinates stand before those of this rank.
+
+    Raises:
+        ConfigError: Those of several ranks take turns.
+    """
+    if sharding is None:
+        return {}
+    split = [name for name in changed if sum(1 for _ in sharding.boxes[name].runs()) > 1]
+    if any(gathered(bool(split))):
+        raise ConfigError(
+            "score 'random'",
+            expected="tensors that are split along their first dimension alone",
+            found=f"{split[0]!r}, split along another" if split else "others, on another rank",
+            fix="Shard with fully_shard, or take the control 'magnitude'.",
         )
+    starts = {name: next((there.start for _, there in sharding.boxes[name].runs()), 0) for name in changed}
+    told = gathered({name: (starts[name], t.changed) for name, t in changed.items() if name in sharding.counted})
+    return {name: sum(one[name][1] for one in told if name in one and one[name][0] < starts[name]) for name in changed}
+
+
+def _check_finite(score: str, histograms: Mapping[str, Tensor]) -> None:
+    for name, histogram in histograms.items():
+        wrong = int(histogram[INFINITY_BIN:].sum())
+        if wrong:
+            raise NonFiniteError(
+                f"the score {score!r} of {name!r}",
+                expected="finite numbers",
+                found=f"NaN or Inf at {wrong} coordinates",
+                fix="Look for NaN or Inf in the weights on either side of the delta and in the Fishers.",
+            )

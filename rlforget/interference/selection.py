@@ -12,6 +12,7 @@ from torch import Tensor
 from rlforget.delta.naming import layer_of
 from rlforget.errors import CoordinateError, UnknownNameError
 from rlforget.interference.coordinates import Coordinates
+from rlforget.interference.selection_across import select_across
 from rlforget_kernels.select_top import select_top
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Conflict:
         delta: The delta that was scored.
         score: The name of the score.
         scores: For each changed tensor, float32 [changed], non-negative, in the order of the delta's indices.
-        histogram: int64 [4096], counts of the scores' bits >> 19 over all tensors.
+        histogram: int64 [4096], counts of the scores' bits >> 19 over all tensors, and ranks where they are spread.
     """
 
     delta: Delta
@@ -44,8 +45,8 @@ class Conflict:
 
     @property
     def changed(self) -> int:
-        """How many coordinates were scored."""
-        return sum(score.numel() for score in self.scores.values())
+        """How many coordinates were scored, on all ranks."""
+        return self.delta.changed
 
     def top(
         self,
@@ -58,7 +59,8 @@ class Conflict:
         """Return the coordinates that score highest.
 
         Ties go to the earlier tensor, then to the lower index. A coordinate that scores 0 is never picked, so fewer
-        than asked for come back where fewer score above it.
+        than asked for come back where fewer score above it. Of a model that is spread over ranks, every rank has to
+        call this, and gets those of the model's that it holds.
 
         Args:
             fraction: How many, as a share in (0, 1] of all the model's coordinates, changed or not. More than the
@@ -80,10 +82,13 @@ class Conflict:
         alike = len(groups) == 1 and within is None  # then the histogram is known
         picked: dict[str, Tensor] = {}
         for (names, _), budget in zip(groups, budgets, strict=True):
-            some = [scores[name] for name in names]
-            wanted = min(budget, sum(int(torch.count_nonzero(score)) for score in some))
-            if some:
-                picked |= zip(names, select_top(some, wanted, self.histogram if alike else None), strict=True)
+            some = {name: scores[name] for name in names}
+            histogram = self.histogram if alike else None
+            if some and self.delta.sharding is not None:
+                picked |= select_across(self.delta, some, budget, histogram)
+            elif some:
+                wanted = min(budget, sum(int(torch.count_nonzero(score)) for score in some.values()))
+                picked |= zip(names, select_top(list(some.values()), wanted, histogram), strict=True)
         return Coordinates(
             {
                 name: self.delta[name].indices[picked[name]].to(torch.int64)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rlforget.counting import counted
 from rlforget.errors import NothingLostError
+from rlforget.interference.blocks import subtract_block_
 from rlforget.interference.completions import Batches
 from rlforget.interference.forms import PLAIN_BYTES, Form, check_settings, flat, refuse_unless, sources_of, space_of
 from rlforget.interference.gradient_stack import GradientStack
@@ -24,7 +25,6 @@ from rlforget.interference.linearisation import Linearisation, SampleSpace, Sour
 from rlforget.interference.measured_subspace import Curve, CurvePoint, GradientSpectrum, MeasuredSubspace
 from rlforget.interference.point import Frozen, moved
 from rlforget.interference.rows import Kind
-from rlforget_kernels.subtract import subtract_
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
@@ -217,10 +217,10 @@ class _Plan:
         columns: Mapping[str, Any] = self.sources.columns
 
         def corrected(name: str, now: Tensor) -> Tensor:
-            span = columns[name].span
-            new = now.clone()
-            subtract_(new, correction[span].to(now.device).view(now.shape), seed=self.seed, offset=span.start)
+            column, new = columns[name], now.clone()
+            step = correction[column.span].to(now.device).view(now.shape)
+            subtract_block_(new, step, column.box, seed=self.seed, offset=column.offset)
             return new
 
-        with moved({name: column.parameter for name, column in columns.items()}, corrected):
+        with moved(self.sources.model, {name: column.parameter for name, column in columns.items()}, corrected):
             return float(self.evaluate())

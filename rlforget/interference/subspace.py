@@ -10,7 +10,7 @@ The rule is this project's own; that the damage concentrates in such a subspace 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from rlforget.interference.choosing import Problem, choose, ridge_of, solve
 from rlforget.interference.completions import Batches
 from rlforget.interference.forms import Form, check_settings, flat, refuse_unless, sources_of, space_of
 from rlforget.interference.gradient_stack import GradientStack
-from rlforget.interference.linearisation import Linearisation, SampleSpace
+from rlforget.interference.linearisation import Linearisation, SampleSpace, Sources
 from rlforget.interference.point import Frozen, check_at_after
 from rlforget.interference.rows import Kind
 from rlforget.interference.sample_gradients import Column
@@ -67,19 +67,23 @@ class ConflictSubspace:
 
     Attributes:
         correction: For each tensor that the delta changed and that takes gradients, u in float32, of the tensor's
-            shape: dense, also where the delta changed nothing.
+            shape, or that of the block that this rank holds: dense, also where the delta changed nothing.
         passes: What each pass did; none where there is nothing to correct.
         probes: For each tensor of `correction`, float32 [16, numel], or 4 of the streamed form: signed random sums of
             the rows of the last G_A, so that ‖P v‖ estimates ‖G_A v‖ for any v.
+        whole_norm: ‖u‖ on all ranks, where the model is spread over several.
     """
 
     correction: dict[str, Tensor]
     passes: tuple[Pass, ...]
     probes: dict[str, Tensor]
+    whole_norm: float | None = None
 
     @property
     def norm(self) -> float:
         """‖u‖."""
+        if self.whole_norm is not None:
+            return self.whole_norm
         return math.sqrt(sum(float(value.double().square().sum()) for value in self.correction.values()))
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,7 +119,9 @@ def conflict_subspace(
     see `StreamedGradients`. They differ by rounding.
 
     Under torch.distributed every rank calls this with the same arguments and a model of its own; the streamed form
-    spreads completions and rows over the ranks, and every rank gets the same bits.
+    spreads completions and rows over the ranks, and every rank gets the same bits. A model that is itself spread over
+    the ranks takes the plain form: every rank goes through the same rows, holds their gradients at the weights that it
+    has, and gets u there; what they exchange are sums and the matrices of the sample space.
 
     Args:
         model: A transformers causal language model at the delta's after bits. It is moved in place, and its bits are
@@ -182,8 +188,8 @@ def conflict_subspace(
     if random:
         change = change.to(next(model.parameters()).device)
         control = GradientStack.random(len(restore) * samples, change, seed)
-        correction, report = _solved(control, change, [change], mu=mu, lam=0.0)
-        return _result(control, correction, [report], columns, seed)
+        correction, report = _solved(control, change, [change], mu=mu, lam=0.0, norm=sources.norm)
+        return _result(control, correction, [report], sources, seed)
     correction = torch.zeros_like(change)
     space: GradientStack | StreamedGradients | None = None
     reports: list[Pass] = []
@@ -192,11 +198,11 @@ def conflict_subspace(
         space = space_of(at, form, block=block, into=space)
         prompts = torch.cat([rows["prompt"].cpu() for rows in at.blocks])
         whole, *left = (one.to(space.device) for one in (change - correction, *at.left()))
-        step, report = _solved(space, whole, left, mu=mu, lam=lam, prompts=prompts)
+        step, report = _solved(space, whole, left, mu=mu, lam=lam, norm=sources.norm, prompts=prompts)
         correction += step.to(correction.device)
         reports.append(report)
     assert space is not None
-    return _result(space, correction, reports, columns, seed)
+    return _result(space, correction, reports, sources, seed)
 
 
 def _changes(
@@ -208,8 +214,8 @@ def _changes(
     for one in since:
         if id(one) in found:
             continue
-        check_at_after(open_weights(model), one)
-        beyond = [name for name, t in one.items() if t.changed and not (name in delta.layout and delta[name].changed)]
+        check_at_after(open_weights(model, shards=True), one)
+        beyond = [name for name, n in one.counts.items() if n and not delta.counts.get(name)]
         told = f"another that changed {beyond[0]!r} too" if beyond else ""
         refuse_unless(("delta", not beyond, "the delta that reaches back farthest of those in since=", told))
         found[id(one)] = flat(one, columns)
@@ -223,6 +229,7 @@ def _solved(
     *,
     mu: float | str,
     lam: float | str,
+    norm: Callable[[Tensor], float],
     prompts: Tensor | None = None,
 ) -> tuple[Tensor, Pass]:
     """Return u, float32 [N], for what is `left` of the change for each side of G_A; its norm is told as a share of
@@ -253,18 +260,19 @@ def _solved(
         damage=float(target.norm()),
         damage_left=float((target - reached[:restoring]).norm()),
         side_effect=float(reached[restoring:].norm()),
-        norm_share=float(correction.double().norm() / whole.double().norm()),
+        norm_share=norm(correction) / norm(whole),
     )
 
 
 def _result(
-    space: SampleSpace, correction: Tensor, reports: Sequence[Pass], columns: Mapping[str, Column], seed: int
+    space: SampleSpace, correction: Tensor, reports: Sequence[Pass], sources: Sources, seed: int
 ) -> ConflictSubspace:
-    by_name = _by_name(correction, columns)
+    by_name = _by_name(correction, sources.columns)
     return ConflictSubspace(
-        {name: value.view(columns[name].parameter.shape) for name, value in by_name.items()},
+        {name: value.view(sources.columns[name].shape) for name, value in by_name.items()},
         tuple(reports),
-        _by_name(_probes(space, reports[-1], seed), columns),
+        _by_name(_probes(space, reports[-1], seed), sources.columns),
+        None if sources.sharding is None else sources.norm(correction),
     )
 
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlforget.errors import LayoutError
+from rlforget.interference.blocks import subtract_block_
 from rlforget.interference.kronecker import KroneckerRule
 from rlforget.interference.soft import SoftRule
 from rlforget.interference.subspace import ConflictSubspace
 from rlforget.recovery.norms import delta_square, difference, norm_share, square
 from rlforget.recovery.old_bits import check_partial, check_tied
 from rlforget.recovery.undo import Rollback, RollbackReport
-from rlforget.weights import Weights, WeightsLike
-from rlforget.weights.undo import SavedBits, all_or_nothing
+from rlforget.weights import Weights
+from rlforget.weights.box import Box
+from rlforget.weights.undo import Live, SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.project_rollback import project_rollback_
 from rlforget_kernels.rollback import rollback_
-from rlforget_kernels.subtract import subtract_
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
@@ -50,7 +52,7 @@ def of_subspace(
         LayoutError: The subspace is of another delta.
     """
     for name, correction in subspace.correction.items():
-        shape = tuple(delta[name].shape) if name in delta.layout else None
+        shape = _box(delta, name).sizes if name in delta.layout else None
         if shape != tuple(correction.shape):
             raise LayoutError(
                 f"the correction of {name!r}",
@@ -61,10 +63,15 @@ def of_subspace(
 
     def write(name: str, weight: Tensor, offset: int) -> Tensor:
         step = strength * subspace.correction[name].to(weight.device)
-        subtract_(weight, step, seed=seed, offset=offset)
+        subtract_block_(weight, step, _box(delta, name), seed=seed, offset=offset)
         return step
 
     return Correction({names[name]: name for name in subspace.correction}, write, subspace.probes)
+
+
+def _box(delta: Delta, name: str) -> Box:
+    """Return what of a tensor is in memory here."""
+    return Box.whole(tuple(delta[name].shape)) if delta.sharding is None else delta.sharding.boxes[name]
 
 
 def of_soft_rule(rule: SoftRule, delta: Delta, names: Mapping[str, str], strength: float, seed: int) -> Correction:
@@ -132,13 +139,12 @@ def of_kronecker_rule(
     return Correction({names[name]: name for name in rule.layers}, write)
 
 
-def take_off(source: WeightsLike, weights: Weights, delta: Delta, correction: Correction, strength: float) -> Rollback:
+def take_off(source: Live, weights: Weights, delta: Delta, correction: Correction, strength: float) -> Rollback:
     """Write a correction, and measure what rounding to the stored dtype did to it."""
     whole = delta_square(delta)
 
-    def write(saved: dict[str, SavedBits]) -> Rollback:
-        offset, entries, written, taken, error, wanted = 0, 0, 0, 0.0, 0.0, 0.0
-        harm, repair = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)  # [probes]
+    def write(saved: dict[str, SavedBits]) -> _Written:
+        offset, written = 0, _Written()
         for target, name in correction.targets.items():
             weight = weights.tensor(target)
             before = weight.clone()
@@ -147,22 +153,47 @@ def take_off(source: WeightsLike, weights: Weights, delta: Delta, correction: Co
             saved[target], changed = SavedBits.changed(before, weight)
             moved = difference(before, weight)
             missed = (step - moved).flatten()
-            offset += weight.numel()
-            entries += int(torch.count_nonzero(step))
-            written += changed
-            taken, error, wanted = taken + square(moved), error + square(missed), wanted + square(step)
+            offset += weights.meta(target).numel
+            if not weights.counts(target):
+                continue
+            sums = (square(moved), square(missed), square(step))
+            harm = repair = _NOTHING
             if name in correction.probes:
                 probes = correction.probes[name]
-                harm = harm + (probes @ missed.to(probes)).double()
-                repair = repair + (probes @ step.flatten().to(probes)).double()
+                harm = (probes @ missed.to(probes)).double()
+                repair = (probes @ step.flatten().to(probes)).double()
+            written += _Written(int(torch.count_nonzero(step)), changed, *sums, harm, repair)
+        return written
+
+    def end(told: Sequence[_Written], saved: dict[str, SavedBits]) -> Rollback:
+        done = sum(told, _Written())
         report = RollbackReport(
-            coordinates=entries,
-            written=written,
+            coordinates=done.entries,
+            written=done.changed,
             strength=strength,
-            norm_share=norm_share(taken, whole),
-            rounding=norm_share(error, wanted),
-            rounding_damage=norm_share(square(harm), square(repair)) if correction.probes else None,
+            norm_share=norm_share(done.taken, whole),
+            rounding=norm_share(done.missed, done.wanted),
+            rounding_damage=norm_share(square(done.harm), square(done.repair)) if correction.probes else None,
         )
         return Rollback(source, saved, report)
 
-    return all_or_nothing(weights, write)
+    return all_or_nothing(weights, write, end)
+
+
+_NOTHING = torch.zeros((), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What was written, as sums over tensors and ranks: squares of norms, and what the probes tell, [probes]."""
+
+    entries: int = 0
+    changed: int = 0
+    taken: float = 0.0
+    missed: float = 0.0
+    wanted: float = 0.0
+    harm: Tensor = _NOTHING
+    repair: Tensor = _NOTHING
+
+    def __add__(self, other: _Written) -> _Written:
+        return _Written(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

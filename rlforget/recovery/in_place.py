@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rlforget.errors import ConfigError, OutputError
+from rlforget.errors import ConfigError, LayoutError, OutputError
 from rlforget.interference.coordinates import Coordinates
 from rlforget.interference.kronecker import KroneckerRule
 from rlforget.interference.point import check_at_after, names_in
@@ -41,7 +42,9 @@ def rollback(
     stochastic rounding, whose random bits are a hash of the seed and the position, because most of u is below half a
     unit in the last place.
 
-    Nothing is written before every bit of the delta is checked, and a fault on the way puts all bits back.
+    Nothing is written before every bit of the delta is checked, and a fault on the way puts all bits back. Of weights
+    that are spread over ranks every rank calls this, with its part of the delta and of the coordinates or the rule; a
+    fault on one rank puts the bits of all back.
 
     Args:
         weights: A module, or a mapping from names to tensors, at the delta's after bits.
@@ -65,8 +68,8 @@ def rollback(
         raise ConfigError(
             "strength", expected="a number in (0, 1]", found=repr(strength), fix="Use 1 to undo all of it."
         )
-    opened = open_weights(weights)
-    if not isinstance(opened, LiveWeights):
+    opened = open_weights(weights, shards=True)
+    if isinstance(weights, str | PathLike) or not isinstance(opened, LiveWeights):
         raise OutputError(
             opened.description,
             expected="weights in memory",
@@ -77,6 +80,13 @@ def rollback(
     correction: Correction | None = None
     if isinstance(what, ConflictSubspace):
         correction = of_subspace(what, delta, names, strength, seed)
+    elif opened.sharding is not None and isinstance(what, SoftRule | KroneckerRule):
+        raise LayoutError(
+            opened.description,
+            expected="whole weights, for the soft and the Kronecker rule",
+            found="weights that are spread over ranks",
+            fix="Roll back coordinates or a conflict subspace; or gather the model.",
+        )
     elif isinstance(what, SoftRule):
         correction = of_soft_rule(what, delta, names, strength, seed)
     elif isinstance(what, KroneckerRule):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlforget.weights.ranks import gathered
+
 if TYPE_CHECKING:
     from rlforget.delta import Delta
 
@@ -25,8 +27,10 @@ def square(values: Tensor) -> float:
 
 
 def delta_square(delta: Delta) -> float:
-    """Return ‖δ‖²."""
-    return sum(square(tensor.values) for tensor in delta.values() if tensor.changed)
+    """Return ‖δ‖², on all ranks that hold some of it."""
+    counted = delta.keys() if delta.sharding is None else delta.sharding.counted
+    here = sum(square(tensor.values) for name, tensor in delta.items() if tensor.changed and name in counted)
+    return here if delta.sharding is None else sum(gathered(here))
 
 
 def norm_share(part: float, whole: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,8 +12,8 @@ from rlforget.errors import ConfigError, LayoutError
 from rlforget.interference.coordinates import Coordinates
 from rlforget.recovery.norms import delta_square, difference, norm_share, square
 from rlforget.recovery.undo import Rollback, RollbackReport
-from rlforget.weights import Weights, WeightsLike
-from rlforget.weights.undo import SavedBits, all_or_nothing
+from rlforget.weights import Weights
+from rlforget.weights.undo import Live, SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.rollback import rollback_
 
@@ -79,25 +79,29 @@ def check_tied(target: str, first: TensorDelta, second: TensorDelta) -> None:
         )
 
 
-def put_back(
-    source: WeightsLike, weights: Weights, delta: Delta, chosen: Mapping[str, Chosen], strength: float
-) -> Rollback:
+def put_back(source: Live, weights: Weights, delta: Delta, chosen: Mapping[str, Chosen], strength: float) -> Rollback:
     """Write θ ← θ − strength · δ at the chosen coordinates, rounded to nearest even; at strength 1 the old bits."""
-    places = {target: _places(weights.tensor(target), one) for target, one in chosen.items()}
+    places = {target: _places(weights, target, one) for target, one in chosen.items()}
     whole = delta_square(delta)
 
-    def write(saved: dict[str, SavedBits]) -> Rollback:
+    def write(saved: dict[str, SavedBits]) -> tuple[int, int, float]:
         entries, written, taken = 0, 0, 0.0
         for target, (weight, at, before, old) in places.items():
             saved[target] = SavedBits(old, at)
             rollback_(weight, before, indices=at, strength=strength)
+            if not weights.counts(target):
+                continue
             new = as_bits(weight).index_select(0, at)
             entries += at.numel()
             written += int((new != old).sum())
             taken += square(difference(old.view(weight.dtype), new.view(weight.dtype)))
-        return Rollback(source, saved, RollbackReport(entries, written, strength, norm_share(taken, whole)))
+        return entries, written, taken
 
-    return all_or_nothing(weights, write)
+    def end(told: Sequence[tuple[int, int, float]], saved: dict[str, SavedBits]) -> Rollback:
+        entries, written, taken = map(sum, zip(*told, strict=True))
+        return Rollback(source, saved, RollbackReport(int(entries), int(written), strength, norm_share(taken, whole)))
+
+    return all_or_nothing(weights, write, end)
 
 
 class _Places(NamedTuple):
@@ -109,8 +113,9 @@ class _Places(NamedTuple):
     old: Tensor  # the bits held there now
 
 
-def _places(weight: Tensor, one: Chosen) -> _Places:
-    at = one.tensor.indices[one.positions].to(weight.device)
+def _places(weights: Weights, target: str, one: Chosen) -> _Places:
+    weight = weights.tensor(target)
+    at = weights.places(target, one.tensor.indices[one.positions]).to(weight.device)
     before = one.tensor.before[one.positions].to(weight.device)
     return _Places(weight, at, before, as_bits(weight).index_select(0, at))
 

@@ -221,7 +221,7 @@ def _check_domains(restore: Sequence[Domain], protect: Sequence[Domain]) -> None
 
 def _ends(judge: Judge, model: nn.Module, delta: Delta) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the answers before the later change and after it."""
-    with moved(changed_parameters(model, delta), toward_before(delta, 1.0)):
+    with moved(model, changed_parameters(model, delta), toward_before(delta, 1.0)):
         then = judge.answers(model)
     return then, judge.answers(model)
 

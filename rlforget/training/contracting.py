@@ -95,7 +95,7 @@ class ConflictSpan:
         check_at_after(open_weights(model), delta)
         self.columns = whole_columns(model)
         prompts = collect(model, domain, samples=samples, seed=seed, tokenizer=tokenizer)
-        with moved(changed_parameters(model, delta), toward_before(delta, 1.0)):
+        with moved(model, changed_parameters(model, delta), toward_before(delta, 1.0)):
             self.origin = values_of(self.columns)
             self.batches = list(completed(model, prompts, seed=seed, tokenizer=tokenizer))
             rows = gradient_rows(model, self.columns, self.batches, samples=samples, seed=seed, tokenizer=tokenizer)
@@ -188,7 +188,7 @@ def contraction(
     rate = 0.5 / float(found.span.eigenvalues[0]) if learning_rate is None else learning_rate
     distances = [found.distance()]
     change = values_of(found.columns) - found.origin
-    with moved({name: column.parameter for name, column in found.columns.items()}, lambda _, now: now):
+    with moved(model, {name: column.parameter for name, column in found.columns.items()}, lambda _, now: now):
         if within:
             write_values(found.columns, found.origin + found.span.part(change))
         for step in range(steps):

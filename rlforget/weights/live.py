@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from rlforget.errors import LayoutError
-from rlforget.weights.layout import DTYPES, TensorMeta
+from rlforget.weights.box import Box
+from rlforget.weights.layout import DTYPES, Layout, TensorMeta
+from rlforget.weights.ranks import gathered
+from rlforget.weights.sharding import Sharding, box_of, here, is_shard, settle, sharding_of
 from rlforget.weights.source import Weights
 from rlforget_kernels.common.bits import as_bits
 
@@ -57,12 +61,84 @@ class LiveWeights(Weights):
         found = as_bits(self.tensor(name))[start:stop].cpu()
         return found if out is None else out.copy_(found)
 
+    def block(self, name: str, box: Box) -> torch.Tensor:
+        """Return a block of a tensor, a view; see `Weights.block`."""
+        return self.tensor(name)[box.slices]
+
+
+class ShardedWeights(LiveWeights):
+    """What this rank holds of tensors that are spread over the ranks of torch.distributed.
+
+    Names, dtypes and shapes are those of the whole tensors, the same on every rank; `tensor` returns the block that is
+    here. Every rank has to make one, of the same tensors.
+
+    Args:
+        description: What these weights are, for messages.
+        tensors: Names and tensors, some of them DTensors or ShardedTensors, in order.
+
+    Raises:
+        LayoutError: As for `LiveWeights`, or a block that does not tell its place.
+    """
+
+    def __init__(self, description: str, tensors: Mapping[str, Any]) -> None:
+        local = {name: here(tensor) for name, tensor in tensors.items()}
+        super().__init__(description, local)
+        # What is tied on one rank may have no bytes on another, where nothing tells.
+        tied = {alias: name for told in gathered(dict(self.aliases)) for alias, name in told.items()}
+        kept = [name for name in tensors if name not in tied]
+        self._tensors = {name: local[name] for name in kept}
+        Layout.__init__(
+            self,
+            description,
+            {name: TensorMeta(local[name].dtype, box_of(tensors[name]).shape) for name in kept},
+            {alias: name for alias, name in tied.items() if name in self._tensors},
+        )
+        self.sharding: Sharding = sharding_of({name: tensors[name] for name in kept})
+
+    def bits(self, name: str, start: int = 0, stop: int | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the stored bits of a range of a tensor that is whole here.
+
+        Raises:
+            LayoutError: Of this tensor a part is here.
+        """
+        if not self._box(name).is_whole:
+            raise self._elsewhere(name, "all of it")
+        return super().bits(name, start, stop, out)
+
+    def block(self, name: str, box: Box) -> torch.Tensor:
+        """Return the block that is here.
+
+        Raises:
+            LayoutError: It is another.
+        """
+        if box != self._box(name):
+            raise self._elsewhere(name, f"the block of sizes {list(box.sizes)} at {list(box.offsets)}")
+        return self.tensor(name)
+
+    def places(self, name: str, indices: torch.Tensor) -> torch.Tensor:
+        """Return where flat indices of a whole tensor stand in the block that is here; all of them must be in it."""
+        return self._box(name).to_block(indices)
+
+    def _box(self, name: str) -> Box:
+        return self.sharding.boxes[self.canonical(name)]
+
+    def _elsewhere(self, name: str, expected: str) -> LayoutError:
+        box = self._box(name)
+        return LayoutError(
+            f"{self.description}, tensor {name!r}",
+            expected=expected,
+            found=f"the block of sizes {list(box.sizes)} at {list(box.offsets)} of {list(box.shape)} on this rank",
+            fix="Shard both models alike, or save one as a checkpoint; gather what is to be read whole.",
+        )
+
 
 def module_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters and persistent buffers of a module, tied ones under each of their names.
 
-    These are the tensors themselves and the names of `module.state_dict()`, whose hooks may hand out copies.
+    These are the tensors themselves and the names of `module.state_dict()`, whose hooks may hand out copies. Of a
+    module under `fully_shard` they are the shards.
     """
+    settle(module)
     return dict(_walk(module))
 
 
@@ -81,7 +157,7 @@ def _check_plain(description: str, name: str, tensor: torch.Tensor) -> None:
     fault = None
     if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
         fault = "a lazy parameter without a shape"
-    elif hasattr(tensor, "full_tensor"):
+    elif is_shard(tensor):
         fault = "a sharded tensor"
     elif tensor.layout != torch.strided:
         fault = f"layout {tensor.layout}"

@@ -53,11 +53,23 @@ def summed(value: Tensor) -> Tensor:
 
 
 def gathered(value: Value) -> list[Value]:
-    """Return every rank's `value`, in the order of the ranks, on each of them."""
+    """Return every rank's `value`, in the order of the ranks, on each of them.
+
+    Raises:
+        WorldError: Another rank is gone.
+    """
     if world() == 1:
         return [value]
     told: list[Any] = [None] * world()
-    distributed.all_gather_object(told, value)
+    try:
+        distributed.all_gather_object(told, value)
+    except RuntimeError as lost:
+        raise WorldError(
+            f"the other ranks, seen from rank {rank()} of {world()}",
+            expected="to hear from all of them",
+            found=str(lost).splitlines()[0],
+            fix="Look for one that was killed or stopped; then start all of them again.",
+        ) from lost
     return told
 
 
@@ -82,6 +94,32 @@ def from_first(make: Callable[[], Value]) -> Value:
         raise WorldError("the first process", expected="it to go on", found=told[1], fix="Mend what it says.")
     found: Value = told[0]
     return found
+
+
+def agreed(make: Callable[[], Value]) -> Value:
+    """Let every rank make something of its own, and go on only where all of them could.
+
+    Raises:
+        WorldError: Another rank could not, or is gone; the message names it. Where this one could not, its own fault.
+    """
+    fault: BaseException | None = None
+    made: list[Value] = []
+    try:
+        made.append(make())
+    except BaseException as found:
+        fault = found
+    try:
+        told = gathered("" if fault is None else f"{type(fault).__name__}: {fault}")
+    except WorldError as lost:
+        if fault is None:
+            raise
+        raise fault from lost
+    if fault is not None:
+        raise fault
+    if any(told):
+        first = next(place for place, said in enumerate(told) if said)
+        raise WorldError(f"rank {first}", expected="it to go on", found=told[first], fix="Mend what it says.")
+    return made[0]
 
 
 def wait() -> None:

@@ -11,11 +11,20 @@ from typing import TypeAlias, Union
 import torch
 from torch import nn
 
+from rlforget.weights.box import Box
 from rlforget.weights.layout import Layout
+from rlforget.weights.sharding import Sharding
+from rlforget_kernels.common.bits import bits_dtype
 
 
 class Weights(Layout, ABC):
-    """Named tensors whose values are read when they are asked for, one at a time."""
+    """Named tensors whose values are read when they are asked for, one at a time.
+
+    Attributes:
+        sharding: Which block of each tensor is on this rank, by canonical name; None: all of them are whole.
+    """
+
+    sharding: Sharding | None = None
 
     @abstractmethod
     def tensor(self, name: str) -> torch.Tensor:
@@ -49,6 +58,29 @@ class Weights(Layout, ABC):
             UnknownNameError: There is no such tensor.
             NotACheckpointError: The file ends before its header says.
         """
+
+    def block(self, name: str, box: Box) -> torch.Tensor:
+        """Return a block of a tensor, of the block's shape; aliases are accepted. To be treated as read-only.
+
+        Raises:
+            UnknownNameError: There is no such tensor.
+            NotACheckpointError: The file ends before its header says.
+        """
+        if box.is_whole:
+            return self.tensor(name)
+        dtype = self.meta(name).dtype
+        bits = torch.empty(box.numel, dtype=bits_dtype(dtype))
+        for here, there in box.runs():
+            self.bits(name, there.start, there.stop, bits[here])
+        return bits.view(dtype).view(box.sizes)
+
+    def places(self, name: str, indices: torch.Tensor) -> torch.Tensor:
+        """Return where flat indices of a whole tensor stand in what `tensor` returns; aliases are accepted."""
+        return indices
+
+    def counts(self, name: str) -> bool:
+        """Whether this rank counts what it holds of a tensor, by its canonical name, where ranks add up."""
+        return self.sharding is None or name in self.sharding.counted
 
     def files(self) -> Mapping[str, Path | bytes] | None:
         """Return the files that belong to the weights without being weights, e.g. config and tokenizer, by name.

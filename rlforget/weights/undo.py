@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlforget.weights.interrupts import deferring_interrupts
-from rlforget.weights.opening import open_weights
-from rlforget.weights.source import WeightsLike
+from rlforget.weights.opening import tensors_of
+from rlforget.weights.ranks import gathered
+from rlforget.weights.sharding import here, together
+from rlforget.weights.source import Weights
 from rlforget_kernels.common.bits import as_bits, bits_dtype
 from rlforget_kernels.sparse_delta import sparse_delta
 
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
+
+Live = nn.Module | Mapping[str, Tensor] | Weights
+"""What stands for weights in memory."""
 
 _RESTORED_AT_ONCE = 1 << 20
 """Entries: to put bits back must need next to no memory, because running out of it may be why."""
@@ -83,7 +89,7 @@ class Undo(Generic[ReportT]):
         report: What it did.
     """
 
-    def __init__(self, source: WeightsLike, saved: dict[str, SavedBits], report: ReportT) -> None:
+    def __init__(self, source: Live, saved: dict[str, SavedBits], report: ReportT) -> None:
         self._source, self._saved, self.report = source, saved, report
 
     def __call__(self) -> None:
@@ -114,8 +120,15 @@ class Undo(Generic[ReportT]):
         return self.report.written
 
 
-def all_or_nothing(source: WeightsLike, write: Callable[[dict[str, SavedBits]], T]) -> T:
+def all_or_nothing(
+    source: Weights,
+    write: Callable[[dict[str, SavedBits]], T],
+    end: Callable[[Sequence[T], dict[str, SavedBits]], ResultT],
+) -> ResultT:
     """Call `write` to change live weights, and put every bit back if it raises.
+
+    Of weights that are spread over ranks, every rank does so, and each puts its bits back where another raises, or is
+    gone before all have told that they are done.
 
     Ctrl-C takes effect when `write` has ended, and then counts as raised by it; pressed again, it takes effect when all
     is put back. For any other exception, wherever it comes from, to find all of this undone, the call must be the last
@@ -124,9 +137,13 @@ def all_or_nothing(source: WeightsLike, write: Callable[[dict[str, SavedBits]], 
     Args:
         source: The weights.
         write: Takes an empty dict, into which it must put the bits of each tensor, by name, before it changes them.
+        end: Takes what `write` returned, on every rank, and the bits from before; makes the result of them.
 
     Returns:
-        What `write` returned.
+        What `end` returned.
+
+    Raises:
+        WorldError: Another rank raised, or is gone.
     """
     saved: dict[str, SavedBits] = {}
 
@@ -134,20 +151,26 @@ def all_or_nothing(source: WeightsLike, write: Callable[[dict[str, SavedBits]], 
         put_back(source, saved)
         saved.clear()
 
+    def written() -> list[T]:
+        told = together(lambda: write(saved), source.sharding)
+        return [told] if source.sharding is None else gathered(told)
+
     try:
-        return deferring_interrupts(lambda: write(saved), undone)
+        return deferring_interrupts(lambda: end(written(), saved), undone)
     except BaseException:
         undone()  # what came just before or after, from elsewhere
         raise
 
 
-def put_back(source: WeightsLike, saved: dict[str, SavedBits]) -> None:
+def put_back(source: Live, saved: dict[str, SavedBits]) -> None:
     """Put saved bits back into live weights; an exception on the way does not keep it from finishing."""
 
     def restore() -> None:
-        weights = open_weights(source)
+        # Every name that was saved is one of the source's own; that shards lie alike elsewhere is not asked again, for
+        # it may be because another rank is gone that this is done.
+        tensor = source.tensor if isinstance(source, Weights) else tensors_of(source).__getitem__
         for name, one in saved.items():
-            one.restore(weights.tensor(name))
+            one.restore(here(tensor(name)))
 
     try:
         deferring_interrupts(restore)

@@ -53,7 +53,7 @@ def test_the_loss_is_least_at_the_earlier_stage(trained: Forgetful, near: tuple[
     span = ConflictSpan(model, delta, SEVENS, samples=64, tokenizer=trained.tokenizer)
     torch.testing.assert_close(span.origin, values_of(whole_columns(trained.earlier)), rtol=0, atol=0)
     now = span.gradient(model)
-    with moved(dict(model.named_parameters()), lambda name, _: dict(trained.earlier.named_parameters())[name]):
+    with moved(model, dict(model.named_parameters()), lambda name, _: dict(trained.earlier.named_parameters())[name]):
         assert float(span.gradient(model).norm()) < 1e-4 * float(now.norm())
     assert float(now @ (values_of(span.columns) - span.origin)) > 0  # it leads away from there
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from rlforget.delta import Delta, apply, diff, revert
 from rlforget.interference import ConflictSubspace, Coordinates
 from rlforget.recovery import rollback
+from rlforget.weights import open_weights
 from rlforget.weights.interrupts import deferring_interrupts
 from rlforget.weights.undo import SavedBits, all_or_nothing
 from tests.interruption import Interrupter
@@ -110,7 +111,7 @@ def test_ctrl_c_waits_for_the_end_of_the_write_and_undoes_it() -> None:
         seen.append("written")
 
     with pytest.raises(KeyboardInterrupt):
-        all_or_nothing(weights, write)
+        all_or_nothing(open_weights(weights), write, lambda told, saved: None)
     assert seen == ["written"]
     assert same(weights, BEFORE)
 
@@ -144,7 +145,7 @@ def test_a_tensor_that_fails_and_memory_that_is_short() -> None:
             raise fault
 
         with pytest.raises(fault):
-            all_or_nothing(weights, write)
+            all_or_nothing(open_weights(weights), write, lambda told, saved: None)
         assert same(weights, BEFORE)
 
 

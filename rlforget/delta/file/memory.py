@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from rlforget.delta.delta import Delta
 from rlforget.delta.file.reader import DeltaFile
 from rlforget.delta.file.reader import Side as SideName
+from rlforget.delta.file.sharded import hear, read_sharded, whole_pieces
 from rlforget.delta.file.table import Entry, WholeEntry
 from rlforget.delta.file.writer import Side, new_delta_file
 from rlforget.delta.scan import PIECE, Piece
@@ -20,6 +21,7 @@ from rlforget.delta.whole import FileDelta, WholeDelta
 from rlforget.errors import DeltaFileError, LayoutError, WrongBaseError
 from rlforget.weights import Layout, TensorMeta, Weights, WeightsLike, open_weights
 from rlforget.weights.digest import lanes_of
+from rlforget.weights.ranks import is_first
 from rlforget_kernels.common.bits import bits_dtype, index_dtype
 from rlforget_kernels.fingerprint import fingerprint, fingerprint_after_patch
 
@@ -29,6 +31,25 @@ _MOST_EXPANSION = 96  # times the file's size: one bit for all that is known of 
 
 def save(delta: Delta, path: str | PathLike[str], *, self_contained: bool = False, force: bool = False) -> None:
     """Write a delta to `path`, whole or not at all; see `Delta.save`."""
+    if delta.sharding is None:
+        pieces = (piece for tensor in delta.values() for piece in pieces_of(tensor))
+        _save(delta, pieces, path, self_contained=self_contained, force=force)
+        return
+    if not is_first():
+        for _ in whole_pieces(delta):
+            pass  # the first rank has it
+    else:
+        try:
+            _save(delta, whole_pieces(delta), path, self_contained=self_contained, force=force)
+        except BaseException:
+            hear(going_on=False)
+            raise
+    hear(going_on=True)
+
+
+def _save(
+    delta: Delta, pieces: Iterable[Piece], path: str | PathLike[str], *, self_contained: bool, force: bool
+) -> None:
     layout = Layout("the delta", {name: TensorMeta(t.dtype, t.shape) for name, t in delta.items()}, delta.aliases)
     with new_delta_file(
         path,
@@ -39,9 +60,8 @@ def save(delta: Delta, path: str | PathLike[str], *, self_contained: bool = Fals
         self_contained=self_contained,
         force=force,
     ) as writer:
-        for tensor in delta.values():
-            for piece in pieces_of(tensor):
-                writer.add(piece)
+        for piece in pieces:
+            writer.add(piece)
         for whole in delta.whole.values():
             writer.whole(whole.name, *(None if side is None else Side.of(side) for side in (whole.before, whole.after)))
 
@@ -60,7 +80,7 @@ def pieces_of(tensor: TensorDelta) -> Iterator[Piece]:
 
 def load(path: str | PathLike[str], base: WeightsLike | None = None, *, max_bytes: int | None = None) -> Delta:
     """Read a delta; see `Delta.load`."""
-    return read(DeltaFile(path), None if base is None else open_weights(base), max_bytes)
+    return read(DeltaFile(path), None if base is None else open_weights(base, shards=True), max_bytes)
 
 
 def read(file: DeltaFile, base: Weights | None, max_bytes: int | None = None) -> Delta:
@@ -77,6 +97,8 @@ def read(file: DeltaFile, base: Weights | None, max_bytes: int | None = None) ->
         LayoutError: `base` has other tensors.
     """
     _check_room(file, max(_ROOM, _MOST_EXPANSION * file.size) if max_bytes is None else max_bytes)
+    if base is not None and base.sharding is not None:
+        return read_sharded(file, base)
     if base is None and not file.self_contained and (file.changed or _gone(file)):
         raise file.needs_base("a file that holds the bits from before, or base=")
     source = None if file.self_contained else base

@@ -35,14 +35,14 @@ def predicted_and_measured(live: Live) -> Iterator[Row]:
     parameters = changed_parameters(live.model, live.delta)
     for domain in live.scene.earlier:
         drawn: dict[str, Any] = {"samples": samples, "seed": live.course.seed, "tokenizer": live.tokenizer}
-        with moved(parameters, toward_before(live.delta, 1.0)):
+        with moved(live.model, parameters, toward_before(live.delta, 1.0)):
             prompts = collect(live.model, domain, **drawn)
             batches = list(completed(live.model, prompts, seed=live.course.seed, tokenizer=live.tokenizer))
             start = _loss(live.model, batches)
             then = copy.deepcopy(live.model)
         rises = {}
         for strength in STRENGTHS:
-            with moved(parameters, toward_before(live.delta, 1.0 - strength)):
+            with moved(live.model, parameters, toward_before(live.delta, 1.0 - strength)):
                 rises[strength] = _loss(live.model, batches) - start
         fields = {"n": samples, "earlier": domain}
         for predictor, (curvature, points) in _PREDICTORS.items():
@@ -52,7 +52,7 @@ def predicted_and_measured(live: Live) -> Iterator[Row]:
                 yield {**row, **fields}
         pairs = {"KL(then ‖ now)": (then, live.model), "KL(now ‖ then)": (live.model, then)}
         for strength, rise in rises.items():
-            with moved(parameters, toward_before(live.delta, 1.0 - strength)):
+            with moved(live.model, parameters, toward_before(live.delta, 1.0 - strength)):
                 for name, (reference, other) in pairs.items():
                     found_kl = kl_divergence(reference, other, domain, **drawn)
                     row = live.row(f"damage, {name}", strength=strength, predicted=found_kl.mean, value=rise)

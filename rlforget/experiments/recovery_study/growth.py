@@ -49,7 +49,7 @@ def growth(live: Live) -> Iterator[Row]:
 def effective_rank(live: Live) -> float:
     """Return the effective rank of the earlier domain's Gram matrix at the midpoint: how many directions count."""
     parameters = changed_parameters(live.model, live.delta)
-    with moved(parameters, toward_before(live.delta, 0.5)):
+    with moved(live.model, parameters, toward_before(live.delta, 0.5)):
         product = sample_gram(
             live.model,
             live.scene.earlier[0],

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from rlforget.errors import ConfigError
 from rlforget.training.monitor.keeping import Keeper
-from rlforget.training.monitor.trained import Line, Stretch, Trained, here
+from rlforget.training.monitor.trained import Line, Stretch, Trained
 from rlforget.weights import Weights
+from rlforget.weights.sharding import here
 from rlforget_kernels.common.bits import as_bits
 
 

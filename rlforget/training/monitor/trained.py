@@ -5,13 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rlforget.errors import LayoutError, ParameterError
-from rlforget.weights.ranks import gathered
+from rlforget.weights.sharding import here, is_shard, sharding_of
 
 STRETCH = 1 << 22
 """Coordinates that are looked at at a time: the memory beyond what is kept. A multiple of 8, for packed bits."""
@@ -106,7 +106,7 @@ class Trained:
                     found="a part of one, flattened by FSDP1 or partitioned by DeepSpeed",
                     fix="Shard with fully_shard (FSDP2), or watch the gathered model.",
                 )
-        self.sharded = any(hasattr(p, "to_local") for p in floating.values())
+        self.sharded = any(map(is_shard, floating.values()))
         trained = {name: p for name, p in floating.items() if p.requires_grad}
         if not trained:
             raise ParameterError(
@@ -116,7 +116,7 @@ class Trained:
                 fix="Turn requires_grad on, or put the monitor on the model that is trained.",
             )
         self.frozen = sum(p.numel() for p in floating.values()) - sum(p.numel() for p in trained.values())
-        counted = _counted_here(floating) if self.sharded else set(floating)
+        counted = sharding_of(floating).counted if self.sharded else floating.keys()
         groups: dict[object, dict[str, nn.Parameter]] = {}
         for name, p in trained.items():
             if name in counted and here(p).numel():
@@ -157,39 +157,3 @@ class Trained:
     def values(self, stretch: Stretch) -> Tensor:
         """Return the present values of a range; see `Line.values`."""
         return self.lines[stretch.line].values(stretch.start, stretch.stop)
-
-
-def here(tensor: Any) -> Tensor:
-    """Return what of a tensor lies on this rank, without gradient tracking."""
-    found: Tensor = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
-    return found
-
-
-def _counted_here(parameters: dict[str, nn.Parameter]) -> set[str]:
-    """Return the parameters that this rank counts: its shards, and copies of which it has the first.
-
-    A parameter's mesh may be a part of all ranks, the others having copies on meshes of their own, as what is not split
-    among tensor-parallel ranks; the mesh with the lowest rank then counts. Every rank has to call this.
-    """
-    meshes = {name: _ranks(p) for name, p in parameters.items()}
-    told = gathered(meshes)
-    first = {name: min(held[name] for held in told if name in held) for name in parameters}
-    return {name for name, p in parameters.items() if meshes[name] == first[name] and _first_copy(p)}
-
-
-def _ranks(tensor: Any) -> list[int]:
-    """Return the ranks that a parameter is spread over, in order."""
-    if not hasattr(tensor, "to_local"):
-        return [torch.distributed.get_rank()]
-    return sorted(tensor.device_mesh.mesh.flatten().tolist())
-
-
-def _first_copy(tensor: Any) -> bool:
-    """Return whether this rank holds a shard, or the first of its mesh's copies."""
-    if not hasattr(tensor, "to_local"):
-        return True
-    place = tensor.device_mesh.get_coordinate()
-    # Of a shard that is split again by another dimension of the mesh, `is_shard` says no.
-    return place is not None and all(
-        not p.is_replicate() or at == 0 for p, at in zip(tensor.placements, place, strict=True)
-    )

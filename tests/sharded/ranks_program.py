@@ -1,0 +1,177 @@
+"""One rank of all that is done with weights: by torchrun on shards of a model, or alone on the whole of it.
+
+Writes FOLDER/<rank>.safetensors with what lies on this rank, by KEY/TENSOR, and FOLDER/<rank>.json with all numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
+
+import rlforget as rf
+from rlforget.errors import LayoutError, OutputError, WorldError
+from rlforget.weights.sharding import box_of, here, settle, sharding_of
+from rlforget_kernels.common.bits import as_bits
+from tests.interference.conftest import perturbed, tiny_model
+from tests.sharded.forms import sharded
+
+SCORES = ("fisher", "two_fisher", "taylor", "magnitude", "random", "opposed", "subspace")
+
+
+class Told:
+    """What a rank has to tell."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.numbers: dict[str, Any] = {}
+
+    def at(self, key: str, delta: rf.Delta, values: dict[str, Tensor], indices: dict[str, Tensor]) -> None:
+        """Tell values at flat indices of whole tensors, of which this rank counts some."""
+        for name, value in values.items():
+            if delta.sharding is None or name in delta.sharding.counted:
+                self.tensors[f"{key}/{name}/indices"] = indices[name].long().clone()
+                self.tensors[f"{key}/{name}/values"] = value.clone()
+
+    def weights(self, key: str, model: nn.Module) -> None:
+        """Tell the bits of a model."""
+        settle(model)
+        named = dict(model.named_parameters())
+        counted = sharding_of(named).counted if distributed.is_initialized() else named
+        for name, parameter in named.items():
+            if name in counted:
+                box = box_of(parameter)
+                self.tensors[f"{key}/{name}/indices"] = box.to_whole(torch.arange(box.numel))
+                self.tensors[f"{key}/{name}/values"] = as_bits(here(parameter)).clone()
+
+
+def batches(seed: int, *, labels: bool) -> list[dict[str, Any]]:
+    ids = torch.randint(2, 13, (4, 7), generator=torch.Generator().manual_seed(seed))
+    if labels:
+        scored = ids.clone()
+        scored[:, :3] = -100
+        return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": scored}]
+    return [{"input_ids": ids[:, :4], "attention_mask": torch.ones_like(ids[:, :4]), "max_new_tokens": 3}]
+
+
+def main(folder: str, form: str, dtype: str) -> None:
+    torch.set_num_threads(1)
+    base = tiny_model()
+    tuned = perturbed(base, 0.02, seed=1)
+    first = perturbed(base, 0.02, seed=2)
+    for model in (base, tuned, first):
+        model.to(getattr(torch, dtype)).eval()
+    if form != "alone":
+        distributed.init_process_group("gloo")
+    rank = distributed.get_rank() if form != "alone" else 0
+    checkpoint = Path(folder) / "base"
+    if rank == 0:
+        rf.save_checkpoint(checkpoint, base)
+    if form != "alone":
+        distributed.barrier()
+    told = Told()
+    model, before, own = (sharded(one, form) for one in (tuned, base, first))
+    _changes(told, model, before, checkpoint)
+    _files(model, checkpoint, Path(folder) / "change.delta.safetensors")
+    if form != "alone":
+        _refusals(model, checkpoint)
+    if form != "states":
+        # Where columns are split, the ranks' coordinates take turns, and the random control has no place for them.
+        scores = [score for score in SCORES if (form, score) != ("tensor", "random")]
+        _recovery(told, model, rf.diff(checkpoint, model), rf.diff(checkpoint, own), scores)
+    save_file(told.tensors, Path(folder) / f"{rank}.safetensors")
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(told.numbers))
+    if form != "alone":
+        distributed.destroy_process_group()
+
+
+def _changes(told: Told, model: Any, before: Any, checkpoint: Path) -> None:
+    delta = rf.diff(checkpoint, model)
+    assert dict(delta) == dict(rf.diff(before, model))
+    told.at("before", delta, *_columns(delta, "before_bits"))
+    told.at("after", delta, *_columns(delta, "after_bits"))
+    told.numbers["fingerprints"] = [delta.fingerprint_before, delta.fingerprint_after]
+    told.numbers["stats"] = delta.stats().to_dict()
+    told.numbers["repr"] = repr(delta)
+    half = delta.restrict([name for name in delta if "self_attn" in name])
+    rest = delta.restrict([name for name in delta if "self_attn" not in name])
+    told.numbers["half"] = [half.changed, half.fingerprint_after]
+    assert rf.Delta.sum([half, rest]).fingerprint_after == delta.fingerprint_after
+    assert delta.invert().then(delta).changed == 0
+    whole = {name: here(tensor).clone() for name, tensor in _tensors(model).items()}
+    rf.revert(model, half)
+    told.numbers["reverted"] = rf.diff(checkpoint, model).fingerprint_after
+    rf.apply(model, half)
+    assert all(torch.equal(as_bits(here(t)), as_bits(whole[name])) for name, t in _tensors(model).items())
+
+
+def _files(model: Any, checkpoint: Path, path: Path) -> None:
+    delta = rf.diff(checkpoint, model)
+    delta.save(path, force=True)
+    assert rf.Delta.load(path, base=model) == delta
+    now = {name: here(tensor).clone() for name, tensor in _tensors(model).items()}
+    rf.revert(model, path)
+    assert rf.diff(checkpoint, model).empty
+    rf.apply(model, path)
+    assert all(torch.equal(as_bits(here(t)), as_bits(now[name])) for name, t in _tensors(model).items())
+
+
+def _refusals(model: Any, checkpoint: Path) -> None:
+    path = checkpoint.parent / "change.delta.safetensors"
+    whole = rf.Delta.load(path, base=checkpoint)
+    assert whole.sharded(model) == rf.diff(checkpoint, model)
+    for refused in (lambda: rf.revert(model, whole), lambda: whole.sharded(checkpoint), lambda: rf.open_weights(model)):
+        with pytest.raises(LayoutError):
+            refused()
+    with pytest.raises(OutputError if distributed.get_rank() == 0 else WorldError):
+        rf.diff(checkpoint, model).save(path)  # it is there: all ranks are told
+
+
+def _tensors(model: Any) -> dict[str, Any]:
+    if not isinstance(model, nn.Module):
+        return dict(model)
+    settle(model)
+    return dict(model.named_parameters())
+
+
+def _columns(delta: rf.Delta, column: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return {n: getattr(t, column) for n, t in delta.items()}, {n: t.indices for n, t in delta.items()}
+
+
+def _recovery(told: Told, model: nn.Module, delta: rf.Delta, own: rf.Delta, scores: list[str]) -> None:
+    earlier = rf.fisher(model, batches(0, labels=False), delta, where="earlier")
+    later = rf.fisher(model, batches(1, labels=True), delta)
+    told.at("fisher", delta, earlier.values, _columns(delta, "indices")[1])
+    told.at("gradient", delta, later.gradient, _columns(delta, "indices")[1])
+    told.weights("after fisher", model)
+    subspace = rf.conflict_subspace(
+        model, delta, [batches(0, labels=False), batches(2, labels=True)], [batches(1, labels=True)], mu=1e-3
+    )
+    told.numbers["passes"] = [vars(one) for one in subspace.passes]
+    told.numbers["norm"] = subspace.norm
+    told.weights("after subspace", model)
+    for score in scores:
+        found = rf.conflict(delta, earlier=earlier, later=[later, earlier], own=own, subspace=subspace, score=score)
+        told.at(f"score {score}", delta, found.scores, _columns(delta, "indices")[1])
+        for per in ("model", "layer", "tensor"):
+            chosen = found.top(fraction=0.05, per=per)
+            told.at(f"top {score} {per}", delta, dict(chosen), dict(chosen))
+    for what, strength in ((chosen, 1.0), (chosen, 0.5), (subspace, 1.0)):
+        with rf.rollback(model, delta, what, strength=strength, seed=3) as undo:
+            key = f"rollback {type(what).__name__} {strength}"
+            told.weights(key, model)
+            told.numbers[key] = undo.report.to_dict()
+            with torch.no_grad():  # a forward pass gathers weights: those that were just written
+                logits = model(input_ids=batches(5, labels=True)[0]["input_ids"]).logits
+            told.tensors[f"{key}/logits/values"] = logits.clone()
+        told.weights(f"after {key}", model)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
