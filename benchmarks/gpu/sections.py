@@ -39,10 +39,10 @@ def _operators() -> Cases:
 
 
 SECTIONS = {
-    "model": Section(100, _of("whole_model")),
-    "fisher": Section(60, _of("fisher")),
-    "subspace": Section(110, _of("subspace")),
-    "operators": Section(240, _operators),
+    "model": Section(130, _of("whole_model")),
+    "fisher": Section(50, _of("fisher")),
+    "subspace": Section(100, _of("subspace")),
+    "operators": Section(230, _operators),
 }
 TOTAL = 510.0
 """Seconds for all of them, which leaves half a minute of the nine minutes that the suite may take."""
