@@ -30,9 +30,11 @@ _OWN_WAY = frozenset({"sequence"})  # its trainers meet by themselves
 _VARIABLES = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE = 1.0  # seconds for another rank to say what was its fault, before one's own is told
 _MOMENT = 0.5  # seconds
+_MEANWHILE = 10.0  # seconds, in which the first rank gets to where it refuses a command
 _STOPPED = 128 + signal.SIGTERM
+_MEETING = timedelta(minutes=5)  # until all have come, however slow the disk that Python is loaded from
 # A rank may wait for as long as another has work. One that is gone is noticed at once, by its connections.
-_LONGEST = timedelta(days=30)
+_LONGEST = timedelta(days=7)
 
 
 class _Stopped(SystemExit):
@@ -56,6 +58,8 @@ class _Team:
 
         self.rank, self.size = int(os.environ["RANK"]), size()
         self._store = PrefixStore(f"rlforget/{number}", store)
+        self._store.set(f"here/{self.rank}", "")
+        self._store.wait([f"here/{rank}" for rank in range(self.size)], _MEETING)
         group = PrefixStore("group", self._store)
         init_process_group("gloo", store=group, rank=self.rank, world_size=self.size, timeout=_LONGEST)
         here = _Peer(socket.gethostname(), os.getpid())
@@ -130,7 +134,16 @@ def begin(command: str) -> None:
             found=f"no {', '.join(missing)}",
             fix="Start it with torchrun, or unset WORLD_SIZE.",
         )
-    signal.signal(signal.SIGTERM, _stop)
+    if command not in SHARED:
+        if os.environ["RANK"] != "0":
+            time.sleep(_MEANWHILE)  # the first says it for all, and torchrun then stops the others
+        known = ", ".join(sorted(SHARED | _OWN_WAY))
+        raise WorldError(
+            f"rlforget {command}",
+            expected="one process",
+            found=f"{size()} (WORLD_SIZE)",
+            fix=f"Start it without torchrun; the commands that several processes share are {known}.",
+        )
     _teams += 1
     try:
         _team = _Team(_meeting_place(), _teams)
@@ -139,18 +152,11 @@ def begin(command: str) -> None:
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
             expected=f"{size()} processes to meet there",
             found=str(fault).splitlines()[0],
-            fix="Start all of them with torchrun, and look at what became of the others.",
+            fix="Start all of them with torchrun, and look at what became of the others; or unset WORLD_SIZE.",
         ) from fault
+    signal.signal(signal.SIGTERM, _stop)
     if _team.rank:
         sys.stdout = sys.stderr = _silence()
-    if command not in SHARED:
-        known = ", ".join(sorted(SHARED | _OWN_WAY))
-        raise WorldError(
-            f"rlforget {command}",
-            expected="one process",
-            found=f"{size()} (WORLD_SIZE)",
-            fix=f"Start it without torchrun; the commands that several processes share are {known}.",
-        )
 
 
 @contextmanager
@@ -196,8 +202,8 @@ def _speak_or_go(team: _Team, fault: BaseException, streams: Any) -> NoReturn:
     if told is not None:
         raise typer.Exit(told) from None
     sys.stdout, sys.stderr = streams
-    if lost:
-        raise _lost(team, lost) from fault
+    if lost or (isinstance(fault, RuntimeError) and "gloo" in str(fault)):
+        raise _lost(team, lost, fault) from fault
     if isinstance(fault, _Stopped):
         from rlforget.cli import output
 
@@ -210,12 +216,12 @@ def _code_of(fault: BaseException) -> int:
     return 130 if isinstance(fault, KeyboardInterrupt) else int(getattr(fault, "exit_code", 1))  # that of wrong usage
 
 
-def _lost(team: _Team, ranks: list[int]) -> WorldError:
-    names = ", ".join(map(str, ranks))
+def _lost(team: _Team, ranks: list[int], fault: BaseException) -> WorldError:
+    which = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else "a rank elsewhere"
     return WorldError(
-        f"rank{'s' if len(ranks) > 1 else ''} {names} of {team.size}",
+        f"{which} of {team.size}",
         expected="all of them to go on",
-        found="no process any more: killed from outside, or for memory",
+        found="no process any more: killed from outside, or for memory" if ranks else str(fault).splitlines()[0],
         fix="Start the command again: what was being written is as it was before, or is put right then.",
     )
 
@@ -242,7 +248,7 @@ def _stop(number: int, frame: Any) -> NoReturn:
 def _meeting_place() -> Any:
     from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(rendezvous("env://"))
+    store, _, _ = next(rendezvous("env://", timeout=_MEETING))
     return store
 
 
