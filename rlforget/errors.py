@@ -133,7 +133,7 @@ class JournalError(RlforgetError):
 
 
 class WorldError(RlforgetError):
-    """Another of the processes that train together has stopped."""
+    """Processes that work together, of which one has stopped, or that cannot."""
 
 
 class MissingExtraError(RlforgetError):

@@ -16,6 +16,7 @@ from rlforget.cli.conflict_parts import PARTS, Case, Finding, lacking
 from rlforget.cli.history import In
 from rlforget.cli.measurement import FRACTION, Measurement, Own, Where
 from rlforget.cli.options import Base, Device, DryRun, Force, Json, Samples, Seed, misused
+from rlforget.cli.together import take_own_gpu
 from rlforget.cli.tuning import Lam, Mu, RowBudget, RowKind, Tuning
 from rlforget.errors import RlforgetError
 
@@ -100,6 +101,7 @@ def conflict(
         part, why = next(iter(left_out.items()))
         raise misused("--parts", found=f"{part}, but {why}", fix="Give that, or leave the part out.")
     _check_out(out, force=force)
+    take_own_gpu()
     loaded, changes, _ = source.load(device)
     case = Case(measurement, loaded, changes, budget, top, evaluate)
     found: dict[str, Finding] = {}

@@ -159,6 +159,16 @@ def begin(command: str) -> None:
         sys.stdout = sys.stderr = _silence()
 
 
+def take_own_gpu() -> None:
+    """Let this process compute on a GPU of its own, as far as its machine has enough of them."""
+    if _team is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", _team.rank)) % torch.cuda.device_count())
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Let the processes that `begin` brings together end as one: with one exit code, and one message at most.
