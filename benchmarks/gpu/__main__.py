@@ -42,10 +42,8 @@ def run(sections: Sequence[str], seconds: float, flags: Sequence[str], results: 
     path: Path | None = None
     well = True
     for position, name in enumerate(sections):
-        later = sum(SECTIONS[other].seconds for other in sections[position + 1 :])
-        # A section alone, and the last one, have all that is left.
-        left = end - time.monotonic()
-        found = _section(name, max(min(left, SECTIONS[name].seconds), left - later), flags)
+        share = SECTIONS[name].seconds / sum(SECTIONS[other].seconds for other in sections[position:])
+        found = _section(name, share * (end - time.monotonic()), flags)
         path = _written(results, name, found) or path
         well = well and not found["failed"]
         sys.stdout.write(_summary(name, found))
@@ -74,7 +72,8 @@ def _section(name: str, seconds: float, flags: Sequence[str]) -> dict[str, Any]:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         text = out.read_text(encoding="utf-8") if out.exists() else ""
-    return _gathered([json.loads(line) for line in text.splitlines()], ended) | {"seconds": time.monotonic() - start}
+    whole, _, _ = text.rpartition("\n")  # a process that is stopped may leave part of a line
+    return _gathered([json.loads(line) for line in whole.splitlines()], ended) | {"seconds": time.monotonic() - start}
 
 
 def _gathered(lines: Sequence[dict[str, Any]], ended: str) -> dict[str, Any]:

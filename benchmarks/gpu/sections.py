@@ -15,7 +15,7 @@ class Section:
     """A part of the suite, which runs in a process of its own.
 
     Attributes:
-        seconds: Its share of the time. What one section leaves, the next ones have.
+        seconds: Its share of the time: of what is left when it begins, beside the shares of those that come after.
         cases: Finds its cases, those that matter most first: there may be no time for the last.
     """
 

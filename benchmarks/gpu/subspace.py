@@ -7,6 +7,7 @@ would take.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -19,10 +20,9 @@ from benchmarks.gpu.pair import pair, shape_on
 from benchmarks.harness import Case, Cases, Machine
 
 LENGTHS = Lengths(rows=64, prompt=48, completion=16)
-SIZES = ((1, 64), (2, 256), (4, 256))
-"""Layers, and completions a domain: n to restore and n to protect. What takes longer comes later."""
-
 QUICK = (2, 4)
+"""Layers and completions a domain, of the tiny model."""
+
 CORRECTION = 1e-5
 PEER = "no such step: a forward and backward pass of the same completions"
 
@@ -33,7 +33,7 @@ def solving(layers: int, samples: int, machine: Machine) -> Case:
     shape = shape_on(machine, layers)
     weights = pair(shape, machine.device)
     delta = rf.diff(weights.before, weights.after)
-    model, twin, compiled = (CausalLM(shape, weights.after) for _ in range(3))
+    model, compiled = CausalLM(shape, weights.after), CausalLM(shape, weights.after)
     compiled.compile_layers()
     earlier, later = (batches(shape.vocabulary, LENGTHS, samples, machine.device, seed) for seed in (1, 2))
 
@@ -50,7 +50,7 @@ def solving(layers: int, samples: int, machine: Machine) -> Case:
         moved=0,
         ours=lambda: solve(samples, LENGTHS.rows),
         peers={
-            "torch": lambda: training_step(twin, earlier + later),
+            "torch": lambda: training_step(model, earlier + later),
             "torch.compile": Compiled(lambda: training_step(compiled, earlier + later)),
         },
         agree=agree,
@@ -96,12 +96,15 @@ def writing(machine: Machine) -> Case:
     )
 
 
+def _solved(layers: int, samples: int) -> dict[tuple[str, str], Callable[[Machine], Case]]:
+    name = f"rf.conflict_subspace, n = {samples}, {layers} of 36 layers"
+    return {("model", name): partial(solving, layers, samples)}
+
+
+# Completions a domain: n to restore, and n to protect. What takes longest comes last.
 CASES: Cases = {
-    ("model", f"rf.conflict_subspace, n = {samples}, {layers} of 36 layers"): partial(solving, layers, samples)
-    for layers, samples in SIZES[:-1]
-}
-CASES |= {("model", "rf.rollback of a dense correction, and its undo"): writing}
-CASES |= {
-    ("model", f"rf.conflict_subspace, n = {samples}, {layers} of 36 layers"): partial(solving, layers, samples)
-    for layers, samples in SIZES[-1:]
+    **_solved(1, 64),
+    **_solved(2, 256),
+    ("model", "rf.rollback of a dense correction, and its undo"): writing,
+    **_solved(4, 256),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,9 +47,9 @@ class Setting:
         self.indices, self.old, self.new = foreach_sparse_delta(self.before, self.after)
         device = self.after[0].device
         random = torch.Generator(device).manual_seed(1)
-        self.fishers = [
+        self.earlier, self.later = (
             [torch.rand(len(where), generator=random, device=device) for where in self.indices] for _ in range(2)
-        ]
+        )
         self.values = [
             new.view(torch.bfloat16).float() - old.view(torch.bfloat16).float()
             for old, new in zip(self.old, self.new, strict=True)
@@ -61,7 +60,7 @@ class Setting:
         self.picked = select_top(self.scores, self.count, self.histogram)
 
     def score(self) -> tuple[list[Tensor], Tensor]:
-        return foreach_conflict_score(self.values, "two_fisher", *self.fishers, [], DAMPING)
+        return foreach_conflict_score(self.values, "two_fisher", self.earlier, self.later, [], DAMPING)
 
     def chosen(self, every: Iterable[Tensor]) -> list[Tensor]:
         """What stands at the chosen coordinates, of something known at all that changed."""
@@ -73,7 +72,9 @@ def setting(machine: Machine) -> Setting:
     return Setting(pair(shape_on(machine), machine.device))
 
 
-def comparison(ours: Callable[[list[Tensor], list[Tensor]], object], *peers: Callable[..., object]) -> Any:
+def comparison(
+    ours: Callable[[list[Tensor], list[Tensor]], object], *peers: Callable[..., object]
+) -> Callable[[Machine], Case]:
     """Return what makes the case of an operator that compares the two sides, beside peers for one tensor."""
 
     def make(machine: Machine) -> Case:
@@ -86,6 +87,7 @@ def comparison(ours: Callable[[list[Tensor], list[Tensor]], object], *peers: Cal
             agree=lambda: same_changes(at.before, at.after),
             ceiling="read",
             inputs=2 * at.weights.nbytes,
+            notes={"torch": "over one tolerance, without histograms"} if moments in peers else {},
         )
 
     return make
@@ -107,7 +109,7 @@ def print_of_all(machine: Machine) -> Case:
 
 def scoring(machine: Machine) -> Case:
     at = setting(machine)
-    columns = [one for one in zip(at.values, *at.fishers, strict=True) if len(one[0])]
+    columns = [one for one in zip(at.values, at.earlier, at.later, strict=True) if len(one[0])]
 
     def agree() -> bool:
         scores, histogram = at.score()

@@ -118,8 +118,26 @@ def test_cases_of_bars_come_first():
     assert ("model", "diff and stats") in SECTIONS["model"].cases()
 
 
-def test_the_sections_fit_the_time_in_all():
-    assert sum(section.seconds for section in SECTIONS.values()) <= TOTAL < 9 * 60
+def test_the_sections_share_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    given: list[float] = []
+
+    def section(name: str, seconds: float, flags: object) -> dict[str, Any]:
+        given.append(seconds)
+        now[0] += seconds / 2  # half of it is left to the others
+        environment = {"gpu": "Some GPU", "date": "2026-01-31"}
+        return {"environment": environment, "records": [], "left_out": [], "failed": [], "seconds": seconds / 2}
+
+    now = [0.0]
+    monkeypatch.setattr(suite, "_section", section)
+    monkeypatch.setattr(suite, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    suite.run(list(SECTIONS), TOTAL, [], tmp_path)
+    whole = sum(one.seconds for one in SECTIONS.values())
+    assert given[0] == pytest.approx(TOTAL * SECTIONS["model"].seconds / whole)
+    assert given[-1] == pytest.approx(TOTAL - sum(given[:-1]) / 2)  # all that is left
+    assert sum(given) / 2 < TOTAL < 9 * 60
+    given.clear()
+    suite.run(["subspace"], 30.0, [], tmp_path)
+    assert given == [pytest.approx(30.0)]
 
 
 def test_a_case_that_fails_or_comes_too_late_is_named_and_keeps_no_other_from_running(monkeypatch: pytest.MonkeyPatch):
@@ -145,6 +163,7 @@ environment = {{"device": "cuda", "gpu": "Some GPU", "date": "2026-01-31"}}
 with open(out, "w") as file:
     for line in ({{"environment": environment}}, {{"cases": [one, one | {{"case": "two"}}]}}, {{"record": record}}):
         print(json.dumps(line), file=file, flush=True)
+    print(json.dumps({{"record": one}})[:20], end="", file=file, flush=True)
 {end}
 """
 
