@@ -31,14 +31,10 @@ _VARIABLES = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE = 1.0  # seconds for another rank to say what was its fault, before one's own is told
 _MOMENT = 0.5  # seconds
 _MEANWHILE = 10.0  # seconds, in which the first rank gets to where it refuses a command
-_STOPPED = 128 + signal.SIGTERM
+_STOPPED = 128 + signal.SIGTERM  # which torchrun sends to all when one of them has ended
 _MEETING = timedelta(minutes=5)  # until all have come, however slow the disk that Python is loaded from
 # A rank may wait for as long as another has work. One that is gone is noticed at once, by its connections.
 _LONGEST = timedelta(days=7)
-
-
-class _Stopped(SystemExit):
-    """SIGTERM, which `torchrun` sends to all when one of them has ended."""
 
 
 class _Peer(NamedTuple):
@@ -205,8 +201,8 @@ def _speak_or_go(team: _Team, fault: BaseException, streams: Any) -> NoReturn:
     """End this process for a fault: with a message, unless another has told of one."""
     told = team.told(_PATIENCE if team.rank else 0.0)
     # What another's end looks like from here: a broken connection, what became of one, or torchrun's signal.
-    lost = team.lost() if told is None and isinstance(fault, RuntimeError | WorldError | _Stopped) else []
-    code = _STOPPED if isinstance(fault, _Stopped) and not lost else _code_of(fault)
+    lost = team.lost() if told is None and isinstance(fault, RuntimeError | WorldError | SystemExit) else []
+    code = 1 if lost else _code_of(fault)
     if told is None and not team.tell(code):
         told = team.told(_PATIENCE)
     if told is not None:
@@ -214,7 +210,7 @@ def _speak_or_go(team: _Team, fault: BaseException, streams: Any) -> NoReturn:
     sys.stdout, sys.stderr = streams
     if lost or (isinstance(fault, RuntimeError) and "gloo" in str(fault)):
         raise _lost(team, lost, fault) from fault
-    if isinstance(fault, _Stopped):
+    if isinstance(fault, SystemExit):
         from rlforget.cli import output
 
         output.error("stopped by a signal")
@@ -223,7 +219,9 @@ def _speak_or_go(team: _Team, fault: BaseException, streams: Any) -> NoReturn:
 
 
 def _code_of(fault: BaseException) -> int:
-    return 130 if isinstance(fault, KeyboardInterrupt) else int(getattr(fault, "exit_code", 1))  # that of wrong usage
+    if isinstance(fault, SystemExit | KeyboardInterrupt):
+        return _STOPPED if isinstance(fault, SystemExit) else 128 + signal.SIGINT
+    return int(getattr(fault, "exit_code", 1))  # that of wrong usage
 
 
 def _lost(team: _Team, ranks: list[int], fault: BaseException) -> WorldError:
@@ -251,7 +249,7 @@ def _gone(peer: _Peer) -> bool:
 
 def _stop(number: int, frame: Any) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _Stopped(_STOPPED)
+    raise SystemExit(_STOPPED)
 
 
 @cache
