@@ -5,9 +5,9 @@ BIN := .venv/bin
 # Of the benchmarks alone.
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 BENCH := --results benchmarks/results --benchmark-columns min,median,rounds --benchmark-sort name --quiet
-# What bench-gpu and test-gpu run in: .venv where it is made, else the Python at hand. They need torch, triton, numpy, numba,
-# scipy, safetensors and pytest, and no network.
-AT_HAND = $(if $(wildcard .venv/.ready),$(BIN)/python,$(PYTHON))
+# What bench-gpu and test-gpu run in: PYTHON where it is given, else .venv where it is made, else the Python at hand. They
+# need torch, triton, numpy, numba, scipy, safetensors and pytest, and no network.
+AT_HAND = $(if $(and $(filter file,$(origin PYTHON)),$(wildcard .venv/.ready)),$(BIN)/python,$(PYTHON))
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -1)
 # One thread a process: the models of the tests and the demo are too small to share among threads.
 export OMP_NUM_THREADS ?= 1
