@@ -16,10 +16,11 @@ from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta, file_content
 from rlforget.weights import Weights, WeightsLike, open_weights
 from rlforget.weights.box import Box
+from rlforget.weights.digest import block_lanes
 from rlforget.weights.ranks import agreed
 from rlforget.weights.sharding import Sharding
-from rlforget_kernels.common.bits import as_bits, bits_dtype, index_dtype
-from rlforget_kernels.fingerprint import fingerprint, foreach_fingerprint
+from rlforget_kernels.common.bits import bits_dtype, index_dtype
+from rlforget_kernels.fingerprint import fingerprint
 from rlforget_kernels.sparse_delta import foreach_sparse_delta
 
 _BATCH_BYTES = 64 << 20  # of one side: many small tensors share a launch, and a large cache still holds what it read
@@ -140,7 +141,7 @@ def _compare(batch: list[_Sides]) -> Iterator[TensorDelta]:
     before, after = [side.before for side in batch], [side.after for side in batch]
     found = zip(*foreach_sparse_delta(before, after), strict=True)
     boxes = [side.box for side in batch]
-    fingerprints = _fingerprints([*before, *after], [*boxes, *boxes])
+    fingerprints = block_lanes([*before, *after], [*boxes, *boxes])
     for number, (side, (indices, before_bits, after_bits)) in enumerate(zip(batch, found, strict=True)):
         box = side.box
         yield TensorDelta(
@@ -153,24 +154,6 @@ def _compare(batch: list[_Sides]) -> Iterator[TensorDelta]:
             fingerprint_before=_lanes(fingerprints[number]),
             fingerprint_after=_lanes(fingerprints[len(batch) + number]),
         )
-
-
-def _fingerprints(tensors: list[torch.Tensor], boxes: list[Box]) -> list[list[int]]:
-    """Return what each block adds to its tensor's fingerprint."""
-    if all(box.is_whole for box in boxes):
-        lanes: list[list[int]] = foreach_fingerprint(tensors).tolist()
-        return lanes
-    owners, parts, offsets = [], [], []
-    for number, (tensor, box) in enumerate(zip(tensors, boxes, strict=True)):
-        bits = as_bits(tensor)
-        for here, there in box.runs():
-            owners.append(number)
-            parts.append(bits[here])
-            offsets.append(there.start)
-    sums = torch.zeros(len(tensors), 2, dtype=torch.int64)
-    if parts:
-        sums.index_add_(0, torch.tensor(owners), foreach_fingerprint(parts, offsets).cpu())
-    return [list(map(int, row)) for row in sums]
 
 
 def _lanes(pair: list[int]) -> Fingerprint:

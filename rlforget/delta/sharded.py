@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
+from rlforget.delta.tensor_delta import TensorDelta
 from rlforget.errors import LayoutError
 from rlforget.weights import Layout, Pair, Weights, WeightsLike, open_weights, pair_up
+from rlforget.weights.digest import signed
 from rlforget.weights.sharding import Sharding
 from rlforget_kernels.fingerprint import fingerprint_after_patch
 
@@ -38,7 +39,7 @@ def whole_fingerprints(tensors: Iterable[TensorDelta], sharding: Sharding) -> li
     lanes = {t.name: [*t.fingerprint_before, *t.fingerprint_after] for t in several}
     told = sharding.total(lanes)
     return [
-        replace(t, fingerprint_before=_lanes(told[t.name][:2]), fingerprint_after=_lanes(told[t.name][2:]))
+        replace(t, fingerprint_before=signed(told[t.name][:2]), fingerprint_after=signed(told[t.name][2:]))
         for t in several
     ]
 
@@ -51,7 +52,7 @@ def led_on(tensors: Iterable[TensorDelta], sharding: Sharding) -> list[TensorDel
         {t.name: fingerprint_after_patch(none, t.indices, t.before_bits, t.after_bits).tolist() for t in several}
     )
     return [
-        replace(t, fingerprint_after=_lanes([a + b for a, b in zip(t.fingerprint_before, told[t.name], strict=True)]))
+        replace(t, fingerprint_after=signed([a + b for a, b in zip(t.fingerprint_before, told[t.name], strict=True)]))
         for t in several
     ]
 
@@ -117,9 +118,3 @@ def not_kept(weights: Layout, others: list[str]) -> LayoutError:
         found=f"{len(others)} that do not",
         fix="Compare or change checkpoints instead.",
     )
-
-
-def _lanes(sums: list[int]) -> Fingerprint:
-    """Return sums modulo 2**64, as signed numbers."""
-    first, second = ((lane + 2**63) % 2**64 - 2**63 for lane in sums)
-    return first, second

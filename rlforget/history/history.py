@@ -23,6 +23,7 @@ from rlforget.history.store import Store
 from rlforget.history.verification import Verification
 from rlforget.weights import WeightsLike
 from rlforget.weights.ahead import Progress
+from rlforget.weights.gathering import first_reads, sharded_or_none
 
 WAIT = 60.0
 """Seconds that a writer waits for another one, unless it is told otherwise."""
@@ -162,7 +163,8 @@ class History:
 
         Args:
             weights: A checkpoint, a module or {name: tensor}; or a delta that begins with the parent: in memory, its
-                file, or the path of a `*.delta.safetensors`.
+                file, or the path of a `*.delta.safetensors`. Of weights that are spread over ranks, every rank calls
+                this; the first commits, and asks the others for what they hold, range by range.
             name: Its name: letters, digits, `.`, `_` and `-`. None: the domain's, made unique by a number.
             domain: The skill that was trained.
             message: What was done; its first line is shown in the log.
@@ -184,6 +186,9 @@ class History:
             OutputError: The history cannot be written.
         """
         details = Details(name, domain, message, parent, config or {}, metrics or {}, rename or {}, allow_empty)
+        spread = sharded_or_none(weights)
+        if spread is not None:
+            return first_reads(spread, lambda whole: committing.commit(self.store, whole, details, wait=wait))
         return committing.commit(self.store, weights, details, wait=wait, progress=progress)
 
     def weights(self, reference: Reference = "HEAD") -> ComposedWeights:

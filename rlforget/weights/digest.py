@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from rlforget.counting import counted
+from rlforget.weights.box import Box
 from rlforget.weights.layout import TensorMeta
 from rlforget.weights.source import CHUNK, Weights
-from rlforget_kernels.fingerprint import fingerprint
+from rlforget_kernels.common.bits import as_bits
+from rlforget_kernels.fingerprint import fingerprint, foreach_fingerprint
 
 _LENGTH = 32  # hexadecimal digits: 128 bits, as many as a fingerprint has
 
@@ -35,9 +37,46 @@ def digest(tensors: Mapping[str, tuple[TensorMeta, Sequence[int]]]) -> str:
 
 
 def weights_digest(weights: Weights) -> str:
-    """Read all of `weights`, in bounded memory, and return their digest."""
+    """Read all of `weights`, in bounded memory, and return their digest; of shards every rank reads its own."""
+    if weights.sharding is not None:
+        lanes = sharded_lanes(weights)
+        return digest({name: (weights.meta(name), lanes[name]) for name in weights.names()})
     names = counted("coordinates", list(weights.names()), size=lambda name: weights.meta(name).numel)
     return digest({name: (weights.meta(name), lanes_of(weights, name)) for name in names})
+
+
+def sharded_lanes(weights: Weights) -> dict[str, tuple[int, int]]:
+    """Return the fingerprints of tensors that are spread over ranks, by name. Every rank has to call this."""
+    assert weights.sharding is not None
+    names = weights.names()
+    boxes = [weights.sharding.boxes[name] for name in names]
+    here = block_lanes([weights.tensor(name) for name in names], boxes)
+    told = weights.sharding.total(dict(zip(names, here, strict=True)))
+    return {name: signed(told[name]) for name in names}
+
+
+def block_lanes(tensors: Sequence[torch.Tensor], boxes: Sequence[Box]) -> list[list[int]]:
+    """Return what each block, all on one device, adds to the fingerprint of its tensor."""
+    if all(box.is_whole for box in boxes):
+        whole: list[list[int]] = foreach_fingerprint(list(tensors)).tolist()
+        return whole
+    owners, parts, offsets = [], [], []
+    for number, (tensor, box) in enumerate(zip(tensors, boxes, strict=True)):
+        bits = as_bits(tensor)
+        for here, there in box.runs():
+            owners.append(number)
+            parts.append(bits[here])
+            offsets.append(there.start)
+    sums = torch.zeros(len(tensors), 2, dtype=torch.int64)
+    if parts:
+        sums.index_add_(0, torch.tensor(owners), foreach_fingerprint(parts, offsets).cpu())
+    return [list(map(int, row)) for row in sums]
+
+
+def signed(sums: Sequence[int]) -> tuple[int, int]:
+    """Return the lanes that sums of them are modulo 2**64, as signed numbers."""
+    first, second = ((lane + 2**63) % 2**64 - 2**63 for lane in sums)
+    return first, second
 
 
 def lanes_of(weights: Weights, name: str) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from itertools import accumulate
 from os import PathLike
@@ -26,8 +27,9 @@ from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.checkpoint_files import INDEX_FILE, SINGLE_FILE
 from rlforget.weights.distributed_checkpoint import DistributedWeights
 from rlforget.weights.distributed_metadata import MODEL
+from rlforget.weights.gathering import first_reads
 from rlforget.weights.layout import TensorMeta, pair_up
-from rlforget.weights.opening import open_checkpoint, open_weights
+from rlforget.weights.opening import Checkpoint, open_checkpoint, open_weights
 from rlforget.weights.raw_io import write_fully
 from rlforget.weights.replacing import check_apart
 from rlforget.weights.safetensors_file import header_text
@@ -76,7 +78,8 @@ def save_checkpoint(
 
     Args:
         path: The folder to create, or the file where `like` is a file.
-        weights: What to write. Names may differ from those of `like` by ties only.
+        weights: What to write. Names may differ from those of `like` by ties only. Of weights that are spread over
+            ranks, every rank calls this; the first writes, and asks the others for what they hold, range by range.
         like: A checkpoint of the same tensors, whose format, shards, index, metadata and other top-level files (config,
             tokenizer) are taken over; weights in other formats and sub-folders are not. Without it the folder holds a
             single `model.safetensors`, whose header notes ties as `safetensors.torch.save_model` does.
@@ -89,7 +92,10 @@ def save_checkpoint(
         NotACheckpointError: `like`, or a path given as `weights`, holds no readable checkpoint.
         LayoutError: The tensors of `weights` are not those of `like`.
     """
-    source = open_weights(weights)
+    source = open_weights(weights, shards=True)
+    if source.sharding is not None:
+        first_reads(source, lambda whole: save_checkpoint(path, whole, like=like, distributed=distributed, force=force))
+        return
     if like is None and distributed:
         from rlforget.weights.distributed_saving import write_distributed  # torch's engine takes time to import
 
@@ -118,7 +124,7 @@ def save_checkpoint(
 
 def save_like(
     path: Path,
-    pattern: CheckpointWeights | DistributedWeights,
+    pattern: Checkpoint,
     source: Weights,
     placed: Sequence[Placed],
     files: Mapping[str, Path | bytes],
@@ -148,6 +154,7 @@ def save_like(
         OutputError: `path` exists and may not be replaced, or it cannot be written (read-only, disk full).
         RlforgetError: What `check` says.
     """
+    progress = progress or telling("coordinates")
     if isinstance(pattern, DistributedWeights):
         from rlforget.weights.distributed_saving import write_distributed
 
@@ -155,9 +162,10 @@ def save_like(
         names |= {alias: names[name] for alias, name in (aliases or {}).items() if name in names}
         if path.resolve() != pattern.path.resolve():
             check_apart(path, [pattern.path])
-        write_distributed(path, source, names, pattern.prefix, files, check=check, force=force, progress=progress)
+        told = {"check": check, "force": force, "progress": progress}
+        # By the first rank alone, which then reads all of it: in a context where no work is split.
+        from_first(lambda: Context().run(write_distributed, path, source, names, pattern.prefix, files, **told))
         return
-    progress = progress or telling("coordinates")
     by_shard = dict.fromkeys(pattern.shards, placed) if pattern.path.is_file() else _by_shard(pattern, placed)
     noted = pattern.aliases if aliases is None else aliases
     plans = [_planned(pattern, shard, here, source, noted) for shard, here in by_shard.items()]

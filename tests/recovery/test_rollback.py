@@ -331,6 +331,7 @@ def test_shares_of_another_delta_or_of_integers_are_refused(block: tuple[Block, 
 
 @pytest.mark.parametrize("what", ["coordinates", "subspace", "soft"])
 def test_a_fault_on_the_way_puts_all_bits_back(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlforget.interference import blocks
     from rlforget.recovery import corrections, old_bits
 
     before, after = finite_pair(torch.bfloat16)
@@ -338,7 +339,7 @@ def test_a_fault_on_the_way_puts_all_bits_back(what: str, monkeypatch: pytest.Mo
     live = {name: value.clone() for name, value in after.items()}
     calls = {"count": 0}
     name = "subtract_" if what == "subspace" else "rollback_"
-    module = old_bits if what == "coordinates" else corrections
+    module: Any = {"coordinates": old_bits, "subspace": blocks, "soft": corrections}[what]
     real = getattr(module, name)
     given = {
         "coordinates": Coordinates.of(delta),

@@ -17,6 +17,8 @@ from torch import Tensor, distributed, nn
 
 import rlforget as rf
 from rlforget.errors import LayoutError, OutputError, WorldError
+from rlforget.weights import open_weights
+from rlforget.weights.digest import weights_digest
 from rlforget.weights.sharding import box_of, here, settle, sharding_of
 from rlforget_kernels.common.bits import as_bits
 from tests.interference.conftest import perturbed, tiny_model
@@ -79,6 +81,7 @@ def main(folder: str, form: str, dtype: str) -> None:
     model, before, own = (sharded(one, form) for one in (tuned, base, first))
     _changes(told, model, before, checkpoint)
     _files(model, checkpoint, Path(folder) / "change.delta.safetensors")
+    _written(told, model, checkpoint)
     if form != "alone":
         _refusals(model, checkpoint)
     if form != "states":
@@ -120,6 +123,23 @@ def _files(model: Any, checkpoint: Path, path: Path) -> None:
     assert rf.diff(checkpoint, model).empty
     rf.apply(model, path)
     assert all(torch.equal(as_bits(here(t)), as_bits(now[name])) for name, t in _tensors(model).items())
+
+
+def _written(told: Told, model: Any, checkpoint: Path) -> None:
+    folder = checkpoint.parent
+    rf.save_checkpoint(folder / "saved", model)
+    rf.save_checkpoint(folder / "like", model, like=checkpoint)
+    assert rf.diff(folder / "saved", model).empty
+    first = not distributed.is_initialized() or distributed.get_rank() == 0
+    history = rf.History.init(folder / "history", checkpoint) if first else None
+    if distributed.is_initialized():
+        distributed.barrier()
+    stage = (history or rf.History.open(folder / "history")).commit(model, name="tuned", message="on shards")
+    told.numbers["stage"] = [stage.before, stage.after, stage.delta.sha256, stage.stats]
+    told.numbers["digest"] = weights_digest(open_weights(model, shards=True))
+    if distributed.is_initialized():
+        with pytest.raises(OutputError if first else WorldError):
+            rf.save_checkpoint(folder / "saved", model)  # it is there: all ranks are told
 
 
 def _refusals(model: Any, checkpoint: Path) -> None:

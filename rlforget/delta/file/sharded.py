@@ -12,17 +12,16 @@ from torch import Tensor, distributed
 from rlforget.delta.delta import Delta
 from rlforget.delta.file.reader import DeltaFile
 from rlforget.delta.file.table import Entry
-from rlforget.delta.scan import Piece, added
+from rlforget.delta.scan import Piece
 from rlforget.delta.sharded import led_on, not_kept
 from rlforget.delta.sides import before_side
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.errors import DeltaFileError, WorldError, WrongBaseError
 from rlforget.weights import Weights, pair_up
 from rlforget.weights.box import Box
+from rlforget.weights.digest import sharded_lanes
 from rlforget.weights.ranks import agreed, is_first
-from rlforget.weights.sharding import Sharding
 from rlforget_kernels.common.bits import as_bits, bits_dtype, index_dtype
-from rlforget_kernels.fingerprint import foreach_fingerprint
 
 
 def whole_pieces(delta: Delta) -> Iterator[Piece]:
@@ -82,9 +81,11 @@ def read_sharded(file: DeltaFile, base: Weights) -> Delta:
         for pair in pair_up(before_side({e.name: e.meta for e in file.tensors.values()}, {}, file.aliases), base)
     }
     sharding = base.sharding.renamed(pairs)
-    held = _lanes(base, pairs, sharding)
+    lanes = sharded_lanes(base)
     entries = list(file.tensors.values())
-    tensors = agreed(lambda: [_tensor(file, entry, base, pairs[entry.name], held[entry.name]) for entry in entries])
+    tensors = agreed(
+        lambda: [_tensor(file, entry, base, pairs[entry.name], lanes[pairs[entry.name]]) for entry in entries]
+    )
     delta = Delta(led_on(tensors, sharding), aliases=file.aliases, metadata=file.metadata, sharding=sharding)
     for entry in entries:
         found = delta[entry.name].fingerprint_after, delta.counts[entry.name]
@@ -96,17 +97,6 @@ def read_sharded(file: DeltaFile, base: Weights) -> Delta:
                 fix="Fetch the file again, or make the delta again.",
             )
     return delta
-
-
-def _lanes(base: Weights, names: dict[str, str], sharding: Sharding) -> dict[str, Fingerprint]:
-    """Return the fingerprints of whole tensors, by the delta's names."""
-    here = {}
-    for name, name_in_base in names.items():
-        bits, runs = as_bits(base.tensor(name_in_base)), list(sharding.boxes[name].runs())
-        parts = foreach_fingerprint([bits[at] for at, _ in runs], [there.start for _, there in runs]) if runs else None
-        here[name] = [0, 0] if parts is None else parts.sum(0).tolist()
-    zero: Fingerprint = (0, 0)
-    return {name: added((lanes[0], lanes[1]), zero) for name, lanes in sharding.total(here).items()}
 
 
 def _tensor(file: DeltaFile, entry: Entry, base: Weights, name: str, held: Fingerprint) -> TensorDelta:

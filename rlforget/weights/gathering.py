@@ -1,0 +1,148 @@
+"""Whole tensors of weights that are spread over ranks, range by range, for what one rank writes for all.
+
+The first rank reads as if it had all of them; the others stand by and hand over what they hold of a range. Memory is
+that of a few ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from rlforget.errors import WorldError
+from rlforget.weights.buffers import buffer
+from rlforget.weights.opening import open_weights
+from rlforget.weights.ranks import is_first, world
+from rlforget.weights.source import Weights
+from rlforget_kernels.common.bits import as_bits, bits_dtype
+
+Value = TypeVar("Value")
+
+_Part = tuple[int, torch.Tensor]
+"""Where bits begin in the range that was asked for, and the bits."""
+
+
+def first_reads(weights: Weights, work: Callable[[Weights], Value]) -> Value:
+    """Let the first rank do something with whole weights, and return what it made on all ranks, which all call this.
+
+    Args:
+        weights: Weights that are spread over the ranks.
+        work: Takes them as whole ones, whose ranges can be read by `bits`; called on the first rank alone.
+
+    Raises:
+        WorldError: On the others, where it raised on the first; or a rank is gone.
+    """
+    if not is_first():
+        found: Value = _stand_by(weights)
+        return found
+    try:
+        made = work(GatheredWeights(weights))
+    except BaseException as fault:
+        _told(("fault", f"{type(fault).__name__}: {fault}"))
+        raise
+    _told(("made", made))
+    return made
+
+
+class GatheredWeights(Weights):
+    """What the first rank sees of weights that are spread over ranks: whole tensors, asked for range by range.
+
+    Args:
+        weights: The weights, on this rank.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        metas = {name: weights.meta(name) for name in weights.names()}
+        super().__init__(weights.description, metas, weights.aliases)
+        self._here = weights
+        self._asking = Lock()
+        # Threads have a device each, and NCCL takes the one of the thread that calls it.
+        self._device = torch.cuda.current_device() if distributed.get_backend() == "nccl" else None
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a whole tensor, in memory of its own; aliases are accepted."""
+        meta = self.meta(name)
+        return self.bits(name).clone().view(meta.dtype).view(meta.shape)
+
+    def bits(self, name: str, start: int = 0, stop: int | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Ask all ranks for the bits of a range; see `Weights.bits`.
+
+        Raises:
+            WorldError: A rank is gone.
+        """
+        name, meta = self.canonical(name), self.meta(name)
+        stop = meta.numel if stop is None else stop
+        if out is None:
+            out = buffer(stop - start, bits_dtype(meta.dtype))
+        with self._asking:
+            if self._device is not None:
+                torch.cuda.set_device(self._device)
+            for part in _handed_over(self._here, name, start, stop):
+                for first, bits in part:
+                    out[first : first + bits.numel()] = bits
+        return out
+
+
+def _stand_by(weights: Weights) -> Any:
+    """Hand over ranges until the first rank is done; return what it made."""
+    while True:
+        kind, what = _told(None)
+        if kind == "made":
+            return what
+        if kind == "fault":
+            raise WorldError("the first rank", expected="it to go on", found=what, fix="Mend what it says.")
+        _exchanged(_parts(weights, *what))
+
+
+def _handed_over(weights: Weights, name: str, start: int, stop: int) -> list[list[_Part]]:
+    _told(("range", (name, start, stop)))
+    return _exchanged(_parts(weights, name, start, stop))
+
+
+def _told(what: tuple[str, Any] | None) -> tuple[str, Any]:
+    """Let every rank know what the first one says."""
+    box: list[Any] = [what]
+    _or_lost(lambda: distributed.broadcast_object_list(box, src=0))
+    told: tuple[str, Any] = box[0]
+    return told
+
+
+def _exchanged(parts: list[_Part]) -> list[list[_Part]]:
+    told: list[Any] | None = [None] * world() if is_first() else None
+    _or_lost(lambda: distributed.gather_object(parts, told, dst=0))
+    return [] if told is None else told
+
+
+def _or_lost(exchange: Callable[[], None]) -> None:
+    try:
+        exchange()
+    except RuntimeError as lost:
+        fix = "Look for a rank that was killed or stopped; then start all of them again."
+        found = str(lost).splitlines()[0]
+        raise WorldError("the other ranks", expected="to hear from all of them", found=found, fix=fix) from lost
+
+
+def _parts(weights: Weights, name: str, start: int, stop: int) -> list[_Part]:
+    """Return what this rank holds, and counts, of a range."""
+    assert weights.sharding is not None
+    if not weights.counts(name):
+        return []
+    found, bits = [], as_bits(weights.tensor(name))
+    for here, there in weights.sharding.boxes[name].runs():
+        first, last = max(there.start, start), min(there.stop, stop)
+        if first < last:
+            shift = here.start - there.start
+            found.append((first - start, bits[first + shift : last + shift].cpu().clone()))
+    return found
+
+
+def sharded_or_none(source: object) -> Weights | None:
+    """Return live weights, opened, where they are spread over ranks; None of anything else."""
+    if not isinstance(source, torch.nn.Module | dict):
+        return None
+    opened = open_weights(source, shards=True)
+    return None if opened.sharding is None else opened
