@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from os import PathLike
 from pathlib import Path
@@ -162,9 +163,9 @@ def save_like(
         names |= {alias: names[name] for alias, name in (aliases or {}).items() if name in names}
         if path.resolve() != pattern.path.resolve():
             check_apart(path, [pattern.path])
-        told = {"check": check, "force": force, "progress": progress}
+        write = partial(write_distributed, check=check, force=force, progress=progress)
         # By the first rank alone, which then reads all of it: in a context where no work is split.
-        from_first(lambda: Context().run(write_distributed, path, source, names, pattern.prefix, files, **told))
+        from_first(lambda: Context().run(write, path, source, names, pattern.prefix, files))
         return
     by_shard = dict.fromkeys(pattern.shards, placed) if pattern.path.is_file() else _by_shard(pattern, placed)
     noted = pattern.aliases if aliases is None else aliases
