@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlforget.circuits.slices import Head, Heads, HeadSlice, HeadSlices
+from rlforget.delta.sharded import check_whole
 from rlforget.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def head_changes(model: nn.Module, delta: Delta, heads: Heads, *, fisher: Fisher
         LayoutError: The delta is of another architecture, the Fisher of another delta, or the model's attention of an
             unknown form.
     """
+    check_whole(delta)
     slices = HeadSlices(model)
     chosen = slices.heads(heads)
     known = {band: _change(delta, band, fisher) for band in slices.owners}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlforget.delta.delta import Delta
-from rlforget.delta.sharded import led_on
+from rlforget.delta.sharded import check_whole, led_on
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta
 from rlforget.errors import CoordinateError, LayoutError, UnknownNameError, WrongBaseError
@@ -38,6 +38,7 @@ def invert(delta: Delta) -> Delta:
 
 def then(first: Delta, later: Delta) -> Delta:
     """Return one delta for two, one after the other; see `Delta.then`."""
+    _check_alike([first, later])
     changes: list[Change] = []
     met = set()
     for change in _changes(first):
@@ -97,6 +98,7 @@ def restrict(delta: Delta, to: Mapping[str, Tensor] | Iterable[str]) -> Delta:
 def add(deltas: Iterable[Delta]) -> Delta:
     """Return several disjoint deltas of the same weights as one; see `Delta.sum`."""
     given = list(deltas)
+    _check_alike(given)
     changes: dict[str, Change] = {}
     files: dict[str, FileDelta] = {}
     renamed: dict[str, str] = {}
@@ -114,6 +116,11 @@ def add(deltas: Iterable[Delta]) -> Delta:
     metadata = {key: value for delta in given for key, value in delta.metadata.items()}
     sharding = given[0].sharding if given else None
     return _gathered(changes.values(), files.values(), renamed, aliases, metadata, sharding)
+
+
+def _check_alike(deltas: list[Delta]) -> None:
+    if len({delta.sharding is None for delta in deltas}) > 1:
+        check_whole(*deltas)
 
 
 def _gathered(

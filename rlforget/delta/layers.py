@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlforget.delta.delta import Delta
+from rlforget.delta.sharded import check_whole
 from rlforget.delta.sides import after_side, before_side
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.delta.whole import file_size
@@ -73,9 +74,13 @@ class MemoryLayer(Layer):
 
     Args:
         delta: Run forward; give its inverse to run it backward.
+
+    Raises:
+        LayoutError: It is one rank's part of a delta.
     """
 
     def __init__(self, delta: Delta) -> None:
+        check_whole(delta)
         self._delta = delta
         self.description = "the delta"
         self.before, self.after, self.renamed = delta.layout_before, delta.layout_after, delta.renamed

@@ -9,6 +9,7 @@ import torch
 
 from rlforget.delta.delta import Delta
 from rlforget.delta.neurons import neuron_edits, top_neurons
+from rlforget.delta.sharded import check_whole
 from rlforget.delta.tensor_delta import TensorDelta
 from rlforget.errors import LayoutError
 from rlforget.weights import pair_up
@@ -108,6 +109,7 @@ def overlap(first: Delta, second: Delta) -> Overlap:
     Raises:
         LayoutError: The two are of different tensors.
     """
+    check_whole(first, second)
     pairs = pair_up(first.layout, second.layout)
     if len(pairs) != len(first) or len(pairs) != len(second):
         raise LayoutError(

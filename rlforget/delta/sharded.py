@@ -100,6 +100,21 @@ def check_alike(weights: Weights, delta: Delta) -> None:
         )
 
 
+def check_whole(*deltas: Delta) -> None:
+    """Hold that deltas are whole ones.
+
+    Raises:
+        LayoutError: One is a rank's part.
+    """
+    if any(delta.sharding is not None for delta in deltas):
+        raise LayoutError(
+            "the delta",
+            expected="a whole one",
+            found="this rank's part of one, whose weights are spread over ranks",
+            fix="Save it on every rank with .save(path), and load it from there.",
+        )
+
+
 def check_kept(delta: Delta, weights: Layout) -> None:
     """Hold that a delta of sharded weights changes nothing but bits.
 

@@ -101,7 +101,7 @@ def fisher(
             found=repr(where),
             fix="Check the spelling.",
         )
-    parameters, _ = measured_parameters(model, at, frozen=frozen)
+    parameters, _ = measured_parameters(model, at, frozen=frozen, shards=True)
     columns = columns_for(parameters, {name: at[name].indices for name in parameters}, at.sharding)
     point: AbstractContextManager[None] = nullcontext()
     if where != "now":

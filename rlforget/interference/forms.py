@@ -41,8 +41,11 @@ def sources_of(
     frozen: Frozen = "error",
     seed: int,
     tokenizer: Any,
+    shards: bool = False,
 ) -> Sources:
     """Check the model against the delta, and collect each domain's prompts. Nothing is run.
+
+    With `shards` the model may be spread over ranks.
 
     Raises:
         ConfigError: An argument out of range.
@@ -52,8 +55,8 @@ def sources_of(
         ShortDomainError: A domain has fewer prompts than `samples`.
         WrongBaseError: The model is not at the delta's after bits.
     """
-    parameters, _ = measured_parameters(model, delta, frozen=frozen)
-    check_at_after(open_weights(model, shards=True), delta)
+    parameters, _ = measured_parameters(model, delta, frozen=frozen, shards=shards)
+    check_at_after(open_weights(model, shards=shards), delta)
     restored, protected = (
         [collect(model, one, samples=samples, seed=seed, tokenizer=tokenizer) for one in several]
         for several in (restore, protect)

@@ -51,7 +51,7 @@ def names_in(weights: Weights, delta: Delta) -> dict[str, str]:
     return names
 
 
-def changed_parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter]:
+def changed_parameters(model: nn.Module, delta: Delta, *, shards: bool = False) -> dict[str, nn.Parameter]:
     """Return the floating-point parameters that `delta` changed, by the delta's names and in its order.
 
     A tied parameter that the delta holds under several names comes under the first.
@@ -60,7 +60,7 @@ def changed_parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter
         LayoutError: The delta is of another architecture.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    names = names_in(open_weights(model, shards=True), delta)
+    names = names_in(open_weights(model, shards=shards), delta)
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for name in delta:
         parameter = parameters.get(names[name])
@@ -70,7 +70,7 @@ def changed_parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter
 
 
 def measured_parameters(
-    model: nn.Module, delta: Delta, *, frozen: Frozen = "error"
+    model: nn.Module, delta: Delta, *, frozen: Frozen = "error", shards: bool = False
 ) -> tuple[dict[str, nn.Parameter], tuple[str, ...]]:
     """Return those of `changed_parameters` that a measurement differentiates by, and the names of what it leaves out.
 
@@ -85,7 +85,7 @@ def measured_parameters(
     if frozen not in get_args(Frozen):
         found = repr(frozen)
         raise ConfigError("frozen", expected='"error" or "skip"', found=found, fix="Check the spelling.")
-    parameters = changed_parameters(model, delta)
+    parameters = changed_parameters(model, delta, shards=shards)
     fixed = {name: "a frozen parameter" for name, parameter in parameters.items() if not parameter.requires_grad}
     for name, tensor in delta.items():
         if delta.counts[name] and (not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1):

@@ -179,6 +179,7 @@ def conflict_subspace(
         frozen=frozen,
         seed=seed,
         tokenizer=tokenizer,
+        shards=not random,
     )
     columns = sources.columns
     if not columns:

@@ -146,7 +146,16 @@ def _refusals(model: Any, checkpoint: Path) -> None:
     path = checkpoint.parent / "change.delta.safetensors"
     whole = rf.Delta.load(path, base=checkpoint)
     assert whole.sharded(model) == rf.diff(checkpoint, model)
-    for refused in (lambda: rf.revert(model, whole), lambda: whole.sharded(checkpoint), lambda: rf.open_weights(model)):
+    part = rf.diff(checkpoint, model)
+    for refused in (
+        lambda: rf.revert(model, whole),
+        lambda: rf.revert(checkpoint, part, checkpoint.parent / "reverted"),
+        lambda: whole.sharded(checkpoint),
+        lambda: whole.then(part),
+        lambda: rf.overlap(part, part),
+        lambda: rf.open_weights(model),
+        lambda: rf.diff({"model.norm.weight": torch.zeros(3)}, model),
+    ):
         with pytest.raises(LayoutError):
             refused()
     with pytest.raises(OutputError if distributed.get_rank() == 0 else WorldError):

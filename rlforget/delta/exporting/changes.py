@@ -16,6 +16,7 @@ from rlforget.delta.file.memory import End, end_of, pieces_of, unfit
 from rlforget.delta.layers import FileLayer, Layer, MemoryLayer
 from rlforget.delta.patching import DeltaLike
 from rlforget.delta.scan import Piece
+from rlforget.delta.sharded import check_whole
 from rlforget.errors import ExportError, NonFiniteError, WrongBaseError
 from rlforget.weights import TensorMeta, Weights, WeightsLike, open_weights
 from rlforget.weights.digest import lanes_of
@@ -43,6 +44,8 @@ class Changes:
     """
 
     def __init__(self, delta: DeltaLike, base: WeightsLike | None = None) -> None:
+        if isinstance(delta, Delta):
+            check_whole(delta)
         self.delta: Delta | DeltaFile = DeltaFile(delta) if isinstance(delta, str | PathLike) else delta
         tensors = self.delta if isinstance(self.delta, Delta) else self.delta.tensors
         self.metas = {name: TensorMeta(one.dtype, one.shape) for name, one in tensors.items()}
