@@ -22,16 +22,25 @@ ROOT = Path(__file__).resolve().parents[3]
 Tensors = dict[str, torch.Tensor]
 
 
-def torchrun(size: int, *program: object) -> subprocess.CompletedProcess[str]:
+def started(size: int, *program: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), "-m"]
-    return subprocess.run(
+    return subprocess.Popen(
         [*command, *map(str, program)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=250,
     )
+
+
+def ended(run: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    out, err = run.communicate(timeout=250)
+    return subprocess.CompletedProcess(run.args, run.returncode, out, err)
+
+
+def torchrun(size: int, *program: object) -> subprocess.CompletedProcess[str]:
+    return ended(started(size, *program))
 
 
 def bits(dtype: torch.dtype, *shape: int, seed: int) -> torch.Tensor:

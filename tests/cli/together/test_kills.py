@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from tests.cli.conftest import run
 from tests.cli.together.program import outcome
-from tests.cli.together.test_commands import Pair, pair, torchrun
+from tests.cli.together.test_commands import Pair, ended, pair, started, torchrun
 
 __all__ = ["pair"]
 
@@ -94,3 +95,16 @@ def test_in_place_the_next_start_finds_the_old_bits(pair: Pair, tmp_path: Path, 
     again = torchrun(2, "rlforget", "diff", pair.before, model, "--exit-code")
     assert again.returncode == 0, again.stderr
     assert {path.name: path.read_bytes() for path in model.iterdir()} == held
+
+
+def test_a_stop_of_all_leaves_nothing(pair: Pair, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    plan = json.dumps({**vars(Kill(2, 0, f"{WRITER}._append", 3)), "marker": str(marker)})  # no rank is the victim
+    going = started(2, "tests.cli.together.killed", plan, "diff", pair.before, pair.after, "-o", tmp_path / "d")
+    while not marker.exists():
+        time.sleep(0.1)
+    going.send_signal(signal.SIGTERM)
+    done = ended(going)
+    assert done.returncode != 0
+    assert done.stderr.count("rlforget: ") == done.stderr.count("rlforget: stopped by a signal") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["marker"]
