@@ -1,6 +1,8 @@
 """Repair a model that is sharded over several GPUs, without ever gathering it.
 
-torchrun --nproc-per-node 8 examples/repair_sharded.py checkpoints/math checkpoints/writing math writing repaired
+    python examples/repair_sharded.py checkpoints/math checkpoints/writing math writing repaired
+
+started by `torchrun --nproc-per-node 8` in the place of `python`.
 
 Every rank holds its shards, finds and takes off its part of the correction, and tells the others sums alone.
 """
