@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from rlforget.errors import WorldError
+from rlforget.errors import RlforgetError, WorldError
 from rlforget.weights.buffers import buffer
 from rlforget.weights.opening import open_weights
 from rlforget.weights.ranks import is_first, world
@@ -34,7 +34,8 @@ def first_reads(weights: Weights, work: Callable[[Weights], Value]) -> Value:
         work: Takes them as whole ones, whose ranges can be read by `bits`; called on the first rank alone.
 
     Raises:
-        WorldError: On the others, where it raised on the first; or a rank is gone.
+        RlforgetError: What the first rank met, on all of them.
+        WorldError: It met something else, or a rank is gone.
     """
     if not is_first():
         found: Value = _stand_by(weights)
@@ -42,7 +43,7 @@ def first_reads(weights: Weights, work: Callable[[Weights], Value]) -> Value:
     try:
         made = work(GatheredWeights(weights))
     except BaseException as fault:
-        _told(("fault", f"{type(fault).__name__}: {fault}"))
+        _told(("fault", _for_others(fault)))
         raise
     _told(("made", made))
     return made
@@ -94,8 +95,17 @@ def _stand_by(weights: Weights) -> Any:
         if kind == "made":
             return what
         if kind == "fault":
-            raise WorldError("the first rank", expected="it to go on", found=what, fix="Mend what it says.")
+            kind_of_fault, what, *said = what
+            raise kind_of_fault(what, **dict(zip(("expected", "found", "fix"), said, strict=True)))
         _exchanged(_parts(weights, *what))
+
+
+def _for_others(fault: BaseException) -> tuple[type[RlforgetError], str, str, str, str]:
+    """Return what makes the same named fault on the other ranks."""
+    if isinstance(fault, RlforgetError):
+        return type(fault), fault.what, fault.expected, fault.found, fault.fix
+    found = f"{type(fault).__name__}: {fault}"
+    return WorldError, "the first rank", "it to go on", found, "Mend what it says."
 
 
 def _handed_over(weights: Weights, name: str, start: int, stop: int) -> list[list[_Part]]:

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rlforget.errors import ConfigError
 from rlforget.training.monitor.keeping import Keeper
 from rlforget.training.monitor.trained import Line, Stretch, Trained
 from rlforget.weights import Weights
-from rlforget.weights.sharding import here
+from rlforget.weights.sharding import box_of, here
 from rlforget_kernels.common.bits import as_bits
 
 
@@ -25,7 +24,6 @@ class Reference:
         weights: Where the values come from; None: the parameters as they are now.
 
     Raises:
-        ConfigError: `weights` with a sharded model.
         LayoutError: `weights` lacks a parameter, or has it in another shape.
     """
 
@@ -48,7 +46,7 @@ class Reference:
 def _copy(line: Line, keeper: Keeper, dtype: torch.dtype | None, weights: Weights | None) -> Tensor:
     kept = keeper.empty(line.numel, dtype or line.dtype, line.device)
     for start, (name, parameter) in zip(line.starts, line.parameters.items(), strict=True):
-        values = here(parameter) if weights is None else weights.tensor(name)
+        values = here(parameter) if weights is None else weights.block(name, box_of(parameter))
         into = kept[start : start + values.numel()]
         if values.dtype == into.dtype:  # of NaN payloads a conversion would not be sure to keep the bits
             into.view(as_bits(values).dtype).copy_(as_bits(values))
@@ -58,11 +56,4 @@ def _copy(line: Line, keeper: Keeper, dtype: torch.dtype | None, weights: Weight
 
 
 def _check(weights: Weights, trained: Trained) -> None:
-    if trained.sharded:
-        raise ConfigError(
-            "reference",
-            expected="none, with a model whose parameters are sharded",
-            found=weights.description,
-            fix="Leave it out: the weights at the start of the run are then the reference.",
-        )
     trained.check_shapes(weights.description, lambda name: tuple(weights.meta(name).shape) if name in weights else None)

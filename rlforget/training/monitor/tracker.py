@@ -270,7 +270,7 @@ class Tracker:
         self._committed_at = self.step
         if self.measured[-1].step != self.step:
             self.measure(evaluate=False)
-        if not is_first():
+        if not (self._trained.sharded or is_first()):
             return
         try:
             stage = self._history.commit(
@@ -295,7 +295,7 @@ def _message(step: int, name: str, predicted: float | None, measured: Divergence
 
 
 def _check_sharded(chosen: MonitorSettings) -> None:
-    named = ("reference", "protect", "earlier", "evaluate", "history", "guard")
+    named = ("protect", "earlier", "evaluate", "guard")
     asked = [name for name in named if getattr(chosen, name)]
     if asked:
         raise ConfigError(
@@ -311,7 +311,7 @@ def _fitting_history(chosen: MonitorSettings, model: nn.Module) -> History | Non
     if chosen.history is None:
         return None
     history = chosen.history if isinstance(chosen.history, History) else History.open(chosen.history)
-    check_layout(history.weights("HEAD"), open_weights(model))
+    check_layout(history.weights("HEAD"), open_weights(model, shards=True))
     return history
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,19 @@ def main(out: str, form: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Uneven()
+    checkpoint, history = Path(f"{out}-base"), Path(f"{out}-history")
+    if form == "alone" or int(os.environ["RANK"]) == 0:
+        rf.save_checkpoint(checkpoint, model)
+        rf.History.init(history, checkpoint)
     if form != "alone":
         distributed.init_process_group("gloo")
+        distributed.barrier()
         _shard(model, form)
     start = {name: here(p).clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    tracker = rf.Tracker(model, optimizer, every=2, dtype=None)
+    tracker = rf.Tracker(model, optimizer, every=2, dtype=None, reference=checkpoint, history=history, commit_every=2)
     _walk(model, start, optimizer)
+    tracker.finish()
     if form == "alone" or distributed.get_rank() == 0:
         kept = [figures.to_dict() for figures in tracker.measured]
         Path(out).write_text(json.dumps([{k: v for k, v in row.items() if k != "seconds"} for row in kept]))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import rlforget as rf
 from tests.training.monitor.ranks_program import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,3 +39,6 @@ def test_shards_add_up_to_the_whole(tmp_path: Path, form: str, ranks: int) -> No
         norms = {"update_norm", "step_norm"} & ours.keys()  # sums of float64, in another order
         assert {k: v for k, v in ours.items() if k not in norms} == {k: v for k, v in theirs.items() if k not in norms}
         assert all(ours[name] == pytest.approx(theirs[name], rel=1e-12) for name in norms)
+    ours, theirs = (list(rf.History.open(tmp_path / f"{name}-history").stages) for name in ("ranks", "alone"))
+    assert [stage.after for stage in ours] == [stage.after for stage in theirs]
+    assert len(ours) == 2
