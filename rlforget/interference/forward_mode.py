@@ -68,6 +68,25 @@ def completion_derivative(model: nn.Module, direction: Mapping[str, Tensor], bat
     return derivative_of(completion_log_probs, model, direction, batch)
 
 
+@contextmanager
+def as_in_backward(model: nn.Module) -> Iterator[None]:
+    """Let the rows of padding tokens not move inside the block: a backward pass gives them no gradient.
+
+    A derivative says what the model does when they move with all else, as it would. Beside rows of gradients, which
+    know nothing of them, it would tell of damage that no row can undo.
+    """
+
+    def still(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        padding = args[0] == module.padding_idx
+        return torch.where(padding.unsqueeze(-1), output.detach(), output)
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                hooks.callback(module.register_forward_hook(still).remove)
+        yield
+
+
 def derivative_of(
     function: Function, model: nn.Module, direction: Mapping[str, Tensor], batch: Batch
 ) -> tuple[Tensor, Tensor]:

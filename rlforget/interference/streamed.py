@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rlforget.counting import counted
 from rlforget.errors import NonFiniteError
-from rlforget.interference.forward_mode import completion_derivative
+from rlforget.interference.forward_mode import as_in_backward, completion_derivative
 from rlforget.interference.gram import LayerGradients
 from rlforget.interference.layer_chain import NotLayeredError
 from rlforget.interference.layered import layered_gram
@@ -143,7 +143,7 @@ class StreamedGradients:
                 self._named[name]: _tangent(one[column.span], column.parameter)
                 for name, column in self._columns.items()
             }
-            with self._point(side)():
+            with self._point(side)(), as_in_backward(self._model):
                 for rows in counted("derivatives", self._sides[side], size=count):
                     end = start + count(rows)
                     if mine(number):

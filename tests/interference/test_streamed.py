@@ -59,6 +59,18 @@ def test_equals_the_plain_form(
         )
 
 
+def test_padding_tokens_in_a_completion_count_as_in_a_backward_pass(
+    after: nn.Module, delta: Delta, completions: Make
+) -> None:
+    batches = completions(4)
+    for batch in batches:
+        batch["input_ids"][:, 5] = 0  # the padding token, seen and scored
+        batch["labels"][:, 5] = 0
+    plain, streamed = (conflict_subspace(after, delta, [batches], form=form, block=3) for form in ("plain", "streamed"))
+    assert streamed.passes[0].damage == pytest.approx(plain.passes[0].damage, rel=1e-5)
+    assert relative(streamed, plain) < 1e-4
+
+
 def test_blocks_do_not_matter_and_bits_repeat(after: nn.Module, delta: Delta, completions: Make) -> None:
     one, again, other = (
         conflict_subspace(after, delta, [completions(5)], [completions(4, seed=2)], form="streamed", block=block)
