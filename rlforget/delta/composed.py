@@ -15,9 +15,8 @@ from rlforget.errors import RlforgetError, WrongBaseError
 from rlforget.weights import Layout, TensorMeta, Weights, pair_up
 from rlforget.weights.ahead import Progress
 from rlforget.weights.buffers import buffer
-from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.digest import lanes_of
-from rlforget.weights.distributed_checkpoint import DistributedWeights
+from rlforget.weights.opening import Checkpoint
 from rlforget.weights.saving import Check, Placed, checked_parts, save_like
 from rlforget_kernels.common.bits import bits_dtype
 
@@ -218,7 +217,7 @@ class ComposedWeights(Weights):
             WrongBaseError: The base is not the one that the deltas were made from.
             OutputError: `path` exists and may not be replaced, or it cannot be written.
         """
-        assert isinstance(self.base, CheckpointWeights | DistributedWeights)  # what has a shape on disk
+        assert isinstance(self.base, Checkpoint)  # what has a shape on disk
         placed = [Placed(name, name, track.base) for name, track in self._tracks.items()]
         check, files = self.check(all_tensors=all_tensors), self.files() or {}
         save_like(

@@ -14,8 +14,8 @@ from rlforget.history.index import COPIED_BASE, DELTAS, Base, Index, is_history,
 from rlforget.history.lock import locked
 from rlforget.weights import Weights, WeightsLike, open_weights, save_checkpoint
 from rlforget.weights.atomic import sync_folder
-from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.digest import weights_digest
+from rlforget.weights.opening import Checkpoint, open_checkpoint
 
 
 def begin(folder: Path, base: WeightsLike, *, copy: bool, wait: float, dry_run: bool = False) -> Base:
@@ -31,10 +31,10 @@ def begin(folder: Path, base: WeightsLike, *, copy: bool, wait: float, dry_run: 
     """
     source = open_weights(base)
     _check_apart(folder, source)
-    if isinstance(source, CheckpointWeights):
+    if isinstance(source, Checkpoint):
         _check_names(source.files())
     fingerprint = weights_digest(source)
-    copy = copy or not isinstance(source, CheckpointWeights)
+    copy = copy or not isinstance(source, Checkpoint)
     if dry_run:
         _current(folder, fingerprint)
         return _record(folder, source, fingerprint, copied=copy)
@@ -51,7 +51,7 @@ def begin(folder: Path, base: WeightsLike, *, copy: bool, wait: float, dry_run: 
     return record
 
 
-def base_weights(folder: Path, base: Base, moved_to: str | PathLike[str] | None) -> CheckpointWeights:
+def base_weights(folder: Path, base: Base, moved_to: str | PathLike[str] | None) -> Checkpoint:
     """Open the weights that a history begins with.
 
     Args:
@@ -64,13 +64,13 @@ def base_weights(folder: Path, base: Base, moved_to: str | PathLike[str] | None)
         NotACheckpointError: `moved_to` holds no readable checkpoint.
     """
     if moved_to is not None:
-        return CheckpointWeights(Path(moved_to))
+        return open_checkpoint(Path(moved_to))
     place = Path(os.path.realpath(folder)) / base.path
     try:
         if base.copied and place.is_dir() and any(path.is_symlink() for path in (place, *place.iterdir())):
             fix = "Copy its target here."
             raise HistoryError(str(place), expected="the history's own copy", found="a link", fix=fix)
-        return CheckpointWeights(Path(os.path.normpath(place)))
+        return open_checkpoint(Path(os.path.normpath(place)))
     except (NotACheckpointError, OSError) as fault:
         raise HistoryError(
             str(folder),
@@ -118,13 +118,13 @@ def _current(folder: Path, fingerprint: str) -> Index | None:
     return None
 
 
-def _copied(folder: Path, source: Weights, fingerprint: str) -> CheckpointWeights:
+def _copied(folder: Path, source: Weights, fingerprint: str) -> Checkpoint:
     """Copy the base into the history. A whole copy that is there already, from an init that was killed, is taken."""
     place = folder / COPIED_BASE
     if not place.is_dir() or place.is_symlink():
-        like = source.path if isinstance(source, CheckpointWeights) and source.path.is_dir() else None
+        like = source.path if isinstance(source, Checkpoint) and source.path.is_dir() else None
         save_checkpoint(place, source, like=like)
-    copy = CheckpointWeights(place)
+    copy = open_checkpoint(place)
     if weights_digest(copy) != fingerprint:
         fix = "Rename it, or begin the history in another folder."
         raise HistoryError(str(place), expected="nothing, or a copy of the base", found="other weights", fix=fix)
@@ -133,16 +133,16 @@ def _copied(folder: Path, source: Weights, fingerprint: str) -> CheckpointWeight
 
 def _record(folder: Path, placed: Weights, fingerprint: str, *, copied: bool) -> Base:
     path = COPIED_BASE
-    if isinstance(placed, CheckpointWeights) and not copied:
+    if isinstance(placed, Checkpoint) and not copied:
         relative = os.path.relpath(os.path.realpath(placed.path), os.path.realpath(folder))
         path = PurePath(relative).as_posix()
-    files = file_checksums(placed.files()) if isinstance(placed, CheckpointWeights) else {}
+    files = file_checksums(placed.files()) if isinstance(placed, Checkpoint) else {}
     # A base that lies where a copy would be is one: it goes wherever the history goes.
     return Base(path, path == COPIED_BASE, fingerprint, files)
 
 
 def _check_apart(folder: Path, source: Weights) -> None:
-    if isinstance(source, CheckpointWeights) and os.path.realpath(source.path) == os.path.realpath(folder):
+    if isinstance(source, Checkpoint) and os.path.realpath(source.path) == os.path.realpath(folder):
         raise HistoryError(
             str(folder),
             expected="a folder of its own",

@@ -15,8 +15,8 @@ from rlforget.history.files import delta_path
 from rlforget.history.index import Index
 from rlforget.history.stage import Stage, lineage
 from rlforget.weights import TensorMeta, Weights, pair_up
-from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget.weights.digest import digest
+from rlforget.weights.opening import Checkpoint
 
 _FRAMES = 16
 """Decoded frames that all deltas keep together, as long as there is one for each: 8 MB each in bfloat16."""
@@ -35,7 +35,7 @@ class Store:
         self._moved_base = moved_base
         self._layers: dict[str, FileLayer] = {}
 
-    def base(self, index: Index) -> CheckpointWeights:
+    def base(self, index: Index) -> Checkpoint:
         """Open the base; see `base_weights`."""
         return base_weights(self.folder, index.base, self._moved_base)
 

@@ -50,6 +50,9 @@ def shard_paths(path: Path) -> list[Path]:
     if files:
         found = f"{len(files)} safetensors files and no {INDEX_FILE}"
         raise _not_a_checkpoint(path, found, "Give one of the files, or restore the index.")
+    if next(path.glob("*.distcp"), None) is not None:
+        fix = "Where safetensors are needed, as in place, write some first: save_checkpoint(OTHER_FOLDER, FOLDER)."
+        raise _not_a_checkpoint(path, "a folder of torch.distributed.checkpoint, which is only written anew", fix)
     pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
     if pickles:
         raise _not_a_checkpoint(
@@ -72,7 +75,7 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def _not_a_checkpoint(path: Path, found: str, fix: str) -> NotACheckpointError:
-    expected = f"a .safetensors file, or a folder with {SINGLE_FILE}, {INDEX_FILE} or .distcp files"
+    expected = f"a .safetensors file, or a folder with {SINGLE_FILE} or {INDEX_FILE}"
     return NotACheckpointError(str(path), expected=expected, found=found, fix=fix)
 
 

@@ -32,6 +32,7 @@ class DistributedWeights(Weights):
 
     Attributes:
         path: The folder.
+        shards: The files that hold the values, sorted.
         prefix: What was left out of the names, as keys of nested dicts.
         left_out: The full names of all in the folder that is not read.
 
@@ -44,6 +45,7 @@ class DistributedWeights(Weights):
         contents = read_contents(path)
         self.path, self.prefix, self.left_out = path, contents.prefix, contents.left_out
         self._stored = contents.tensors
+        self.shards = sorted({item.file for stored in self._stored.values() for item in stored.items})
         self._values: dict[Item, Values] = {}
         names = sorted(self._stored, key=natural_order)
         super().__init__(str(path), {name: self._stored[name].meta for name in names}, {})
@@ -70,17 +72,15 @@ class DistributedWeights(Weights):
         """Return the folder's top-level files that hold no weights, by name."""
         return companions(self.path)
 
-    def check_items(self) -> int:
+    def check_items(self) -> None:
         """Look at the head of every item of the model.
-
-        Returns:
-            How many files hold them.
 
         Raises:
             NotACheckpointError: One is damaged, or not what the metadata say.
         """
-        items = [(item, name) for name, stored in self._stored.items() for item in stored.items]
-        return len({self._find(item, name).file for item, name in items})
+        for name, stored in self._stored.items():
+            for item in stored.items:
+                self._find(item, name)
 
     def _find(self, item: Item, name: str) -> Values:
         if item not in self._values:

@@ -20,7 +20,6 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from rlforget.counting import telling
 from rlforget.weights.ahead import Progress
 from rlforget.weights.atomic import new_folder
 from rlforget.weights.distributed_metadata import METADATA_FILE
@@ -62,7 +61,6 @@ def write_distributed(
         OutputError: `path` exists and may not be replaced, or it cannot be written (read-only, disk full).
         RlforgetError: What `check` says.
     """
-    progress = progress or telling("coordinates")
     total, done = sum(source.meta(name).numel for name in names.values()), 0
     first = {of: name for name, of in reversed(list(names.items()))}
     again = {name: of for name, of in names.items() if first[of] != name}  # tied ones, by their further names

@@ -95,12 +95,10 @@ def verify(path: str | PathLike[str], *, repair: bool = False) -> Soundness:
         problems += _drafts(path, folder, repair=repair)
     tensors = files = 0
     try:
-        if is_distributed(path):
-            chunked = DistributedWeights(path)
-            tensors, files = len(chunked.names()), chunked.check_items()
-        else:
-            checkpoint = CheckpointWeights(path, recovered=False)
-            tensors, files = len(checkpoint.names()), len(checkpoint.shards)
+        checkpoint = DistributedWeights(path) if is_distributed(path) else CheckpointWeights(path, recovered=False)
+        if isinstance(checkpoint, DistributedWeights):
+            checkpoint.check_items()
+        tensors, files = len(checkpoint.names()), len(checkpoint.shards)
     except (NotACheckpointError, OSError) as error:
         problems.append(Problem("unreadable", path, str(error)))
     undoable = len(records.finished(folder)) - sum(p.kind == "record" and not p.repaired for p in problems)
