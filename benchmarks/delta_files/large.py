@@ -8,6 +8,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkpoint_pair import DEVIATION, amplitude, moved
-from rlforget.weights import TensorMeta
+from benchmarks.delta_files.read_ceiling import read_all
+from rlforget.weights import TensorMeta, save_checkpoint
 from rlforget.weights.safetensors_file import header_text
 
 ROOT = Path(__file__).parents[2]
@@ -64,13 +66,14 @@ def measure(folder: Path, tensors: int = 8, changed: float = 0.0113) -> dict[str
     """Write a pair into `folder` and run every command that takes a checkpoint of any size; one output at a time.
 
     Returns:
-        Sizes, and seconds and peak bytes of each command.
+        Sizes; seconds and peak bytes of each command; seconds of reading one checkpoint, or both, and no more.
     """
     write_pair(folder, tensors, changed)
     os.sync()
     before, after, delta, history = (
         folder / name for name in ("before", "after", "large.delta.safetensors", "history")
     )
+    reading = {sides: _reading(folders) for sides, folders in (("one", [before]), ("both", [before, after]))}
     found: dict[str, Any] = {}
     for name, command in {
         "diff": ["diff", before, after, "-o", delta],
@@ -88,10 +91,37 @@ def measure(folder: Path, tensors: int = 8, changed: float = 0.0113) -> dict[str
             if (folder / made).exists():
                 assert _same_files(folder / made, like)
                 subprocess.run(["rm", "-r", str(folder / made)], check=True)
+    shutil.rmtree(after)  # its room is needed
+    found |= _chunked(before, delta, folder)
     size = sum(file.stat().st_size for file in before.glob("*.safetensors"))
-    return {"model_bytes": size, "tensor_bytes": 2 * SHAPE[0] * SHAPE[1], "delta_bytes": delta.stat().st_size} | {
-        "commands": found
-    }
+    return {
+        "model_bytes": size,
+        "read_seconds": reading,
+        "tensor_bytes": 2 * SHAPE[0] * SHAPE[1],
+        "delta_bytes": delta.stat().st_size,
+    } | {"commands": found}
+
+
+def _reading(folders: list[Path]) -> float:
+    """Return the seconds that all bytes of checkpoints take to read, once they are in the page cache if it has room."""
+    read_all(folders, torch.get_num_threads())
+    start = time.perf_counter()
+    read_all(folders, torch.get_num_threads())
+    return time.perf_counter() - start
+
+
+def _chunked(before: Path, delta: Path, folder: Path) -> dict[str, Any]:
+    """Measure the same on a folder of torch.distributed.checkpoint, made of the checkpoint before."""
+    base, out = folder / "chunked", folder / "chunked-out"
+    save_checkpoint(base, before, distributed=True)
+    found = {}
+    for name, command in {
+        "diff of a DCP folder": ["diff", before, base],
+        "verify of a DCP folder": ["verify", base],
+        "apply to a DCP folder": ["apply", base, delta, "-o", out],
+    }.items():
+        found[name] = _run([str(part) for part in command])
+    return found
 
 
 def _run(command: list[str]) -> dict[str, float]:

@@ -179,16 +179,27 @@ One tensor each, through a file and back. *lost*: other bits came back, and noth
 
 
 def _large(found: dict[str, Any]) -> str:
-    rows = [
-        [f"`rlforget {name}`", f"{one['seconds']:.0f}", _mib(one["peak_bytes"])]
-        for name, one in found["commands"].items()
-    ]
+    reading = found.get("read_seconds")
+    rows = []
+    for name, one in found["commands"].items():
+        row = [f"`rlforget {name}`", f"{one['seconds']:.0f}", _mib(one["peak_bytes"])]
+        if reading is not None:
+            row.append(f"{one['seconds'] / reading['both' if name.startswith('diff') else 'one']:.1f}×")
+        rows.append(row)
+    header = ["command", "seconds", "peak memory", *([] if reading is None else ["of reading"])]
     return f"""### Memory on a large checkpoint
 
 A pair of {found["model_bytes"] / 1e9:.0f} GB each, in tensors of {found["tensor_bytes"] / 1e9:.0f} GB; the delta takes
-{_megabytes(found["delta_bytes"])}. Peak of the process's resident memory, by the kernel's high-water mark.
+{_megabytes(found["delta_bytes"])}. Peak of the process's resident memory, by the kernel's high-water mark.{
+        "" if reading is None else _OF_READING
+    }
 
-{table(["command", "seconds", "peak memory"], rows)}"""
+{table(header, rows)}"""
+
+
+_OF_READING = """ *Of reading* is
+the time of a command by that of reading its files once, from the page cache where that has room for them: comparing,
+packing, writing and syncing come on top."""
 
 
 def _ratio(value: float) -> str:
