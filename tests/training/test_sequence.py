@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,11 +94,13 @@ def test_the_log_tells_the_run(unbroken: SequenceResult) -> None:
     assert [e["time"] for e in events] == sorted(e["time"] for e in events)
 
 
-def test_a_finished_run_is_only_read(unbroken: SequenceResult, config: SequenceConfig) -> None:
+def test_a_finished_run_is_only_read(unbroken: SequenceResult, config: SequenceConfig, tmp_path: Path) -> None:
+    run = shutil.copytree(unbroken.output, tmp_path / "run")  # its log is told that it was looked at
+
     def never(title: str, step: int) -> None:
         raise AssertionError(title)
 
-    again = run_sequence(config, unbroken.output, progress=Quiet(never))
+    again = run_sequence(config, run, progress=Quiet(never))
     assert same_bits(bits(again.model), bits(unbroken.model))
     assert scores_of(again) == scores_of(unbroken)
 
