@@ -13,7 +13,7 @@ from rlforget.delta.sharded import check_whole, led_on
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta
 from rlforget.errors import CoordinateError, LayoutError, UnknownNameError, WrongBaseError
-from rlforget.weights.sharding import Sharding
+from rlforget.weights.sharding import Sharding, together
 from rlforget_kernels.common.bits import bits_dtype, index_dtype
 from rlforget_kernels.fingerprint import fingerprint_after_patch
 from rlforget_kernels.patch import patch_
@@ -76,9 +76,11 @@ def restrict(delta: Delta, to: Mapping[str, Tensor] | Iterable[str]) -> Delta:
     for name in kept:
         if name not in delta and name not in delta.whole:
             delta[name]  # raises
-    changes: list[Change] = [
-        _part(tensor, kept[name]) if name in kept else _none(tensor) for name, tensor in delta.items()
-    ]
+    tensors = together(
+        lambda: [_part(tensor, kept[name]) if name in kept else _none(tensor) for name, tensor in delta.items()],
+        delta.sharding,
+    )
+    changes: list[Change] = [*tensors]
     for name, tensor in delta.whole.items():
         if name in kept:
             if kept[name] is not None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlforget.delta.tensor_delta import TensorDelta
-from rlforget.errors import LayoutError
+from rlforget.errors import LayoutError, WrongBaseError
 from rlforget.weights import Layout, Pair, Weights, WeightsLike, open_weights, pair_up
+from rlforget.weights.box import Box
 from rlforget.weights.digest import signed
+from rlforget.weights.ranks import gathered
 from rlforget.weights.sharding import Sharding
 from rlforget_kernels.fingerprint import fingerprint_after_patch
 
@@ -37,11 +39,26 @@ def whole_fingerprints(tensors: Iterable[TensorDelta], sharding: Sharding) -> li
     """Give tensors whose fingerprints are of what lies here those of the whole. Every rank has to call this."""
     several = list(tensors)
     lanes = {t.name: [*t.fingerprint_before, *t.fingerprint_after] for t in several}
+    _check_copies(lanes, sharding)
     told = sharding.total(lanes)
     return [
         replace(t, fingerprint_before=signed(told[t.name][:2]), fingerprint_after=signed(told[t.name][2:]))
         for t in several
     ]
+
+
+def _check_copies(lanes: Mapping[str, list[int]], sharding: Sharding) -> None:
+    """Hold that ranks with copies of a block, or of a whole tensor, have the same bits there."""
+    first: dict[tuple[str, Box], list[int]] = {}
+    for place, told in enumerate(gathered({name: (sharding.boxes[name], found) for name, found in lanes.items()})):
+        for name, (box, found) in told.items():
+            if box.numel and first.setdefault((name, box), found) != found:
+                raise WrongBaseError(
+                    f"tensor {name!r} on rank {place}",
+                    expected="the bits of the other ranks that hold a copy of it",
+                    found="others",
+                    fix="Broadcast it from one rank, or save and load the model again.",
+                )
 
 
 def led_on(tensors: Iterable[TensorDelta], sharding: Sharding) -> list[TensorDelta]:

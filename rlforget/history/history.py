@@ -23,7 +23,8 @@ from rlforget.history.store import Store
 from rlforget.history.verification import Verification
 from rlforget.weights import WeightsLike
 from rlforget.weights.ahead import Progress
-from rlforget.weights.gathering import first_reads, sharded_or_none
+from rlforget.weights.gathering import first_reads
+from rlforget.weights.opening import open_shards
 
 WAIT = 60.0
 """Seconds that a writer waits for another one, unless it is told otherwise."""
@@ -186,7 +187,7 @@ class History:
             OutputError: The history cannot be written.
         """
         details = Details(name, domain, message, parent, config or {}, metrics or {}, rename or {}, allow_empty)
-        spread = sharded_or_none(weights)
+        spread = open_shards(weights)
         if spread is not None:
             return first_reads(spread, lambda whole: committing.commit(self.store, whole, details, wait=wait))
         return committing.commit(self.store, weights, details, wait=wait, progress=progress)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from rlforget.counting import counted
 from rlforget.domains.batches import IGNORED
 from rlforget.domains.sampling import evaluating, special_tokens
 from rlforget.errors import ConfigError, EmptyDomainError, NonFiniteError, ShortDomainError
+from rlforget.weights.ranks import gathered
 
 Batch = Mapping[str, Any]
 Batches = domains.Domain | str | Iterable[Batch]
@@ -61,6 +63,30 @@ def collect(model: Any, batches: Batches, *, samples: int, seed: int = 0, tokeni
             fix="Pass a domain or batches with rows; an exhausted generator has none left.",
         )
     return taken
+
+
+def check_same(batches: Sequence[Batch], *settings: object) -> None:
+    """Hold that every rank has the same batches and settings: ranks that hold shards go through samples together.
+
+    Raises:
+        ConfigError: They have not.
+    """
+    seen = hashlib.sha256(repr(settings).encode())
+    for batch in batches:
+        for name in sorted(batch):
+            value = batch[name]
+            seen.update(f"{name} {tuple(value.shape) if isinstance(value, Tensor) else value}".encode())
+            if isinstance(value, Tensor):
+                seen.update(value.cpu().contiguous().numpy().tobytes())
+    told = gathered(seen.hexdigest())
+    others = [place for place, one in enumerate(told) if one != told[0]]
+    if others:
+        raise ConfigError(
+            "batches and settings",
+            expected="the same on every rank, since the model is spread over them",
+            found=f"others on rank {others[0]} than on rank 0",
+            fix="Give all ranks one domain, seed and list of batches: without a sampler that deals them out.",
+        )
 
 
 def completed(

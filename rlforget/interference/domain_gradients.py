@@ -21,6 +21,7 @@ from rlforget.interference.completions import (
     tokenizer_of,
 )
 from rlforget.interference.sample_gradients import measuring
+from rlforget.weights.sharding import check_unsharded
 
 _ROWS_AT_ONCE = 16  # completions of one backward pass
 Gradient = dict[str, Tensor]
@@ -105,6 +106,7 @@ def gradient_alignment(
         EmptyDomainError: There is no completion.
         NonFiniteError: A gradient is NaN or infinite; the message names the parameter.
     """
+    check_unsharded(model, "gradient_alignment")
     found, halves, counts = [], [], []
     for batches in (first, second):
         scored = list(_scored(model, batches, samples=samples, seed=seed, tokenizer=tokenizer))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlforget.errors import NonFiniteError, UnknownNameError, ZeroGradientError
-from rlforget.interference.completions import Batches, check_finite, collect, completed
+from rlforget.interference.completions import Batches, check_finite, check_same, collect, completed
 from rlforget.interference.point import Frozen, check_at_after, measured_parameters, moved, toward_before
 from rlforget.interference.sample_gradients import Column, SampleGradients, columns_for, width
 from rlforget.weights import open_weights
@@ -32,8 +32,9 @@ class Fisher:
     """What a domain's samples say about each changed coordinate.
 
     Attributes:
-        values: For each changed tensor, the mean over samples of the squared gradient of log π(completion | prompt),
-            float32 [changed], in the order of the delta's indices. Zero where a tensor takes no gradient.
+        values: For each changed tensor, the mean over samples of the squared gradient of log π(completion | prompt), at
+            the coordinates that are here: float32 [changed], in the order of the delta's indices. Zero where a tensor
+            takes no gradient.
         gradient: Likewise the mean gradient of the loss −log π.
         samples: How many completions went in; none where no changed tensor takes a gradient.
         where: The point of the weights at which it was taken.
@@ -69,7 +70,7 @@ def fisher(
     """Measure the diagonal empirical Fisher of a domain at the coordinates that a delta changed.
 
     F = mean over samples of (∇ log π(completion | prompt))², never the square of the mean gradient. Memory follows the
-    delta, and 1 GiB of gradients at a time.
+    delta, and 1 GiB of gradients at a time. A model that is spread over ranks takes the same batches on each of them.
 
     Args:
         model: A transformers causal language model, at the delta's after bits unless `where` is "now".
@@ -110,6 +111,8 @@ def fisher(
     if not columns:
         return Fisher(_by_name(torch.empty(0), columns, at), _by_name(torch.empty(0), columns, at), 0, where)
     prompts = collect(model, batches, samples=samples, seed=seed, tokenizer=tokenizer)
+    if at.sharding is not None:
+        check_same(prompts, samples, seed, where, frozen)
     device = next(model.parameters()).device
     squares = torch.zeros(width(columns), device=device)
     total = torch.zeros(width(columns), device=device)

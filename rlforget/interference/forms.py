@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlforget.errors import ConfigError
-from rlforget.interference.completions import Batches, collect
+from rlforget.interference.completions import Batches, check_same, collect
 from rlforget.interference.gradient_stack import GradientStack
 from rlforget.interference.linearisation import Linearisation, Sources
 from rlforget.interference.point import Frozen, check_at_after, measured_parameters
@@ -61,6 +61,9 @@ def sources_of(
         [collect(model, one, samples=samples, seed=seed, tokenizer=tokenizer) for one in several]
         for several in (restore, protect)
     )
+    if delta.sharding is not None:
+        several = [batch for domain in (*restored, *protected) for batch in domain]
+        check_same(several, samples, rows, row_budget, restore_weights, protect_weights, frozen, seed)
     shares = [
         _shares(name, weights, len(several))
         for name, weights, several in (

@@ -17,6 +17,7 @@ from rlforget.errors import ConfigError, NonFiniteError, ParameterError
 from rlforget.interference.completions import Batches, collect, completed, completion_log_probs
 from rlforget.interference.gradient_factors import Factors, Rule, add_gram_, factors_rule_for, whole
 from rlforget.interference.sample_gradients import layer_calls, measuring
+from rlforget.weights.sharding import check_unsharded
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class LayerGradients:
     """
 
     def __init__(self, model: nn.Module, only: Callable[[str], bool] | None = None) -> None:
+        check_unsharded(model, "a Gram matrix by layers")
         self.model = model
         self.parameters = {
             name: parameter

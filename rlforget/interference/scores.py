@@ -85,39 +85,44 @@ def conflict(
     _check_point(score, earlier)
     changed = {name: tensor for name, tensor in delta.items() if delta.counts[name]}
     firsts = _firsts(changed, delta.sharding) if score == "random" else {}
-    fisher_a, fisher_b = (
-        fisher_of(side, delta) if side is not None and need in NEEDS[score] else None
-        for need, side in (("earlier", earlier), ("later", later))
-    )
-    scores: dict[str, Tensor] = {}
-    histograms: dict[str, Tensor] = {}
-    offset = 0
-    damping = 0.0 if fisher_b is None else epsilon * fisher_b.mean
-    if fisher_b is not None and changed and not damping > 0.0:
-        raise ConfigError(
-            "epsilon", expected="a positive number", found=repr(epsilon), fix="Use 10, or 0.1 to spare B most."
+
+    def scored() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        fisher_a, fisher_b = (
+            fisher_of(side, delta) if side is not None and need in NEEDS[score] else None
+            for need, side in (("earlier", earlier), ("later", later))
         )
-    for name, tensor in changed.items():
-        direction = None
-        if score == "taylor" and fisher_a is not None:
-            direction = fisher_a.gradient[name]
-        elif score == "opposed" and own is not None:
-            direction = _values_at(own, tensor)
-        elif score == "subspace" and subspace is not None:
-            direction = _correction_at(subspace, tensor, delta)
-        scores[name], counts = conflict_score(
-            tensor.values,
-            score,
-            earlier=None if fisher_a is None else fisher_a.values[name],
-            later=None if fisher_b is None else fisher_b.values[name],
-            direction=direction,
-            damping=damping,
-            seed=seed,
-            offset=offset + firsts.get(name, 0),
-        )
-        histograms[name] = counts.cpu()
-        offset += delta.counts[name]
-    together(lambda: _check_finite(score, histograms), delta.sharding)
+        scores: dict[str, Tensor] = {}
+        histograms: dict[str, Tensor] = {}
+        offset = 0
+        damping = 0.0 if fisher_b is None else epsilon * fisher_b.mean
+        if fisher_b is not None and changed and not damping > 0.0:
+            raise ConfigError(
+                "epsilon", expected="a positive number", found=repr(epsilon), fix="Use 10, or 0.1 to spare B most."
+            )
+        for name, tensor in changed.items():
+            direction = None
+            if score == "taylor" and fisher_a is not None:
+                direction = fisher_a.gradient[name]
+            elif score == "opposed" and own is not None:
+                direction = _values_at(own, tensor)
+            elif score == "subspace" and subspace is not None:
+                direction = _correction_at(subspace, tensor, delta)
+            scores[name], counts = conflict_score(
+                tensor.values,
+                score,
+                earlier=None if fisher_a is None else fisher_a.values[name],
+                later=None if fisher_b is None else fisher_b.values[name],
+                direction=direction,
+                damping=damping,
+                seed=seed,
+                offset=offset + firsts.get(name, 0),
+            )
+            histograms[name] = counts.cpu()
+            offset += delta.counts[name]
+        _check_finite(score, histograms)
+        return scores, histograms
+
+    scores, histograms = together(scored, delta.sharding)
     counted = histograms.keys() if delta.sharding is None else delta.sharding.counted
     histogram = torch.zeros(LEADING_BINS, dtype=torch.int64)
     for name, counts in histograms.items():

@@ -13,6 +13,7 @@ from rlforget.delta.naming import layer_of
 from rlforget.errors import CoordinateError, UnknownNameError
 from rlforget.interference.coordinates import Coordinates
 from rlforget.interference.selection_across import select_across
+from rlforget.weights.sharding import together
 from rlforget_kernels.select_top import select_top
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Conflict:
     Attributes:
         delta: The delta that was scored.
         score: The name of the score.
-        scores: For each changed tensor, float32 [changed], non-negative, in the order of the delta's indices.
+        scores: For each changed tensor, float32 [changed here], non-negative, in the order of the delta's indices.
         histogram: int64 [4096], counts of the scores' bits >> 19 over all tensors, and ranks where they are spread.
     """
 
@@ -76,9 +77,7 @@ class Conflict:
                 that the delta does not hold.
             UnknownNameError: `per` is no such budget.
         """
-        groups = self._groups(per)
-        budgets = apportioned(self._count(fraction, count), [numel for _, numel in groups])
-        scores = self.scores if within is None else self._only(within)
+        groups, budgets, scores = together(lambda: self._asked(fraction, count, per, within), self.delta.sharding)
         alike = len(groups) == 1 and within is None  # then the histogram is known
         picked: dict[str, Tensor] = {}
         for (names, _), budget in zip(groups, budgets, strict=True):
@@ -96,6 +95,14 @@ class Conflict:
                 if picked[name].numel()
             }
         )
+
+    def _asked(
+        self, fraction: float | None, count: int | None, per: Budget, within: Coordinates | None
+    ) -> tuple[list[tuple[list[str], int]], list[int], dict[str, Tensor]]:
+        """Return the groups that share a budget, their budgets, and the scores to pick from."""
+        groups = self._groups(per)
+        budgets = apportioned(self._count(fraction, count), [numel for _, numel in groups])
+        return groups, budgets, self.scores if within is None else self._only(within)
 
     def _groups(self, per: Budget) -> list[tuple[list[str], int]]:
         """Return the changed tensors that share a budget, and how many coordinates they and their like have."""

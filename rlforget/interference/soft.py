@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlforget.delta.sharded import check_whole
 from rlforget.errors import ConfigError
 from rlforget.interference.combining import Fishers, combine_fishers, fisher_of
 from rlforget.interference.empirical_fisher import Fisher
@@ -52,9 +53,10 @@ def soft_rule(delta: Delta, *, earlier: Fishers, later: Fishers, lam: float = 1.
 
     Raises:
         ConfigError: λ is negative or no number, or a side has no Fisher.
-        LayoutError: A Fisher of another delta.
+        LayoutError: A Fisher of another delta, or one rank's part of a delta.
         NonFiniteError: A Fisher that is zero everywhere, or holds NaN or infinity.
     """
+    check_whole(delta)
     if not 0.0 <= lam < float("inf"):
         raise ConfigError("lam", expected="a number that is not negative", found=repr(lam), fix="Use 1 to weigh alike.")
     sides = [

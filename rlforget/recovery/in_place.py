@@ -15,10 +15,11 @@ from rlforget.interference.point import check_at_after, names_in
 from rlforget.interference.soft import SoftRule
 from rlforget.interference.subspace import ConflictSubspace
 from rlforget.recovery.corrections import Correction, of_kronecker_rule, of_soft_rule, of_subspace, take_off
-from rlforget.recovery.old_bits import choose, put_back
+from rlforget.recovery.old_bits import Chosen, choose, put_back
 from rlforget.recovery.undo import Rollback
-from rlforget.weights import WeightsLike, open_weights
+from rlforget.weights import Weights, WeightsLike, open_weights
 from rlforget.weights.live import LiveWeights
+from rlforget.weights.sharding import together
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
@@ -76,25 +77,27 @@ def rollback(
             found="a checkpoint on disk",
             fix="Load the model first; or revert(path, delta.restrict(coordinates), in_place=True).",
         )
+    ready = together(lambda: _prepared(what, opened, delta, strength, seed), opened.sharding)
+    check_at_after(opened, delta)
+    if isinstance(ready, Correction):
+        return take_off(weights, opened, delta, ready, strength)
+    return put_back(weights, opened, delta, ready, strength)
+
+
+def _prepared(what: What, opened: Weights, delta: Delta, strength: float, seed: int) -> Correction | dict[str, Chosen]:
+    """Return what is to be written, checked but for the bits that are there now."""
     names = names_in(opened, delta)
-    correction: Correction | None = None
     if isinstance(what, ConflictSubspace):
-        correction = of_subspace(what, delta, names, strength, seed)
-    elif opened.sharding is not None and isinstance(what, SoftRule | KroneckerRule):
+        return of_subspace(what, delta, names, strength, seed)
+    if opened.sharding is not None and isinstance(what, SoftRule | KroneckerRule):
         raise LayoutError(
             opened.description,
             expected="whole weights, for the soft and the Kronecker rule",
             found="weights that are spread over ranks",
             fix="Roll back coordinates or a conflict subspace; or gather the model.",
         )
-    elif isinstance(what, SoftRule):
-        correction = of_soft_rule(what, delta, names, strength, seed)
-    elif isinstance(what, KroneckerRule):
-        correction = of_kronecker_rule(what, delta, names, strength, seed)
-    if correction is not None:
-        check_at_after(opened, delta)
-        return take_off(weights, opened, delta, correction, strength)
-    assert isinstance(what, Mapping)
-    chosen = choose(what if isinstance(what, Coordinates) else Coordinates(what), delta, names, strength)
-    check_at_after(opened, delta)
-    return put_back(weights, opened, delta, chosen, strength)
+    if isinstance(what, SoftRule):
+        return of_soft_rule(what, delta, names, strength, seed)
+    if isinstance(what, KroneckerRule):
+        return of_kronecker_rule(what, delta, names, strength, seed)
+    return choose(what if isinstance(what, Coordinates) else Coordinates(what), delta, names, strength)

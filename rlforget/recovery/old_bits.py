@@ -13,6 +13,7 @@ from rlforget.interference.coordinates import Coordinates
 from rlforget.recovery.norms import delta_square, difference, norm_share, square
 from rlforget.recovery.undo import Rollback, RollbackReport
 from rlforget.weights import Weights
+from rlforget.weights.sharding import together
 from rlforget.weights.undo import Live, SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.rollback import rollback_
@@ -81,7 +82,7 @@ def check_tied(target: str, first: TensorDelta, second: TensorDelta) -> None:
 
 def put_back(source: Live, weights: Weights, delta: Delta, chosen: Mapping[str, Chosen], strength: float) -> Rollback:
     """Write θ ← θ − strength · δ at the chosen coordinates, rounded to nearest even; at strength 1 the old bits."""
-    places = {target: _places(weights, target, one) for target, one in chosen.items()}
+    places = together(lambda: {to: _places(weights, to, one) for to, one in chosen.items()}, weights.sharding)
     whole = delta_square(delta)
 
     def write(saved: dict[str, SavedBits]) -> tuple[int, int, float]:

@@ -15,7 +15,6 @@ from torch import distributed
 
 from rlforget.errors import RlforgetError, WorldError
 from rlforget.weights.buffers import buffer
-from rlforget.weights.opening import open_weights
 from rlforget.weights.ranks import is_first, world
 from rlforget.weights.source import Weights
 from rlforget_kernels.common.bits import as_bits, bits_dtype
@@ -148,11 +147,3 @@ def _parts(weights: Weights, name: str, start: int, stop: int) -> list[_Part]:
             shift = here.start - there.start
             found.append((first - start, bits[first + shift : last + shift].cpu().clone()))
     return found
-
-
-def sharded_or_none(source: object) -> Weights | None:
-    """Return live weights, opened, where they are spread over ranks; None of anything else."""
-    if not isinstance(source, torch.nn.Module | dict):
-        return None
-    opened = open_weights(source, shards=True)
-    return None if opened.sharding is None else opened

@@ -55,6 +55,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return DistributedWeights(path) if is_distributed(path) else CheckpointWeights(path)
 
 
+def open_shards(source: object) -> Weights | None:
+    """Open live weights that are spread over ranks, on every rank; None of anything else."""
+    if not isinstance(source, nn.Module | Mapping) or not any(map(is_shard, tensors_of(source).values())):
+        return None
+    return open_weights(source, shards=True)
+
+
 def tensors_of(source: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of live weights by all their names, shards as such.
 

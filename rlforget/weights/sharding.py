@@ -125,6 +125,26 @@ def together(make: Callable[[], Value], sharding: Sharding | None) -> Value:
     return make() if sharding is None else agreed(make)
 
 
+def check_unsharded(module: nn.Module, what: str) -> None:
+    """Hold that no parameter of a module is spread over ranks.
+
+    Args:
+        module: The module.
+        what: What cannot do with shards, for the message.
+
+    Raises:
+        LayoutError: One is.
+    """
+    spread = next((name for name, parameter in module.named_parameters() if is_shard(parameter)), None)
+    if spread is not None:
+        raise LayoutError(
+            f"{type(module).__name__}, parameter {spread!r}",
+            expected=f"whole weights: {what} is not taken on shards",
+            found="a shard",
+            fix="Load the whole model, on each rank or on one.",
+        )
+
+
 def fully_sharded(module: nn.Module) -> bool:
     """Whether `fully_shard` (FSDP2) alone spreads a module over ranks: its layers then compute with whole weights."""
     if not (distributed.is_available() and distributed.is_initialized()):

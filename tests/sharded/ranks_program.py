@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
 import rlforget as rf
-from rlforget.errors import LayoutError, OutputError, WorldError
+from rlforget.errors import ConfigError, CoordinateError, LayoutError, OutputError, WorldError
 from rlforget.weights import open_weights
 from rlforget.weights.digest import weights_digest
 from rlforget.weights.sharding import box_of, here, settle, sharding_of
@@ -84,6 +84,8 @@ def main(folder: str, form: str, dtype: str) -> None:
     _written(told, model, checkpoint)
     if form != "alone":
         _refusals(model, checkpoint)
+    if form not in ("alone", "states"):
+        _on_one_rank(model, rf.diff(checkpoint, model))
     if form != "states":
         # Where columns are split, the ranks' coordinates take turns, and the random control has no place for them.
         scores = [score for score in SCORES if (form, score) != ("tensor", "random")]
@@ -160,6 +162,21 @@ def _refusals(model: Any, checkpoint: Path) -> None:
             refused()
     with pytest.raises(OutputError if distributed.get_rank() == 0 else WorldError):
         rf.diff(checkpoint, model).save(path)  # it is there: all ranks are told
+
+
+def _on_one_rank(model: nn.Module, delta: rf.Delta) -> None:
+    """What one rank alone has wrong, all are told of: none waits for it."""
+    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    wrong = {"model.norm.weight": torch.tensor([10**6])} if rank == 0 else {}
+    for refused in (lambda: rf.rollback(model, delta, wrong), lambda: delta.restrict(wrong)):
+        with pytest.raises(CoordinateError if rank == 0 else WorldError):
+            refused()
+    if ranks > 1:
+        with pytest.raises(ConfigError, match="rank 1"):
+            rf.fisher(model, batches(rank, labels=True), delta)  # as a sampler deals them out
+    for whole in (rf.gradient_alignment, rf.damage):
+        with pytest.raises(LayoutError):
+            whole(model, *([delta] if whole is rf.damage else [batches(0, labels=True)]), batches(1, labels=True))
 
 
 def _tensors(model: Any) -> dict[str, Any]:
