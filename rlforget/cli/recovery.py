@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -24,15 +24,18 @@ from rlforget.cli.options import (
     Seed,
     misused,
 )
-from rlforget.cli.rollback_places import Place, place_of
+from rlforget.cli.rollback_places import CheckpointPlace, Place, place_of
 from rlforget.cli.tuning import Lam, Mu, RowBudget, RowKind, Tuning
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
     from rlforget.recovery import Rollback, Search
+    from rlforget.recovery.on_disk import Control
+    from rlforget.recovery.undo import RollbackReport
 
 _RULE = "dense_twice"
 _SCORE = "subspace"  # where a budget alone is given
+_CONTROLS = ("magnitude", "random")  # they ask nothing of the model
 _VALIDATION = 256
 
 
@@ -143,6 +146,18 @@ def rollback(
         judging = _VALIDATION if validation is None else validation
         _automatic(place, measurement, plot, device, judging, force=force, dry_run=dry_run, as_json=as_json)
         return
+    if isinstance(place, CheckpointPlace) and chosen in _CONTROLS and strength == 1.0 and not evaluate:
+        file = place.streams()
+        if file is not None:  # no model is asked, and so none is loaded
+            share = FRACTION if budget is None else budget
+            report, kept = place.put_back(file, cast("Control", chosen), share, seed=seed, dry_run=dry_run)
+            if as_json:
+                output.json_object({**report.to_dict(), "rewards": None, **kept})
+                return
+            output.line(f"rolled back what changed since {place.since}, by {chosen}")
+            _show_written(report, file.numel)
+            place.show(kept, dry_run=dry_run)
+            return
     loaded, changes, since = place.load(device)
     what = measurement.what(loaded, changes, budget, since=since)
     shown = measurement.restore + measurement.protect if evaluate else []
@@ -163,7 +178,7 @@ def rollback(
         models.show_rewards(before, after)
     spared = f"; spared {', '.join(place.protect)}" if place.protect else ""
     output.line(f"rolled back what changed since {place.since}, by {measurement.rule}{spared}")
-    _show_written(done, changes)
+    _show_written(done.report, changes.numel)
     place.show(kept, dry_run=dry_run)
 
 
@@ -223,7 +238,7 @@ def _automatic(
     )
     output.line(f"took {label}")
     _show_shares(search, 2 * validation)
-    _show_written(done, changes)
+    _show_written(done.report, changes.numel)
     place.show(kept, dry_run=dry_run)
 
 
@@ -254,6 +269,6 @@ def _undo(loaded: models.Loaded, changes: Delta, what: Any, *, strength: float, 
     return undo_part(loaded.model, changes, what, strength=strength, seed=seed)
 
 
-def _show_written(done: Rollback, changes: Delta) -> None:
-    moved = output.percent(done.report.norm_share)
-    output.line(f"{done.report.written:,} of {changes.numel:,} coordinates written, {moved} of the change's norm")
+def _show_written(report: RollbackReport, numel: int) -> None:
+    moved = output.percent(report.norm_share)
+    output.line(f"{report.written:,} of {numel:,} coordinates written, {moved} of the change's norm")

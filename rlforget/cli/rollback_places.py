@@ -12,7 +12,10 @@ from rlforget.cli.options import misused
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta
+    from rlforget.delta.file import DeltaFile
     from rlforget.history import History, Stage
+    from rlforget.recovery.on_disk import Control
+    from rlforget.recovery.undo import RollbackReport
 
 _WAIT = 60.0
 
@@ -49,6 +52,33 @@ class CheckpointPlace(CheckpointSource):
         super().__init__(model, delta, protect)
         self._out, self._force = out, force
 
+    def streams(self) -> DeltaFile | None:
+        """Return the delta's file, if old bits can be put back without loading it: some did, none as a whole."""
+        from rlforget.delta.file import DeltaFile
+
+        file = DeltaFile(self._delta)
+        return file if file.changed and not file.whole and not file.renamed else None
+
+    def put_back(
+        self, delta: DeltaFile, score: Control, fraction: float, *, seed: int, dry_run: bool
+    ) -> tuple[RollbackReport, dict[str, Any]]:
+        """Put old bits back range by range, at the coordinates that a control scores highest."""
+        from rlforget.recovery.on_disk import rollback_on_disk
+
+        self._folder = models.folder_of(self._model)
+        how: dict[str, Any] = {"score": score, "fraction": fraction, "seed": seed, "dry_run": dry_run}
+        with output.bar(f"writing {self._folder if self._out is None else self._out}") as progress:
+            report = rollback_on_disk(
+                self._folder,
+                delta,
+                self._out,
+                in_place=self._out is None,
+                force=self._force,
+                progress=progress,
+                **how,
+            )
+        return report, self._kept(dry_run)
+
     def load(self, device: str) -> tuple[models.Loaded, Delta, list[Delta] | None]:
         """Load the delta and the model, which has to be at its after bits."""
         loaded, changes, since = super().load(device)
@@ -72,6 +102,9 @@ class CheckpointPlace(CheckpointSource):
                 live, note = open_weights(loaded.model), f"rollback of {self._delta}"
                 checkpoint = CheckpointWeights(loaded.folder)
                 write_difference(checkpoint, live, held=self._held, note=note, progress=progress)
+        return self._kept(dry_run)
+
+    def _kept(self, dry_run: bool) -> dict[str, Any]:
         return {"out": None if dry_run else self._out, "in_place": self._out is None and not dry_run}
 
     def show(self, kept: Mapping[str, Any], *, dry_run: bool) -> None:
