@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -55,11 +55,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return DistributedWeights(path) if is_distributed(path) else CheckpointWeights(path)
 
 
-def open_shards(source: object) -> Weights | None:
+def open_shards(source: Any) -> Weights | None:
     """Open live weights that are spread over ranks, on every rank; None of anything else."""
-    if not isinstance(source, nn.Module | Mapping) or not any(map(is_shard, tensors_of(source).values())):
-        return None
-    return open_weights(source, shards=True)
+    if isinstance(source, nn.Module):
+        spread = any(map(is_shard, module_tensors(source).values()))
+    else:  # a mapping may be one of something else, as a delta is
+        spread = isinstance(source, Mapping) and any(map(is_shard, source.values()))
+    return open_weights(source, shards=True) if spread else None
 
 
 def tensors_of(source: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
