@@ -105,9 +105,11 @@ def test_weights_without_a_model_are_named(checkpoints: Checkpoints, tmp_path: P
     folder = tmp_path / "weights"
     folder.mkdir()
     shutil.copy(checkpoints.tuned / "model.safetensors", folder)
+    asked = ("rollback", folder, checkpoints.delta, "-o", tmp_path / "out")
     with unchanged(tmp_path):
-        fault = run("rollback", folder, checkpoints.delta, "--rule", "random", "-o", tmp_path / "out").fault
+        fault = run(*asked, "--rule", "fisher", "--restore", "math").fault
     assert str(folder) in fault
+    assert run(*asked, "--rule", "random").code == 0  # which asks no model
 
 
 def test_another_architecture_is_named(checkpoints: Checkpoints, other: Path, tmp_path: Path) -> None:
