@@ -36,29 +36,30 @@ def sharding_of_pairs(pairs: Iterable[Pair], before: Weights, after: Weights) ->
 
 
 def whole_fingerprints(tensors: Iterable[TensorDelta], sharding: Sharding) -> list[TensorDelta]:
-    """Give tensors whose fingerprints are of what lies here those of the whole. Every rank has to call this."""
+    """Give tensors whose fingerprints are of what lies here those of the whole. Every rank has to call this.
+
+    Raises:
+        WrongBaseError: Ranks that hold copies of one block, or of a whole tensor, have other bits there.
+    """
     several = list(tensors)
-    lanes = {t.name: [*t.fingerprint_before, *t.fingerprint_after] for t in several}
-    _check_copies(lanes, sharding)
-    told = sharding.total(lanes)
-    return [
-        replace(t, fingerprint_before=signed(told[t.name][:2]), fingerprint_after=signed(told[t.name][2:]))
-        for t in several
-    ]
-
-
-def _check_copies(lanes: Mapping[str, list[int]], sharding: Sharding) -> None:
-    """Hold that ranks with copies of a block, or of a whole tensor, have the same bits there."""
-    first: dict[tuple[str, Box], list[int]] = {}
-    for place, told in enumerate(gathered({name: (sharding.boxes[name], found) for name, found in lanes.items()})):
-        for name, (box, found) in told.items():
-            if box.numel and first.setdefault((name, box), found) != found:
+    here = {t.name: (sharding.boxes[t.name], [*t.fingerprint_before, *t.fingerprint_after]) for t in several}
+    blocks: dict[str, dict[Box, list[int]]] = {t.name: {} for t in several}
+    for place, told in enumerate(gathered(here)):
+        for name, (box, lanes) in told.items():
+            if box.numel and blocks[name].setdefault(box, lanes) != lanes:
                 raise WrongBaseError(
                     f"tensor {name!r} on rank {place}",
                     expected="the bits of the other ranks that hold a copy of it",
                     found="others",
                     fix="Broadcast it from one rank, or save and load the model again.",
                 )
+    sums = {
+        name: [sum(lanes) for lanes in zip((0,) * 4, *found.values(), strict=True)] for name, found in blocks.items()
+    }
+    return [
+        replace(t, fingerprint_before=signed(sums[t.name][:2]), fingerprint_after=signed(sums[t.name][2:]))
+        for t in several
+    ]
 
 
 def led_on(tensors: Iterable[TensorDelta], sharding: Sharding) -> list[TensorDelta]:

@@ -12,7 +12,7 @@ from rlforget.errors import ConfigError, LayoutError, NonFiniteError, UnknownNam
 from rlforget.interference.combining import Fishers, fisher_of
 from rlforget.interference.empirical_fisher import Fisher
 from rlforget.interference.selection import Conflict
-from rlforget.weights.ranks import gathered
+from rlforget.weights.ranks import gathered, summed
 from rlforget.weights.sharding import Sharding, together
 from rlforget_kernels.common.score_bits import INFINITY_BIN, LEADING_BINS
 from rlforget_kernels.conflict_score import conflict_score
@@ -128,7 +128,7 @@ def conflict(
     for name, counts in histograms.items():
         if name in counted:
             histogram += counts
-    return Conflict(delta, score, scores, histogram if delta.sharding is None else delta.sharding.summed(histogram))
+    return Conflict(delta, score, scores, histogram if delta.sharding is None else summed(histogram))
 
 
 def _check_needs(score: str, given: Mapping[str, object]) -> None:

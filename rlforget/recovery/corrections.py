@@ -154,7 +154,7 @@ def take_off(source: Live, weights: Weights, delta: Delta, correction: Correctio
             moved = difference(before, weight)
             missed = (step - moved).flatten()
             offset += weights.meta(target).numel
-            if not weights.counts(target):
+            if not weights.counted_here(target):
                 continue
             sums = (square(moved), square(missed), square(step))
             harm = repair = _NOTHING

@@ -90,7 +90,7 @@ def put_back(source: Live, weights: Weights, delta: Delta, chosen: Mapping[str, 
         for target, (weight, at, before, old) in places.items():
             saved[target] = SavedBits(old, at)
             rollback_(weight, before, indices=at, strength=strength)
-            if not weights.counts(target):
+            if not weights.counted_here(target):
                 continue
             new = as_bits(weight).index_select(0, at)
             entries += at.numel()

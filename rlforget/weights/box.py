@@ -44,15 +44,36 @@ class Box:
         """What takes the block out of the whole tensor."""
         return tuple(slice(at, at + size) for at, size in zip(self.offsets, self.sizes, strict=True))
 
-    def runs(self) -> Iterator[tuple[slice, slice]]:
-        """Yield the ranges of flat indices that are consecutive on both sides: in the block, in the whole tensor."""
-        if not self.numel:
+    def runs(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, slice]]:
+        """Yield the ranges of flat indices that are consecutive on both sides: in the block, in the whole tensor.
+
+        Args:
+            start: Flat index in the whole tensor from which on they are wanted.
+            stop: Index after the last one; None: to the end.
+        """
+        first = self.before(start)
+        last = self.numel if stop is None else self.before(stop)
+        if first >= last:
             return
-        split = max((d for d in range(len(self.shape)) if self.sizes[d] != self.shape[d]), default=0)
+        split = max((axis for axis, size in enumerate(self.sizes) if size != self.shape[axis]), default=0)
         length = prod(self.sizes[split:])
-        firsts = torch.arange(0, self.numel, length)
-        for here, there in zip(firsts.tolist(), self.to_whole(firsts).tolist(), strict=True):
-            yield slice(here, here + length), slice(there, there + length)
+        begins = torch.arange(first - first % length, last, length)
+        for here, there in zip(begins.tolist(), self.to_whole(begins).tolist(), strict=True):
+            low, high = max(first, here), min(last, here + length)
+            yield slice(low, high), slice(there + low - here, there + high - here)
+
+    def before(self, index: int) -> int:
+        """Return how many of the block's coordinates come before a flat index of the whole tensor."""
+        count, rest = 0, index
+        for axis, (at, size) in enumerate(zip(self.offsets, self.sizes, strict=True)):
+            below, inside = prod(self.shape[axis + 1 :]), prod(self.sizes[axis + 1 :])
+            if not below:
+                return 0  # nothing is in the whole tensor
+            place, rest = divmod(rest, below)
+            count += min(max(place - at, 0), size) * inside
+            if not at <= place < at + size:
+                return count
+        return count if self.shape else min(index, 1)
 
     def to_whole(self, indices: Tensor) -> Tensor:
         """Return int64 flat indices in the whole tensor for flat indices in the block."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -55,32 +55,6 @@ class Values:
         width = prod(sizes[1:])
         top, bottom = first // width, -(-(first + out.numel()) // width)
         out.copy_(rows[top:bottom].reshape(-1)[first - top * width :][: out.numel()])
-
-
-def before(box: Box, index: int) -> int:
-    """Return how many of a block's values come before a flat index of the whole tensor; both go row by row."""
-    count, rest = 0, index
-    for axis, (at, size) in enumerate(zip(box.offsets, box.sizes, strict=True)):
-        below, inside = prod(box.shape[axis + 1 :]), prod(box.sizes[axis + 1 :])
-        place, rest = divmod(rest, below)
-        count += min(max(place - at, 0), size) * inside
-        if not at <= place < at + size:
-            return count
-    return count if box.shape else min(index, 1)
-
-
-def runs(box: Box, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-    """Yield what of a block's values `first` to `last` lies together in the whole tensor.
-
-    Yields:
-        Where a run begins in the block, where in the whole tensor, and its length.
-    """
-    split = max((axis for axis, size in enumerate(box.sizes) if size != box.shape[axis]), default=0)
-    length = prod(box.sizes[split:])
-    begins = torch.arange(first - first % length, last, length)
-    for here, there in zip(begins.tolist(), box.to_whole(begins).tolist(), strict=True):
-        skipped = max(first - here, 0)
-        yield here + skipped, there + skipped, min(last, here + length) - here - skipped
 
 
 def fault_in(shape: tuple[int, ...], boxes: Sequence[Box]) -> str | None:

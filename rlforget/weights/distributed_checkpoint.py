@@ -10,7 +10,7 @@ import torch
 from rlforget.weights.buffers import buffer
 from rlforget.weights.checkpoint import natural_order
 from rlforget.weights.checkpoint_files import companions
-from rlforget.weights.chunks import Values, before, runs
+from rlforget.weights.chunks import Values
 from rlforget.weights.distributed_items import Item, damaged
 from rlforget.weights.distributed_metadata import read_contents
 from rlforget.weights.source import Weights
@@ -63,9 +63,8 @@ class DistributedWeights(Weights):
         if out is None:
             out = buffer(stop - start, bits_dtype(meta.dtype))
         for item in self._stored[self.canonical(name)].items:
-            first, last = before(item.box, start), before(item.box, stop)
-            if first < last:
-                self._read(item, name, first, last, out, start)
+            if pieces := list(item.box.runs(start, stop)):
+                self._read(item, name, pieces, out, start)
         return out
 
     def files(self) -> Mapping[str, Path]:
@@ -87,16 +86,17 @@ class DistributedWeights(Weights):
             self._values[item] = item.find(self.meta(name))
         return self._values[item]
 
-    def _read(self, item: Item, name: str, first: int, last: int, out: torch.Tensor, start: int) -> None:
-        """Put the item's values `first` to `last` where they belong in a range that begins at `start`."""
-        values, pieces = self._find(item, name), list(runs(item.box, first, last))
+    def _read(self, item: Item, name: str, pieces: list[tuple[slice, slice]], out: torch.Tensor, start: int) -> None:
+        """Put runs of the item's values where they belong in a range that begins at `start`."""
+        values, (first, last) = self._find(item, name), (pieces[0][0].start, pieces[-1][0].stop)
         straight = len(pieces) == 1
-        part = out[pieces[0][1] - start :][: last - first] if straight else buffer(last - first, out.dtype)
+        place = pieces[0][1].start - start
+        part = out[place : place + last - first] if straight else buffer(last - first, out.dtype)
         try:
             values.read(item.box.sizes, first, part)
         except OSError as fault:
             raise damaged(str(item.file), "a whole file of values", str(fault)) from fault
         if not straight:
             source, target = part.numpy(), out.numpy()
-            for here, there, length in pieces:
-                target[there - start : there - start + length] = source[here - first : here - first + length]
+            for here, there in pieces:
+                target[there.start - start : there.stop - start] = source[here.start - first : here.stop - first]

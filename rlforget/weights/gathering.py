@@ -15,11 +15,13 @@ from torch import distributed
 
 from rlforget.errors import RlforgetError, WorldError
 from rlforget.weights.buffers import buffer
-from rlforget.weights.ranks import is_first, world
+from rlforget.weights.ranks import first_hears, first_says, is_first
 from rlforget.weights.source import Weights
 from rlforget_kernels.common.bits import as_bits, bits_dtype
 
 Value = TypeVar("Value")
+
+_NOTHING: Any = ("", None)  # what those say that do not speak
 
 _Part = tuple[int, torch.Tensor]
 """Where bits begin in the range that was asked for, and the bits."""
@@ -42,9 +44,9 @@ def first_reads(weights: Weights, work: Callable[[Weights], Value]) -> Value:
     try:
         made = work(GatheredWeights(weights))
     except BaseException as fault:
-        _told(("fault", _for_others(fault)))
+        first_says(("fault", _for_others(fault)))
         raise
-    _told(("made", made))
+    first_says(("made", made))
     return made
 
 
@@ -90,13 +92,13 @@ class GatheredWeights(Weights):
 def _stand_by(weights: Weights) -> Any:
     """Hand over ranges until the first rank is done; return what it made."""
     while True:
-        kind, what = _told(None)
+        kind, what = first_says(_NOTHING)
         if kind == "made":
             return what
         if kind == "fault":
             kind_of_fault, what, *said = what
             raise kind_of_fault(what, **dict(zip(("expected", "found", "fix"), said, strict=True)))
-        _exchanged(_parts(weights, *what))
+        first_hears(_parts(weights, *what))
 
 
 def _for_others(fault: BaseException) -> tuple[type[RlforgetError], str, str, str, str]:
@@ -108,42 +110,16 @@ def _for_others(fault: BaseException) -> tuple[type[RlforgetError], str, str, st
 
 
 def _handed_over(weights: Weights, name: str, start: int, stop: int) -> list[list[_Part]]:
-    _told(("range", (name, start, stop)))
-    return _exchanged(_parts(weights, name, start, stop))
-
-
-def _told(what: tuple[str, Any] | None) -> tuple[str, Any]:
-    """Let every rank know what the first one says."""
-    box: list[Any] = [what]
-    _or_lost(lambda: distributed.broadcast_object_list(box, src=0))
-    told: tuple[str, Any] = box[0]
-    return told
-
-
-def _exchanged(parts: list[_Part]) -> list[list[_Part]]:
-    told: list[Any] | None = [None] * world() if is_first() else None
-    _or_lost(lambda: distributed.gather_object(parts, told, dst=0))
-    return [] if told is None else told
-
-
-def _or_lost(exchange: Callable[[], None]) -> None:
-    try:
-        exchange()
-    except RuntimeError as lost:
-        fix = "Look for a rank that was killed or stopped; then start all of them again."
-        found = str(lost).splitlines()[0]
-        raise WorldError("the other ranks", expected="to hear from all of them", found=found, fix=fix) from lost
+    first_says(("range", (name, start, stop)))
+    return first_hears(_parts(weights, name, start, stop))
 
 
 def _parts(weights: Weights, name: str, start: int, stop: int) -> list[_Part]:
     """Return what this rank holds, and counts, of a range."""
     assert weights.sharding is not None
-    if not weights.counts(name):
+    if not weights.counted_here(name):
         return []
     found, bits = [], as_bits(weights.tensor(name))
-    for here, there in weights.sharding.boxes[name].runs():
-        first, last = max(there.start, start), min(there.stop, stop)
-        if first < last:
-            shift = here.start - there.start
-            found.append((first - start, bits[first + shift : last + shift].cpu().clone()))
+    for here, there in weights.sharding.boxes[name].runs(start, stop):
+        found.append((there.start - start, bits[here].cpu().clone()))
     return found

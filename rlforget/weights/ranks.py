@@ -5,7 +5,8 @@ What ranks tell each other is small: sums, histograms, short lists. Weights stay
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -61,16 +62,34 @@ def gathered(value: Value) -> list[Value]:
     if world() == 1:
         return [value]
     told: list[Any] = [None] * world()
-    try:
+    with _hearing():
         distributed.all_gather_object(told, value)
-    except RuntimeError as lost:
-        raise WorldError(
-            f"the other ranks, seen from rank {rank()} of {world()}",
-            expected="to hear from all of them",
-            found=str(lost).splitlines()[0],
-            fix="Look for one that was killed or stopped; then start all of them again.",
-        ) from lost
     return told
+
+
+def first_hears(value: Value) -> list[Value]:
+    """Return every rank's `value`, in the order of the ranks, on the first; nothing on the others.
+
+    Raises:
+        WorldError: Another rank is gone.
+    """
+    told: list[Any] | None = [None] * world() if is_first() else None
+    with _hearing():
+        distributed.gather_object(value, told, dst=0)
+    return told or []
+
+
+def first_says(value: Value) -> Value:
+    """Return the first rank's `value` on each of them.
+
+    Raises:
+        WorldError: Another rank is gone.
+    """
+    told: list[Any] = [value]
+    with _hearing():
+        distributed.broadcast_object_list(told, src=0)
+    said: Value = told[0]
+    return said
 
 
 def from_first(make: Callable[[], Value]) -> Value:
@@ -81,18 +100,18 @@ def from_first(make: Callable[[], Value]) -> Value:
     """
     if world() == 1:
         return make()
-    told: list[Any] = [None, ""]
     if is_first():
         try:
-            told[0] = make()
+            made = make()
         except BaseException as fault:
-            told[1] = f"{type(fault).__name__}: {fault}"
-            distributed.broadcast_object_list(told, src=0)
+            first_says(f"{type(fault).__name__}: {fault}")
             raise
-    distributed.broadcast_object_list(told, src=0)
-    if told[1]:
-        raise WorldError("the first process", expected="it to go on", found=told[1], fix="Mend what it says.")
-    found: Value = told[0]
+        first_says("")
+        return first_says(made)
+    if fault_of_first := first_says(""):
+        raise WorldError("the first process", expected="it to go on", found=fault_of_first, fix="Mend what it says.")
+    said: Any = first_says(None)
+    found: Value = said
     return found
 
 
@@ -126,6 +145,19 @@ def wait() -> None:
     """Wait until every rank is here."""
     if world() > 1:
         distributed.barrier()
+
+
+@contextmanager
+def _hearing() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as lost:
+        raise WorldError(
+            f"the other ranks, seen from rank {rank()} of {world()}",
+            expected="to hear from all of them",
+            found=str(lost).splitlines()[0],
+            fix="Look for one that was killed or stopped; then start all of them again.",
+        ) from lost
 
 
 def _running() -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 
 from rlforget.errors import LayoutError
 from rlforget.weights.box import Box
-from rlforget.weights.ranks import agreed, gathered, rank, summed
+from rlforget.weights.ranks import agreed, gathered, rank
 
 Value = TypeVar("Value")
 
@@ -45,10 +45,6 @@ class Sharding:
             name: [sum(column) for column in zip(*(one[name] for one in told if name in one), strict=True)]
             for name in found
         }
-
-    def summed(self, value: Tensor) -> Tensor:
-        """Return the sum of a tensor over all ranks, the same bits on each. Every rank has to call this."""
-        return summed(value)
 
 
 def is_shard(tensor: Any) -> bool:

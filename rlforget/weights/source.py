@@ -78,7 +78,7 @@ class Weights(Layout, ABC):
         """Return where flat indices of a whole tensor stand in what `tensor` returns; aliases are accepted."""
         return indices
 
-    def counts(self, name: str) -> bool:
+    def counted_here(self, name: str) -> bool:
         """Whether this rank counts what it holds of a tensor, by its canonical name, where ranks add up."""
         return self.sharding is None or name in self.sharding.counted
 

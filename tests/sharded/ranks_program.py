@@ -80,6 +80,7 @@ def main(folder: str, form: str, dtype: str) -> None:
     told = Told()
     model, before, own = (sharded(one, form) for one in (tuned, base, first))
     _changes(told, model, before, checkpoint)
+    _old_bits(told, model, checkpoint)
     _files(model, checkpoint, Path(folder) / "change.delta.safetensors")
     _written(told, model, checkpoint)
     if form != "alone":
@@ -177,6 +178,15 @@ def _on_one_rank(model: nn.Module, delta: rf.Delta) -> None:
     for whole in (rf.gradient_alignment, rf.damage):
         with pytest.raises(LayoutError):
             whole(model, *([delta] if whole is rf.damage else [batches(0, labels=True)]), batches(1, labels=True))
+
+
+def _old_bits(told: Told, model: Any, checkpoint: Path) -> None:
+    """Coordinates rolled back by a score that asks no model, which states are none of."""
+    delta = rf.diff(checkpoint, model)
+    chosen = rf.conflict(delta, score="magnitude").top(fraction=0.1)
+    with rf.rollback(model, delta, chosen) as undo:
+        told.numbers["old bits"] = [undo.report.to_dict(), rf.diff(checkpoint, model).fingerprint_after]
+    assert rf.diff(checkpoint, model) == delta
 
 
 def _tensors(model: Any) -> dict[str, Any]:

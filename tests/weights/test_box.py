@@ -43,6 +43,18 @@ def test_runs_cover_the_block_in_order(box: Box) -> None:
     assert all(there.stop < later.start for (_, there), (_, later) in pairwise(runs))  # none is cut
 
 
+@given(boxes(), st.data())
+def test_runs_of_a_range_are_what_of_it_the_block_holds(box: Box, data: st.DataObject) -> None:
+    whole = torch.arange(prod(box.shape))
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, len(whole)))
+    held = whole.view(box.shape)[box.slices].flatten()
+    expected = held[(held >= start) & (held < stop)]
+    runs = list(box.runs(start, stop))
+    assert torch.equal(torch.cat([whole[:0], *(whole[there] for _, there in runs)]), expected)
+    assert torch.equal(torch.cat([held[:0], *(held[here] for here, _ in runs)]), expected)
+
+
 @given(boxes())
 def test_a_block_is_read_as_it_lies(box: Box) -> None:
     whole = torch.arange(prod(box.shape), dtype=torch.float32).view(box.shape)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from rlforget.delta.delta import Delta
 from rlforget.delta.file.reader import DeltaFile
@@ -20,7 +19,7 @@ from rlforget.errors import DeltaFileError, WorldError, WrongBaseError
 from rlforget.weights import Weights, pair_up
 from rlforget.weights.box import Box
 from rlforget.weights.digest import sharded_lanes
-from rlforget.weights.ranks import agreed, is_first
+from rlforget.weights.ranks import agreed, first_hears, first_says, is_first
 from rlforget_kernels.common.bits import as_bits, bits_dtype, index_dtype
 
 
@@ -37,9 +36,8 @@ def whole_pieces(delta: Delta) -> Iterator[Piece]:
         for piece in pieces_of(tensor):
             hear(going_on=True)
             mine = piece if name in delta.sharding.counted else None
-            told: list[Any] | None = [None] * distributed.get_world_size() if is_first() else None
-            distributed.gather_object(mine, told, dst=0)
-            yield piece if told is None else _merged(piece, [one for one in told if one is not None])
+            told = first_hears(mine)
+            yield _merged(piece, [one for one in told if one is not None]) if told else piece
 
 
 def hear(*, going_on: bool) -> None:
@@ -48,9 +46,7 @@ def hear(*, going_on: bool) -> None:
     Raises:
         WorldError: On the others, where it does not.
     """
-    told = [going_on]
-    distributed.broadcast_object_list(told, src=0)
-    if not told[0] and not is_first():
+    if not first_says(going_on) and not is_first():
         raise WorldError("the first rank", expected="to write the file", found="it could not", fix="See what it says.")
 
 
@@ -127,9 +123,6 @@ def _tensor(file: DeltaFile, entry: Entry, base: Weights, name: str, held: Finge
 def _range(block: Tensor, box: Box, start: int, stop: int) -> Tensor:
     """Return the bits of a range of the whole tensor, zeros where they lie on other ranks: nobody looks at those."""
     bits = torch.zeros(stop - start, dtype=block.dtype)
-    for here, there in box.runs():
-        first, last = max(there.start, start), min(there.stop, stop)
-        if first < last:
-            shift = here.start - there.start
-            bits[first - start : last - start] = block[first + shift : last + shift].cpu()
+    for here, there in box.runs(start, stop):
+        bits[there.start - start : there.stop - start] = block[here].cpu()
     return bits

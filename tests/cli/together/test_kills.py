@@ -102,6 +102,7 @@ def test_a_stop_of_all_leaves_nothing(pair: Pair, tmp_path: Path) -> None:
     plan = json.dumps({**vars(Kill(2, 0, f"{WRITER}._append", 3)), "marker": str(marker)})  # no rank is the victim
     going = started(2, "tests.cli.together.killed", plan, "diff", pair.before, pair.after, "-o", tmp_path / "d")
     while not marker.exists():
+        assert going.poll() is None, "it ended before it got there"
         time.sleep(0.1)
     going.send_signal(signal.SIGTERM)
     done = ended(going)
