@@ -1,4 +1,4 @@
-"""Peak memory of the command line on a pair of checkpoints of several GB, with tensors of 2 GB.
+"""Peak memory and time of the command line on a pair of checkpoints of several GB, with tensors of 2 GB.
 
 `rlforget` runs in processes of its own; the kernel's high-water mark of their resident memory is what counts.
 """
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkpoint_pair import DEVIATION, amplitude, moved
-from benchmarks.delta_files.read_ceiling import read_all
+from benchmarks.checkpoint_pair import write_pair as write_tiny_pair
+from benchmarks.delta_files import least
 from rlforget.weights import TensorMeta, save_checkpoint
 from rlforget.weights.safetensors_file import header_text
 
@@ -66,54 +67,88 @@ def measure(folder: Path, tensors: int = 8, changed: float = 0.0113) -> dict[str
     """Write a pair into `folder` and run every command that takes a checkpoint of any size; one output at a time.
 
     Returns:
-        Sizes; seconds and peak bytes of each command; seconds of reading one checkpoint, or both, and no more.
+        Sizes; seconds and peak bytes of each command.
     """
     write_pair(folder, tensors, changed)
     os.sync()
+    before, after, delta = folder / "before", folder / "after", folder / "large.delta.safetensors"
+    same_as = {"applied": after, "reverted": before, "checked-out": after}
+    found: dict[str, Any] = {}
+    for name, command in _commands(folder).items():
+        found[name] = _run(command)
+        for made in _OUTPUTS:
+            if (folder / made).exists():
+                assert made not in same_as or _same_files(folder / made, same_as[made])
+        _clear(folder)
+    shutil.rmtree(after)  # its room is needed
+    found |= _chunked(before, delta, folder)
+    return _sizes(before, delta) | {"commands": found}
+
+
+def measure_time(folder: Path, tensors: int = 2, changed: float = 0.0113, rounds: int = 3) -> dict[str, Any]:
+    """Run the commands on a pair that the page cache has room for, beside the least they could take.
+
+    Returns:
+        Sizes; best seconds of each command, and on a tiny pair, which is what starting takes; `parts`: seconds of what
+        they cannot do without; see `least`.
+    """
+    write_pair(folder, tensors, changed)
+    tiny = folder / "tiny"
+    write_tiny_pair(tiny, "tiny", changed)
+    os.sync()
+    delta = folder / "large.delta.safetensors"
+    seconds: dict[str, dict[str, list[float]]] = {"commands": {}, "start": {}}
+    parts: list[dict[str, float]] = []
+    for _ in range(rounds):
+        for place, times in ((tiny, seconds["start"]), (folder, seconds["commands"])):
+            for name, command in _commands(place).items():
+                times.setdefault(name, []).append(_run(command)["seconds"])
+                _clear(place)
+            shutil.rmtree(place / "history")
+        parts.append(least.measure(folder / "before", folder / "after", delta, folder / "scratch"))
+    best = {what: {name: min(times) for name, times in one.items()} for what, one in seconds.items()}
+    return (
+        _sizes(folder / "before", delta)
+        | best
+        | {"parts": {part: min(one[part] for one in parts) for part in parts[0]}}
+    )
+
+
+_OUTPUTS = ("applied", "reverted", "rolled-back", "checked-out")
+
+
+def _commands(folder: Path) -> dict[str, list[str]]:
+    """Return what is run on a pair, in an order in which each finds what it needs."""
     before, after, delta, history = (
         folder / name for name in ("before", "after", "large.delta.safetensors", "history")
     )
-    reading = {sides: _reading(folders) for sides, folders in (("one", [before]), ("both", [before, after]))}
-    found: dict[str, Any] = {}
-    for name, command in {
-        "diff": ["diff", before, after, "-o", delta],
+    applied, reverted, rolled_back, checked_out = (folder / name for name in _OUTPUTS)
+    commands = {
+        "diff": ["diff", before, after, "-o", delta, "--force"],
         "diff for statistics alone": ["diff", before, after],
-        "apply": ["apply", before, delta, "-o", folder / "applied"],
-        "revert": ["revert", after, delta, "-o", folder / "reverted"],
-        "rollback of 2% of all": ["rollback", after, delta, "--rule", "magnitude", "-o", folder / "rolled-back"],
+        "apply": ["apply", before, delta, "-o", applied],
+        "revert": ["revert", after, delta, "-o", reverted],
+        "rollback of 2% of all": ["rollback", after, delta, "--rule", "magnitude", "-o", rolled_back],
         "verify": ["verify", after],
         "init": ["init", before, "-H", history],
         "commit": ["commit", delta, "-H", history, "-m", "large"],
         "verify of the history": ["verify", "-H", history],
-        "checkout": ["checkout", "HEAD", "-H", history, "-o", folder / "checked-out"],
-    }.items():
-        found[name] = _run([str(part) for part in command])
-        for made, like in (
-            ("applied", after),
-            ("reverted", before),
-            ("checked-out", after),
-            ("rolled-back", None),
-        ):
-            if (folder / made).exists():
-                assert like is None or _same_files(folder / made, like)
-                subprocess.run(["rm", "-r", str(folder / made)], check=True)
-    shutil.rmtree(after)  # its room is needed
-    found |= _chunked(before, delta, folder)
-    size = sum(file.stat().st_size for file in before.glob("*.safetensors"))
+        "checkout": ["checkout", "HEAD", "-H", history, "-o", checked_out],
+    }
+    return {name: [str(part) for part in command] for name, command in commands.items()}
+
+
+def _clear(folder: Path) -> None:
+    for made in _OUTPUTS:
+        shutil.rmtree(folder / made, ignore_errors=True)
+
+
+def _sizes(before: Path, delta: Path) -> dict[str, int]:
     return {
-        "model_bytes": size,
-        "read_seconds": reading,
+        "model_bytes": sum(file.stat().st_size for file in before.glob("*.safetensors")),
         "tensor_bytes": 2 * SHAPE[0] * SHAPE[1],
         "delta_bytes": delta.stat().st_size,
-    } | {"commands": found}
-
-
-def _reading(folders: list[Path]) -> float:
-    """Return the seconds that all bytes of checkpoints take to read, once they are in the page cache if it has room."""
-    read_all(folders, torch.get_num_threads())
-    start = time.perf_counter()
-    read_all(folders, torch.get_num_threads())
-    return time.perf_counter() - start
+    }
 
 
 def _chunked(before: Path, delta: Path, folder: Path) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.delta_files.least import PARTS
 from benchmarks.report.tables import environment_lines, table
 
-MARK = {"floor": 1.05, "zstd": 1.01, "speed": 1.0, "memory": 2**30}
+MARK = {"floor": 1.05, "zstd": 1.01, "speed": 1.0, "memory": 2**30, "time": 1.5}
 OURS = "rlforget"
 _STEPS = {
     "read both": "*read both checkpoints from the page cache: the ceiling of a diff*",
@@ -54,6 +55,8 @@ def _section(path: Path) -> str:
         parts += [_sizes(found["pairs"]), _speeds(found["pairs"]), _peers(found), _special(found["special"])]
     if "large" in found:
         parts.append(_large(found["large"]))
+    if "cached" in found:
+        parts.append(_cached(found["cached"]))
     return "\n".join(parts)
 
 
@@ -72,6 +75,12 @@ def _bars(found: dict[str, Any]) -> str:
     for name, command in found.get("large", {}).get("commands", {}).items():
         size = f"{found['large']['model_bytes'] / 1e9:.0f} GB"
         rows.append([size, f"peak memory of `rlforget {name}`", _bar("≤", command["peak_bytes"], MARK["memory"], _mib)])
+    cached = found.get("cached", {})
+    for name, parts in PARTS.items() if cached else ():
+        least = sum(cached["parts"][part] for part in parts)
+        times = (cached["commands"][name] - cached["start"][name]) / least
+        size = f"{cached['model_bytes'] / 1e9:.0f} GB"
+        rows.append([size, f"work of `rlforget {name}`, of the least", _bar("≤", times, MARK["time"], _times)])
     header = ["pair", "what", "bar", "reached", ""]
     causes = f"\n{_CAUSES}" if "pairs" in found else ""
     return f"### Bars of delta files\n\n{table(header, [[*row[:2], *row[2]] for row in rows])}{causes}"
@@ -179,27 +188,41 @@ One tensor each, through a file and back. *lost*: other bits came back, and noth
 
 
 def _large(found: dict[str, Any]) -> str:
-    reading = found.get("read_seconds")
-    rows = []
-    for name, one in found["commands"].items():
-        row = [f"`rlforget {name}`", f"{one['seconds']:.0f}", _mib(one["peak_bytes"])]
-        if reading is not None:
-            row.append(f"{one['seconds'] / reading['both' if name.startswith('diff') else 'one']:.1f}×")
-        rows.append(row)
-    header = ["command", "seconds", "peak memory", *([] if reading is None else ["of reading"])]
+    rows = [
+        [f"`rlforget {name}`", f"{one['seconds']:.0f}", _mib(one["peak_bytes"])]
+        for name, one in found["commands"].items()
+    ]
     return f"""### Memory on a large checkpoint
 
-A pair of {found["model_bytes"] / 1e9:.0f} GB each, in tensors of {found["tensor_bytes"] / 1e9:.0f} GB; the delta takes
-{_megabytes(found["delta_bytes"])}. Peak of the process's resident memory, by the kernel's high-water mark.{
-        "" if reading is None else _OF_READING
-    }
+A pair of {_pair(found)}. Peak of the process's resident memory, by the kernel's high-water mark.
 
-{table(header, rows)}"""
+{table(["command", "seconds", "peak memory"], rows)}"""
 
 
-_OF_READING = """ *Of reading* is
-the time of a command by that of reading its files once, from the page cache where that has room for them: comparing,
-packing, writing and syncing come on top."""
+def _cached(found: dict[str, Any]) -> str:
+    rows = []
+    for name, parts in PARTS.items():
+        started = found["commands"][name] - found["start"][name]
+        least = sum(found["parts"][part] for part in parts)
+        terms = [f"{part} {found['parts'][part]:.2f}" for part in parts]
+        rows.append([f"`rlforget {name}`", *(f"{seconds:.2f}" for seconds in (found["start"][name], started, least))])
+        rows[-1] += [f"{started / least:.2f}", ", ".join(terms)]
+    return f"""### Time on a checkpoint in the page cache
+
+A pair of {_pair(found)}. *Start* is the same command on a pair of 8 MB, *work* what it takes here
+beyond that, *least* the sum of its parts, each by itself on all threads: reading the files once from the page cache,
+the operators on tensors in memory, writing as many bytes and syncing them. The best of a few rounds, in seconds.
+
+{table(["command", "start", "work", "least", "of least", "parts"], rows)}"""
+
+
+def _pair(found: dict[str, Any]) -> str:
+    sizes = f"{found['model_bytes'] / 1e9:.0f} GB each, in tensors of {found['tensor_bytes'] / 1e9:.0f} GB"
+    return f"{sizes}; the delta takes {_megabytes(found['delta_bytes'])}"
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}×"
 
 
 def _ratio(value: float) -> str:

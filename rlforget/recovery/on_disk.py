@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from rlforget.errors import CoordinateError, LayoutError, NonFiniteError, Output
 from rlforget.recovery.norms import difference, norm_share, square
 from rlforget.recovery.undo import RollbackReport
 from rlforget.weights import Weights
-from rlforget.weights.ahead import Progress
+from rlforget.weights.ahead import Progress, map_ahead
 from rlforget.weights.checkpoint import CheckpointWeights
 from rlforget_kernels.common.score_bits import INFINITY_BIN, LEADING_BINS, TRAILING_BINS
 from rlforget_kernels.conflict_score import conflict_score
@@ -33,6 +33,7 @@ from rlforget_kernels.fingerprint import fingerprint_after_patch
 from rlforget_kernels.select_top import threshold, trailing_histogram
 
 Control = Literal["magnitude", "random"]
+_Changes: TypeAlias = tuple[Tensor, Tensor, Tensor]  # flat indices, bits before, bits after
 
 
 def rollback_on_disk(
@@ -182,8 +183,8 @@ class PickedLayer(FileLayer):
             return 0
         high, rest = threshold(leading, wanted)
         trailing = torch.zeros(TRAILING_BINS, dtype=torch.int64)
-        for one in self._ranges():
-            trailing += trailing_histogram([one.score_bits.view(torch.float32)], high)
+        for some in self._many_scores():
+            trailing += trailing_histogram(some, high)
         low, ties = threshold(trailing, rest)
         self._picks.least = high << 19 | low
         return ties
@@ -198,7 +199,7 @@ class PickedLayer(FileLayer):
 
     def change_(self, name: str, start: int, stop: int, bits: Tensor) -> None:
         """Put old bits back where they were picked."""
-        one = self._range(name, start, stop, bits)
+        one = self._scored(name, start, self._changes(name, start, stop, bits))
         chosen = self._chosen(one)
         bits[one.indices[chosen].long() - start] = one.before[chosen]
 
@@ -211,16 +212,37 @@ class PickedLayer(FileLayer):
         return above | (equal & (one.indices < self._picks.ends[one.name]))
 
     def _ranges(self) -> Iterator[_Range]:
+        """Yield what changed, in order; threads read the weights and the delta ahead."""
+        ranges = [
+            (name, start, stop)
+            for name, entry in self._file.tensors.items()
+            for start, stop in (self._file.changed_ranges(name) if entry.changed else ())
+        ]
         count = 0
-        for name, entry in self._file.tensors.items():
-            for start, stop in self._file.changed_ranges(name) if entry.changed else ():
-                self._firsts.setdefault(name, {0: count})[start] = count
-                one = self._range(name, start, stop, self._weights.bits(self._in_weights[name], start, stop))
-                count += one.indices.numel()
-                yield one
+        for (name, start, _), changes in zip(ranges, map_ahead(lambda one: self._read(*one), ranges), strict=True):
+            self._firsts.setdefault(name, {0: count})[start] = count
+            count += changes[0].numel()
+            yield self._scored(name, start, changes)
 
-    def _range(self, name: str, start: int, stop: int, bits: Tensor) -> _Range:
-        indices, before, after = self._file.patch(name, start, stop).changes(bits, backward=True)
+    def _many_scores(self) -> Iterator[list[Tensor]]:
+        """Yield the scores of so many ranges together that a histogram of half a million bins is small beside them."""
+        scores: list[Tensor] = []
+        for one in self._ranges():
+            scores.append(one.score_bits.view(torch.float32))
+            if sum(some.numel() for some in scores) >= TRAILING_BINS:
+                yield scores
+                scores = []
+        if scores:
+            yield scores
+
+    def _read(self, name: str, start: int, stop: int) -> _Changes:
+        return self._changes(name, start, stop, self._weights.bits(self._in_weights[name], start, stop))
+
+    def _changes(self, name: str, start: int, stop: int, bits: Tensor) -> _Changes:
+        return self._file.patch(name, start, stop).changes(bits, backward=True)
+
+    def _scored(self, name: str, start: int, changes: _Changes) -> _Range:
+        indices, before, after = changes
         dtype = self._file.tensors[name].dtype
         values = difference(after.view(dtype), before.view(dtype)).float()
         scores, histogram = conflict_score(values, self._score, seed=self._seed, offset=self._before(name, start))

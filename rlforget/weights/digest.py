@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from rlforget.counting import counted
+from rlforget.weights.ahead import map_ahead
 from rlforget.weights.box import Box
 from rlforget.weights.layout import TensorMeta
 from rlforget.weights.source import CHUNK, Weights
@@ -80,9 +81,13 @@ def signed(sums: Sequence[int]) -> tuple[int, int]:
 
 
 def lanes_of(weights: Weights, name: str) -> tuple[int, int]:
-    """Read a tensor range by range and return its fingerprint."""
+    """Read a tensor range by range, ahead by threads, and return its fingerprint."""
     numel, lanes = weights.meta(name).numel, torch.zeros(2, dtype=torch.int64)
-    for start in range(0, numel, CHUNK):
-        lanes += fingerprint(weights.bits(name, start, min(start + CHUNK, numel)), start)
+
+    def read(start: int) -> torch.Tensor:
+        return fingerprint(weights.bits(name, start, min(start + CHUNK, numel)), start)
+
+    for some in map_ahead(read, range(0, numel, CHUNK)):
+        lanes += some
     first, second = lanes.tolist()
     return first, second

@@ -31,7 +31,7 @@ from rlforget.weights.distributed_metadata import MODEL
 from rlforget.weights.gathering import first_reads
 from rlforget.weights.layout import TensorMeta, pair_up
 from rlforget.weights.opening import Checkpoint, open_checkpoint, open_weights
-from rlforget.weights.raw_io import write_fully
+from rlforget.weights.raw_io import begin_writeback, write_fully
 from rlforget.weights.replacing import check_apart
 from rlforget.weights.safetensors_file import header_text
 from rlforget.weights.source import CHUNK, Weights, WeightsLike
@@ -137,7 +137,7 @@ def save_like(
 ) -> None:
     """Write weights in the shape of the checkpoint `pattern`: its shards, and their headers where they still fit.
 
-    Memory does not grow with the model: ranges of the tensors are read ahead by threads and written in order.
+    Memory does not grow with the model: threads read ranges of the tensors ahead, and write them where they belong.
 
     Args:
         path: The folder to create, or the file where `pattern` is a file.
@@ -264,12 +264,17 @@ def _fill(
                 file.truncate(end)
     meet()
     names = [name for plan in plans for name in plan.order]
-    ranges = own_ranges(source, names)
-    done, total = 0, sum(one.stop - one.start for one in ranges)
+    total = sum(one.stop - one.start for one in own_ranges(source, names))
+    done = 0
     with _opened(paths) as descriptors:
-        for bits, one in zip(checked_parts(source, names, check), ranges, strict=True):
+
+        def write(one: Range, bits: torch.Tensor) -> None:
             number, start = places[one.name]
-            write_fully(descriptors[number], bits.numpy().view("u1").data, start + one.start * bits.element_size())
+            start += one.start * bits.element_size()
+            write_fully(descriptors[number], bits.numpy().view("u1").data, start)
+            begin_writeback(descriptors[number], start, bits.nbytes)
+
+        for bits in checked_parts(source, names, check, write):
             done += bits.numel()
             if progress is not None:
                 progress(done, total)
@@ -307,8 +312,19 @@ def own_ranges(source: Weights, names: Sequence[str]) -> list[Range]:
     return ranges[stretch([(one.stop - one.start) * source.meta(one.name).dtype.itemsize for one in ranges])]
 
 
-def checked_parts(source: Weights, names: Sequence[str], check: Check | None) -> Iterator[torch.Tensor]:
+def checked_parts(
+    source: Weights,
+    names: Sequence[str],
+    check: Check | None,
+    write: Callable[[Range, torch.Tensor], None] | None = None,
+) -> Iterator[torch.Tensor]:
     """Yield the bits of tensors by `own_ranges`, in order, read ahead by threads; check the tensors on the way.
+
+    Args:
+        source: The tensors.
+        names: Which of them.
+        check: What they must be.
+        write: Told the bits of each range on the thread that read them: before the tensor's check, and in any order.
 
     Raises:
         RlforgetError: What `check` says of a tensor that is another.
@@ -317,6 +333,8 @@ def checked_parts(source: Weights, names: Sequence[str], check: Check | None) ->
 
     def read(one: Range) -> tuple[Range, torch.Tensor, list[int]]:
         bits = source.bits(one.name, one.start, one.stop)
+        if write is not None:
+            write(one, bits)
         lanes: list[int] = fingerprint(bits, one.start).tolist() if one.name in expected else []
         return one, bits, lanes
 
