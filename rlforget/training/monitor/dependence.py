@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rlforget.errors import NonFiniteError
@@ -69,15 +68,15 @@ class Dependence:
             self._lines.append(kept.copy_(values[start : start + line.numel]))
             start += line.numel
 
-    def energy(self, stretch: Stretch, change: Tensor) -> Tensor:
+    def energy(self, stretch: Stretch, squares: Tensor) -> Tensor:
         """Return Σ F δ² over a range.
 
         Args:
             stretch: The range.
-            change: δ there, float32 [n].
+            squares: δ² there, float32 [n].
 
         Returns:
-            A float64 scalar on the device of `change`.
+            A float32 scalar on the device of `squares`: torch adds such terms in a tree, and none is negative.
         """
-        fisher = self._lines[stretch.line][stretch.start : stretch.stop].to(change.device, non_blocking=True)
-        return (fisher * change).mul_(change).sum(dtype=torch.float64)
+        fisher = self._lines[stretch.line][stretch.start : stretch.stop].to(squares.device, non_blocking=True)
+        return (fisher * squares).sum()

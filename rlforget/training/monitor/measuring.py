@@ -64,9 +64,9 @@ def measure(reference: Reference, dependences: Mapping[str, Dependence], earlier
         rows.append(DeltaStats(*foreach_delta_stats([then], [now])))
         sizes.append((then.dtype, then.numel()))
         if dependences:
-            change = (widened(now) - widened(then)).float()
+            squares = (widened(now) - widened(then)).float().square_()
             for name, dependence in dependences.items():
-                energies[name].append(dependence.energy(stretch, change))
+                energies[name].append(dependence.energy(stretch, squares))
         if earlier:
             changed = as_bits(then) != as_bits(now)
             for name, mask in earlier.items():
