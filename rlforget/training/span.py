@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rlforget.errors import ConfigError, NonFiniteError
 from rlforget.interference import sample_space
-from rlforget.interference.completions import Batch, Batches, collect, completed
+from rlforget.interference.completions import Batch, Batches, check_same, collect, completed
 from rlforget.interference.sample_gradients import Column, SampleGradients, columns_for, width
 from rlforget_kernels.common.arithmetic import widened
 
@@ -128,8 +128,13 @@ def gradient_rows(
 def squared_gradients(
     model: nn.Module, columns: Mapping[str, Column], batches: Batches, *, samples: int, seed: int, tokenizer: Any
 ) -> Tensor:
-    """Return the mean of the squared gradients, the diagonal empirical Fisher: float32 [N]; see `gradient_rows`."""
+    """Return the mean of the squared gradients, the diagonal empirical Fisher: float32 [N]; see `gradient_rows`.
+
+    Of columns that are spread over ranks, what lies on this one; every rank has to call this, with the same arguments.
+    """
     prompts = collect(model, batches, samples=samples, seed=seed, tokenizer=tokenizer)
+    if any(column.box is not None for column in columns.values()):
+        check_same(prompts, samples, seed)
     total, count = torch.zeros(width(columns), device=next(model.parameters()).device), 0
     for block in _blocks(model, columns, prompts, seed=seed, tokenizer=tokenizer):
         total += block.square_().sum(0)

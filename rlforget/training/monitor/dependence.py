@@ -12,6 +12,7 @@ from rlforget.interference.sample_gradients import columns_for
 from rlforget.training.monitor.keeping import Keeper
 from rlforget.training.monitor.trained import Stretch, Trained
 from rlforget.training.span import squared_gradients
+from rlforget.weights.ranks import gathered
 
 
 class Dependence:
@@ -25,8 +26,9 @@ class Dependence:
     Args:
         model: The model, at the weights where the run starts.
         trained: Its trained parameters.
-        keeper: Where the Fisher is kept, 4 bytes a coordinate. While it is made, before the training, it takes some 20
-            bytes a coordinate on the device: two completions' gradients, taken in two ways that have to agree.
+        keeper: Where the Fisher is kept, 4 bytes a coordinate of those that lie here. While it is made, before the
+            training, it takes some 20 bytes a coordinate on the device: two completions' gradients, taken in two ways
+            that have to agree; of shards 8 more, which say where each lies in its parameter.
         batches: The domain.
         samples: Completions, sampled from the model where they are not given.
         seed: Seed of prompts and completions.
@@ -51,9 +53,17 @@ class Dependence:
         seed: int,
         tokenizer: Any,
     ) -> None:
-        columns = columns_for(trained.parameters)
+        columns = columns_for(trained.everywhere, sharding=trained.sharding)
         values = squared_gradients(model, columns, batches, samples=samples, seed=seed, tokenizer=tokenizer)
-        self.mean = float(values.double().mean())
+        self._lines: list[Tensor] = []
+        for line in trained.lines:
+            kept = keeper.empty(line.numel, values.dtype, line.device)
+            for start, name in zip(line.starts, line.parameters, strict=True):
+                some = values[columns[name].span]
+                kept[start : start + some.numel()] = some
+            self._lines.append(kept)
+        here = sum(float(kept.double().sum()) for kept in self._lines)
+        self.mean = (here if trained.sharding is None else sum(gathered(here))) / trained.numel
         if not 0 < self.mean < float("inf"):
             raise NonFiniteError(
                 "the Fisher of a protected domain",
@@ -61,12 +71,6 @@ class Dependence:
                 found=f"a mean of {self.mean}",
                 fix="Look for NaN or Inf in the model's weights, and that the domain's completions are not empty.",
             )
-        self._lines: list[Tensor] = []
-        start = 0
-        for line in trained.lines:
-            kept = keeper.empty(line.numel, values.dtype, line.device)
-            self._lines.append(kept.copy_(values[start : start + line.numel]))
-            start += line.numel
 
     def energy(self, stretch: Stretch, squares: Tensor) -> Tensor:
         """Return Σ F δ² over a range.

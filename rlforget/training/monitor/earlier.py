@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rlforget.delta import Delta, DeltaFile
 from rlforget.training.monitor.keeping import Keeper
 from rlforget.training.monitor.trained import STRETCH, Line, Stretch, Trained
+from rlforget.weights.box import Box
+from rlforget.weights.sharding import box_of
+
+Indices = npt.NDArray[np.int64]
 
 
 class ChangedEarlier:
@@ -20,7 +25,7 @@ class ChangedEarlier:
         keeper: Where the bits are kept.
 
     Attributes:
-        count: How many of the trained coordinates it changed.
+        count: How many of the trained coordinates that are counted here it changed.
 
     Raises:
         LayoutError: The delta is of another architecture.
@@ -51,7 +56,8 @@ class ChangedEarlier:
             stop = min(start + STRETCH, line.numel)
             flags = np.zeros(stop - start, dtype=np.bool_)
             for name, begin, first, last in line.parts(start, stop):
-                flags[_indices(delta, name, first, last) + (begin - start)] = True
+                found = _indices_here(delta, name, box_of(line.parameters[name]), first, last)
+                flags[found + (begin - start)] = True
             self.count += int(flags.sum())
             packed = np.packbits(flags, bitorder="little")
             kept[start // 8 : start // 8 + packed.size].copy_(torch.from_numpy(packed))
@@ -65,7 +71,17 @@ def _shape(delta: Delta | DeltaFile, name: str) -> tuple[int, ...] | None:
     return None if entry is None else tuple(entry.meta.shape)
 
 
-def _indices(delta: Delta | DeltaFile, name: str, start: int, stop: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _indices_here(delta: Delta | DeltaFile, name: str, box: Box, start: int, stop: int) -> Indices:
+    """Return the flat indices that changed in a range of what of a tensor lies on this rank."""
+    if box.is_whole or start == stop:
+        return _indices(delta, name, start, stop)
+    first, last = box.to_whole(torch.tensor([start, stop - 1])).tolist()
+    found = torch.from_numpy(_indices(delta, name, first, last + 1))
+    here: Indices = box.to_block(found[box.holds(found)]).numpy()
+    return here
+
+
+def _indices(delta: Delta | DeltaFile, name: str, start: int, stop: int) -> Indices:
     """Return the flat indices that changed in a range of a tensor."""
     if isinstance(delta, DeltaFile):
         return delta.patch(name, start, stop).indices.numpy().astype(np.int64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from rlforget_kernels.common.arithmetic import widened
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.delta_stats import DeltaStats, foreach_delta_stats
 
+Number = TypeVar("Number", int, float)
+
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass found on this rank.
+    """What a pass found on this rank, or on all.
 
     Attributes:
         change: The change of the trained parameters.
@@ -46,6 +49,20 @@ class Pass:
         """Return Σ F δ² / Σ δ² over the mean of F, by domain; nothing where nothing changed."""
         square = self.change.sum_of_squares
         return {name: energy / square / means[name] for name, energy in self.energies.items()} if square > 0 else {}
+
+
+def added(passes: Sequence[Pass]) -> Pass:
+    """Return what the ranks' passes found together."""
+
+    def total(counts: Sequence[Mapping[str, Number]]) -> dict[str, Number]:
+        return {name: sum((one[name] for one in counts[1:]), counts[0][name]) for name in counts[0]}
+
+    return Pass(
+        change=combine(one.change for one in passes),
+        energies=total([one.energies for one in passes]),
+        common=total([one.common for one in passes]),
+        earlier=total([one.earlier for one in passes]),
+    )
 
 
 def measure(reference: Reference, dependences: Mapping[str, Dependence], earlier: Mapping[str, ChangedEarlier]) -> Pass:

@@ -26,7 +26,7 @@ from rlforget.training.monitor.earlier import ChangedEarlier
 from rlforget.training.monitor.figures import Figures
 from rlforget.training.monitor.held import Held
 from rlforget.training.monitor.keeping import Keeper
-from rlforget.training.monitor.measuring import measure
+from rlforget.training.monitor.measuring import added, measure
 from rlforget.training.monitor.one_step import OneStep
 from rlforget.training.monitor.reference import Reference
 from rlforget.training.monitor.settings import MonitorSettings
@@ -34,6 +34,7 @@ from rlforget.training.monitor.trained import Trained
 from rlforget.training.protection import Guard, guard_for
 from rlforget.weights import check_layout, open_weights
 from rlforget.weights.ranks import gathered, is_first
+from rlforget.weights.sharding import settle
 
 _HELD_SEED = 2_000_003
 
@@ -46,8 +47,8 @@ class Tracker:
         tracker.finish()   # measures once more, and commits
 
     Nothing of the run is touched, but by a guard: the same seeds give the same bits with it and without. On a sharded
-    model every rank makes one, and the changes are added up over the ranks; domains, histories, references and guards
-    are then not taken.
+    model every rank makes one, with the same options; what they find is added up over the ranks, and all go through the
+    same completions. A guard is then not taken.
 
     Args:
         model: The model that is trained.
@@ -87,8 +88,8 @@ class Tracker:
         self._model = model
         self._settings = chosen = settings or MonitorSettings(**options)
         trained = Trained(model)
-        if trained.sharded:
-            _check_sharded(chosen)
+        if trained.sharding is not None and chosen.guard is not None:
+            raise _unguarded()
         self._trained = trained
         self._history = _fitting_history(chosen, model)
         keeper = Keeper(chosen.keep, chosen.folder)
@@ -175,15 +176,15 @@ class Tracker:
         """
         started = time.perf_counter()
         found = measure(self._reference, self._dependences, self._earlier)
-        change, watched = found.change, self._watched
-        if self._trained.sharded:
-            change = combine(gathered(change))
+        watched = self._watched
+        if self._trained.sharding is not None:
+            found = added(gathered(found))
             watched = None if watched is None else combine(gathered(watched))
         divergence = {name: held.divergence(self._model) for name, held in self._held.items()}
         seconds = self._looking + time.perf_counter() - started
         figures = Figures(
             step=self.step,
-            change=change,
+            change=found.change,
             frozen=self._trained.frozen,
             one_step=watched,
             overlaps=found.overlaps(),
@@ -241,12 +242,14 @@ class Tracker:
 
     def _rewards(self) -> dict[str, Score]:
         chosen = self._settings
-        return {
+        rewards = {
             domain.name: domains.evaluate(
                 self._model, self._tokenizer, domain, count=chosen.evaluate_count, seed=chosen.seed
             )
             for domain in self._evaluated
         }
+        settle(self._model)
+        return rewards
 
     def _warn(self, figures: Figures) -> None:
         limit = self._settings.warn_at
@@ -270,7 +273,7 @@ class Tracker:
         self._committed_at = self.step
         if self.measured[-1].step != self.step:
             self.measure(evaluate=False)
-        if not (self._trained.sharded or is_first()):
+        if self._trained.sharding is None and not is_first():
             return
         try:
             stage = self._history.commit(
@@ -294,16 +297,13 @@ def _message(step: int, name: str, predicted: float | None, measured: Divergence
     return f"step {step}, domain {name!r}: {' and '.join(found)} nats a completion, of at most {limit:g}. {fix}"
 
 
-def _check_sharded(chosen: MonitorSettings) -> None:
-    named = ("protect", "earlier", "evaluate", "guard")
-    asked = [name for name in named if getattr(chosen, name)]
-    if asked:
-        raise ConfigError(
-            ", ".join(asked),
-            expected="none of them with a model whose parameters are sharded",
-            found="shards on several ranks",
-            fix="Leave them out: what changes is measured shard by shard, domains on a gathered model afterwards.",
-        )
+def _unguarded() -> ConfigError:
+    return ConfigError(
+        "guard",
+        expected="none with a model whose parameters are sharded",
+        found="shards on several ranks",
+        fix="Leave it out: what protected domains lose is measured all the same.",
+    )
 
 
 def _fitting_history(chosen: MonitorSettings, model: nn.Module) -> History | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlforget.errors import LayoutError, ParameterError
-from rlforget.weights.sharding import here, is_shard, sharding_of
+from rlforget.weights.sharding import here, is_shard, settle, sharding_of
 
 STRETCH = 1 << 22
 """Coordinates that are looked at at a time: the memory beyond what is kept. A multiple of 8, for packed bits."""
@@ -88,14 +88,16 @@ class Trained:
 
     Attributes:
         lines: A line for each dtype and device.
+        everywhere: {name: parameter} of all that is trained, on whichever rank it lies or is counted.
         frozen: Floating-point coordinates that are not trained, and so cannot change.
-        sharded: Whether some parameter is a shard.
+        sharding: How the parameters lie on the ranks; None: they are whole.
 
     Raises:
         ParameterError: Nothing is trained, or shards do not tell which part of a parameter they are.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        settle(model)
         floating = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
         for name, p in floating.items():
             # FSDP1's flat parameters and DeepSpeed's: plain tensors that hold but this rank's part.
@@ -106,7 +108,7 @@ class Trained:
                     found="a part of one, flattened by FSDP1 or partitioned by DeepSpeed",
                     fix="Shard with fully_shard (FSDP2), or watch the gathered model.",
                 )
-        self.sharded = any(map(is_shard, floating.values()))
+        self.sharding = sharding_of(floating) if any(map(is_shard, floating.values())) else None
         trained = {name: p for name, p in floating.items() if p.requires_grad}
         if not trained:
             raise ParameterError(
@@ -116,7 +118,8 @@ class Trained:
                 fix="Turn requires_grad on, or put the monitor on the model that is trained.",
             )
         self.frozen = sum(p.numel() for p in floating.values()) - sum(p.numel() for p in trained.values())
-        counted = sharding_of(floating).counted if self.sharded else floating.keys()
+        self.everywhere = trained
+        counted = floating.keys() if self.sharding is None else self.sharding.counted
         groups: dict[object, dict[str, nn.Parameter]] = {}
         for name, p in trained.items():
             if name in counted and here(p).numel():
@@ -124,9 +127,9 @@ class Trained:
         self.lines = [Line(group) for group in groups.values()]
 
     @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Return {name: parameter} of all lines, in their order."""
-        return {name: p for line in self.lines for name, p in line.parameters.items()}
+    def numel(self) -> int:
+        """The number of coordinates that are trained, on all ranks."""
+        return sum(p.numel() for p in self.everywhere.values())
 
     def check_shapes(self, what: str, shape_of: Callable[[str], tuple[int, ...] | None]) -> None:
         """Hold something to have every trained parameter, in its shape.
@@ -138,7 +141,7 @@ class Trained:
         Raises:
             LayoutError: It lacks a parameter, or has it in another shape.
         """
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.everywhere.items():
             found = shape_of(name)
             if found != tuple(parameter.shape):
                 raise LayoutError(
