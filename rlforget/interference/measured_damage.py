@@ -19,6 +19,7 @@ from rlforget.errors import ConfigError
 from rlforget.interference.completions import (
     Batches,
     check_finite,
+    check_same,
     collect,
     completed,
     pieces,
@@ -80,7 +81,8 @@ def damage_curve(
 
     With the same batches, `samples` and `seed` as `damage` it takes the same completions, so that the two differ by
     what the prediction misses and not by the draw. Between the ends the weights are rounded to the model's dtype: in
-    half precision a change of few units in the last place happens in steps.
+    half precision a change of few units in the last place happens in steps. Of a model that is spread over ranks, every
+    rank calls this with the same arguments and a delta that is spread alike.
 
     Args:
         model: A transformers causal language model at the delta's after bits. It is moved in place (floating-point
@@ -94,7 +96,7 @@ def damage_curve(
         frozen: "skip" leaves frozen and quantised tensors at their present values throughout.
 
     Raises:
-        ConfigError: `t` is empty or has a number outside [0, 1].
+        ConfigError: `t` is empty or has a number outside [0, 1]; or other batches or settings on another rank.
         EmptyDomainError: There is nothing to sample.
         LayoutError: The delta is of another architecture.
         NonFiniteError: A log-probability is NaN or infinite.
@@ -106,9 +108,12 @@ def damage_curve(
     if not points or not all(0.0 <= share <= 1.0 for share in points):
         fix = "Give the points between before, 0, and after, 1."
         raise ConfigError("t", expected="numbers from 0 to 1", found=repr(points), fix=fix)
-    parameters, skipped = measured_parameters(model, delta, frozen=frozen)
-    check_at_after(open_weights(model), delta)
+    spread = delta.sharding is not None
+    parameters, skipped = measured_parameters(model, delta, frozen=frozen, shards=spread)
+    check_at_after(open_weights(model, shards=spread), delta)
     prompts = collect(model, batches, samples=samples, seed=seed, tokenizer=tokenizer)
+    if spread:
+        check_same(prompts, points, samples, seed, frozen)
     rises: list[list[Tensor]] = [[] for _ in points]
     nats: list[list[Tensor]] = [[] for _ in points]
     losses: list[Tensor] = []

@@ -35,8 +35,10 @@ from rlforget.delta.naming import kind_of, layer_of
 from rlforget.domains.batches import IGNORED
 from rlforget.errors import ConfigError, UnknownNameError
 from rlforget.interference.completions import (
+    Batch,
     Batches,
     check_finite,
+    check_same,
     collect,
     completed,
     completion_log_probs,
@@ -45,6 +47,7 @@ from rlforget.interference.completions import (
     scored_log_probs,
     summed,
 )
+from rlforget.interference.derivatives_on_shards import derivatives
 from rlforget.interference.forward_mode import derivative_of, second_derivative_of
 from rlforget.interference.point import Frozen, change_of, check_at_after, measured_parameters, moved, toward_before
 from rlforget.interference.remainder import points_along, remainder_weights
@@ -148,6 +151,9 @@ def damage(
     group, over the layers from the group's first on; `hessian` nests two. Memory beyond the model: its old values, δ in
     the model's dtype, and a pass's activations.
 
+    Of a model that is spread over ranks, every rank calls this with the same arguments and a delta that is spread
+    alike. The curvature is then `fisher`, from per-sample gradients at the changed coordinates that are here.
+
     Args:
         model: A transformers causal language model at the delta's after bits. It is moved to the before bits in place
             (floating-point parameters alone: buffers stay), and its bits are back afterwards, whatever happens.
@@ -163,7 +169,8 @@ def damage(
         frozen: "skip" leaves frozen and quantised tensors out of δ, at their present values.
 
     Raises:
-        ConfigError: `points` is below 1, or above it with `fisher`, whose d_x are of samples of the before bits.
+        ConfigError: `points` is below 1, or above it with `fisher`, whose d_x are of samples of the before bits; or
+            another curvature than `fisher` on shards, or other batches or settings on another rank.
         EmptyDomainError: There is nothing to sample.
         LayoutError: The delta is of another architecture, or the model cannot be differentiated forward.
         NonFiniteError: A log-probability or its derivative is NaN or infinite.
@@ -173,16 +180,55 @@ def damage(
         WrongBaseError: The model is not at the delta's after bits.
     """
     _check_settings(curvature, points, by)
-    parameters, skipped = measured_parameters(model, delta, frozen=frozen)
-    check_at_after(open_weights(model), delta)
+    spread = delta.sharding is not None
+    if spread:
+        _check_on_shards(curvature)
+    parameters, skipped = measured_parameters(model, delta, frozen=frozen, shards=spread)
+    check_at_after(open_weights(model, shards=spread), delta)
     prompts = collect(model, batches, samples=samples, seed=seed, tokenizer=tokenizer)
+    places = points_along(points)
+    if spread:
+        check_same(prompts, samples, seed, by, frozen)
+        taken = [_taken_on_shards(model, delta, parameters, prompts, by, seed=seed, tokenizer=tokenizer)]
+    else:
+        taken = _taken(model, delta, parameters, prompts, by, curvature, places, seed=seed, tokenizer=tokenizer)
+    whole = _along(taken, _WHOLE, places)
+    means, errors = _spread(torch.cat([whole, whole.sum(0, keepdim=True)]))
+    parts = {}
+    for label in (label for label in taken[0] if label != _WHOLE):
+        part_means, part_errors = _spread(_along(taken, label, places))
+        first, alone, row_sum = zip(part_means, part_errors, strict=True)
+        parts[label] = DamagePart(*first, *alone, *row_sum)
+    first, second, total = zip(means, errors, strict=True)
+    energies = tuple(float(one[_WHOLE][1].mean()) for one in taken)
+    return Damage(*first, *second, *total, whole.shape[1], curvature, tuple(places), energies, by, parts, skipped)
+
+
+_WHOLE = ""
+
+_Terms = dict[str, Tensor]
+"""Of all of δ and of each group: first order, second order(, row sum) of every completion, float64 [2 or 3, n]."""
+
+
+def _taken(
+    model: nn.Module,
+    delta: Delta,
+    parameters: Mapping[str, nn.Parameter],
+    prompts: list[Batch],
+    by: By | None,
+    curvature: Curvature,
+    places: Sequence[float],
+    *,
+    seed: int,
+    tokenizer: Any,
+) -> list[_Terms]:
+    """Take the terms at each place."""
     change = change_of(model, delta, parameters)
     groups: dict[str, dict[str, Tensor]] = {}
     if by is not None:
         for name, (own, direction) in zip(parameters, change.items(), strict=True):
             groups.setdefault(_LABELS[by](name), {})[own] = direction
-    places = points_along(points)
-    taken: list[dict[str, Tensor]] = []  # of each place, each label's [2 or 3, completions]
+    taken: list[_Terms] = []
     for place in places:
         with moved(model, parameters, toward_before(delta, 1.0 - place)):
             if not taken:
@@ -193,19 +239,32 @@ def damage(
                     for label, terms in _terms(model, piece, change, groups, curvature):
                         found.setdefault(label, []).append(terms.double().cpu())
             taken.append({label: torch.cat(terms, 1) for label, terms in found.items()})
-    whole = _along(taken, _WHOLE, places)
-    means, errors = _spread(torch.cat([whole, whole.sum(0, keepdim=True)]))
-    parts = {}
-    for label in groups:
-        part_means, part_errors = _spread(_along(taken, label, places))
-        first, alone, row_sum = zip(part_means, part_errors, strict=True)
-        parts[label] = DamagePart(*first, *alone, *row_sum)
-    first, second, total = zip(means, errors, strict=True)
-    energies = tuple(float(one[_WHOLE][1].mean()) for one in taken)
-    return Damage(*first, *second, *total, whole.shape[1], curvature, tuple(places), energies, by, parts, skipped)
+    return taken
 
 
-_WHOLE = ""
+def _taken_on_shards(
+    model: nn.Module,
+    delta: Delta,
+    parameters: Mapping[str, nn.Parameter],
+    prompts: list[Batch],
+    by: By | None,
+    *,
+    seed: int,
+    tokenizer: Any,
+) -> _Terms:
+    """Take the terms at the before bits from per-sample gradients, with the empirical Fisher for H."""
+    labels = {name: _WHOLE if by is None else _LABELS[by](name) for name in parameters}
+    names = list(dict.fromkeys(labels.values()))
+    groups = {name: names.index(label) for name, label in labels.items()}
+    with moved(model, parameters, toward_before(delta, 1.0)):
+        scored = completed(model, prompts, seed=seed, tokenizer=tokenizer)
+        along = torch.cat(list(derivatives(model, delta, parameters, groups, scored)), 1)
+    d = along.sum(0)  # d_x
+    terms = {_WHOLE: torch.stack([-d, d * d / 2])}
+    if by is not None:
+        parts = zip(names, along, strict=True)
+        terms |= {name: torch.stack([-own, own * own / 2, own * d / 2]) for name, own in parts}
+    return terms
 
 
 def _along(taken: Sequence[Mapping[str, Tensor]], label: str, places: Sequence[float]) -> Tensor:
@@ -247,6 +306,16 @@ def _spread(values: Tensor) -> tuple[list[float], list[float]]:
     count = values.shape[1]
     errors = values.std(1) / count**0.5 if count > 1 else torch.zeros(len(values))
     return values.mean(1).tolist(), errors.tolist()
+
+
+def _check_on_shards(curvature: str) -> None:
+    if curvature != "fisher":
+        raise ConfigError(
+            "curvature",
+            expected='"fisher" of a model that is spread over ranks: gathering weights has no forward mode',
+            found=repr(curvature),
+            fix='Give curvature="fisher", or load the whole model.',
+        )
 
 
 def _check_settings(curvature: str, points: int, by: str | None) -> None:

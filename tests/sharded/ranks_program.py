@@ -90,6 +90,7 @@ def main(folder: str, form: str, dtype: str) -> None:
     if form != "states":
         # Where columns are split, the ranks' coordinates take turns, and the random control has no place for them.
         scores = [score for score in SCORES if (form, score) != ("tensor", "random")]
+        _damage(told, model, rf.diff(checkpoint, model))
         _recovery(told, model, rf.diff(checkpoint, model), rf.diff(checkpoint, own), scores)
     save_file(told.tensors, Path(folder) / f"{rank}.safetensors")
     (Path(folder) / f"{rank}.json").write_text(json.dumps(told.numbers))
@@ -175,9 +176,21 @@ def _on_one_rank(model: nn.Module, delta: rf.Delta) -> None:
     if ranks > 1:
         with pytest.raises(ConfigError, match="rank 1"):
             rf.fisher(model, batches(rank, labels=True), delta)  # as a sampler deals them out
-    for whole in (rf.gradient_alignment, rf.damage):
-        with pytest.raises(LayoutError):
-            whole(model, *([delta] if whole is rf.damage else [batches(0, labels=True)]), batches(1, labels=True))
+    with pytest.raises(LayoutError):
+        rf.gradient_alignment(model, batches(0, labels=True), batches(1, labels=True))
+    with pytest.raises(ConfigError, match='curvature="fisher"'):
+        rf.damage(model, delta, batches(1, labels=True))
+
+
+def _damage(told: Told, model: nn.Module, delta: rf.Delta) -> None:
+    """What the change costs, predicted and measured; sampled from the model before it, and given."""
+    for labels in (False, True):
+        given, key = batches(4, labels=labels), "given" if labels else "sampled"
+        found = rf.damage(model, delta, given, curvature="fisher", by="layer")
+        assert found.parts.keys() == {"outside", "0", "1"}
+        told.numbers[f"damage, {key}"] = found.to_dict()
+        told.numbers[f"damage curve, {key}"] = rf.damage_curve(model, delta, given, t=(0.5, 1.0)).to_dict()
+    told.weights("after damage", model)
 
 
 def _old_bits(told: Told, model: Any, checkpoint: Path) -> None:

@@ -87,6 +87,9 @@ def check_subspace(ours: Coordinates, theirs: Coordinates, dtype: str) -> None:
 
 def check_numbers(together: Path, alone: Path, *, exact: bool, dtype: str) -> None:
     ours, theirs = (json.loads((folder / "0.json").read_text()) for folder in (together, alone))
+    if dtype == "bfloat16":
+        # Of the whole, damage is predicted by forward mode in the model's dtype; on shards from gradients in float32.
+        ours = {key: found for key, found in ours.items() if not key.startswith("damage,")}
     for key, found in ours.items():
         if dtype == "float32" and "ConflictSubspace" in key:  # what rounding did to it there is no more than rounding
             for report in (found, theirs[key]):
