@@ -41,11 +41,14 @@ PARTS = {
     "revert": ("read one", "decode", "fingerprints", "write"),
     "rollback of 2% of all": ("read one", "fingerprints", "decode", "score and select", "write"),
     "init": ("read one", "fingerprints"),
-    "commit": ("read one", "decode", "fingerprints", "statistics"),
+    "commit": ("read both", "decode", "compare", "statistics", "encode"),
     "verify of the history": ("read one", "decode", "fingerprints"),
     "checkout": ("read one", "decode", "fingerprints", "write"),
 }
-"""What each command cannot do without. `verify` of a checkpoint reads headers alone, so all it takes is its start."""
+"""What each command cannot do without. `commit` compares the state with the stage before, whatever file it is given.
+
+`verify` of a checkpoint reads headers alone, so all it takes is its start.
+"""
 
 
 def measure(before: Path, after: Path, delta: Path, scratch: Path, rounds: int = 3) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,11 +16,12 @@ Progress = Callable[[int, int], None]
 """Told how much of long work is done, and of how much, as it goes on: `progress(done, total)`."""
 
 
-def map_ahead(work: Callable[[I], T], items: Iterable[I]) -> Iterator[T]:
+def map_ahead(work: Callable[[I], T], items: Iterable[I]) -> Generator[T, None, None]:
     """Yield work(item) for each item, in order, while threads are at the next ones.
 
     As many threads as torch has, and as many results waiting beyond those being worked on, so that memory is bounded.
-    An exception in `work` reaches the reader in its turn. A reader that stops early stops the threads.
+    An exception in `work` reaches the reader in its turn. A reader that stops early, or closes this, stops
+    the threads and waits until they have.
 
     Args:
         work: Must be safe to run beside itself.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
@@ -274,10 +274,12 @@ def _fill(
             write_fully(descriptors[number], bits.numpy().view("u1").data, start)
             begin_writeback(descriptors[number], start, bits.nbytes)
 
-        for bits in checked_parts(source, names, check, write):
-            done += bits.numel()
-            if progress is not None:
-                progress(done, total)
+        # Closed before the files are: no thread may write by the number of a descriptor that something else has got.
+        with closing(checked_parts(source, names, check, write)) as parts:
+            for bits in parts:
+                done += bits.numel()
+                if progress is not None:
+                    progress(done, total)
         if part():  # the first one syncs all that is there, but on another machine that is not all yet
             for descriptor in descriptors:
                 os.fsync(descriptor)
@@ -317,7 +319,7 @@ def checked_parts(
     names: Sequence[str],
     check: Check | None,
     write: Callable[[Range, torch.Tensor], None] | None = None,
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     """Yield the bits of tensors by `own_ranges`, in order, read ahead by threads; check the tensors on the way.
 
     Args:
@@ -344,12 +346,13 @@ def checked_parts(
 
     # Coordinates and lanes so far, of tensors of which ranges are still to come, here or on another rank.
     sums: dict[str, list[int]] = {}
-    for one, bits, lanes in map_ahead(read, own_ranges(source, names)):
-        yield bits
-        if lanes:
-            _add(sums, one.name, [one.stop - one.start, *lanes])
-            if sums[one.name][0] == source.meta(one.name).numel:
-                hold(one.name, sums.pop(one.name)[1:])
+    with closing(map_ahead(read, own_ranges(source, names))) as ranges:
+        for one, bits, lanes in ranges:
+            yield bits
+            if lanes:
+                _add(sums, one.name, [one.stop - one.start, *lanes])
+                if sums[one.name][0] == source.meta(one.name).numel:
+                    hold(one.name, sums.pop(one.name)[1:])
     left: dict[str, list[int]] = {name: [0, 0, 0] for name in expected if not source.meta(name).numel}
     for told in from_parts(sums):
         for name, some in told.items():

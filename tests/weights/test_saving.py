@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,8 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from rlforget.errors import LayoutError, OutputError
-from rlforget.weights import DTYPES, open_weights, save_checkpoint
+from rlforget.weights import DTYPES, open_weights, save_checkpoint, saving
 from rlforget.weights.atomic import check_new_folder, new_file, new_folder
+from rlforget.weights.opening import open_checkpoint
+from rlforget.weights.raw_io import write_fully
+from rlforget.weights.saving import Placed, save_like
 
 
 @pytest.fixture
@@ -237,6 +242,37 @@ def test_interrupt_leaves_nothing_behind_and_keeps_the_old(model: Path, tmp_path
         interrupted(file)
     assert sorted(tmp_path.iterdir()) == before
     assert (model / "1.safetensors").read_bytes() == old
+
+
+def test_no_thread_writes_on_when_a_save_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would write by the number of a descriptor that another file may have got meanwhile."""
+    descriptors, unsound = set[int](), list[int]()
+
+    def slowly(descriptor: int, buffer: memoryview, place: int) -> None:
+        descriptors.add(descriptor)
+        time.sleep(0.05)
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            unsound.append(descriptor)
+        write_fully(descriptor, buffer, place)
+
+    monkeypatch.setattr(saving, "write_fully", slowly)
+    monkeypatch.setattr(saving, "CHUNK", 100)
+    source = {"a": torch.arange(10_000.0)}
+    save_checkpoint(tmp_path / "model", source)
+
+    def interrupted(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    checkpoint = open_checkpoint(tmp_path / "model")
+    placed = [Placed("a", "a", "a")]
+    with pytest.raises(KeyboardInterrupt):
+        save_like(tmp_path / "out", checkpoint, checkpoint, placed, {}, progress=interrupted)
+    time.sleep(0.2)
+    assert descriptors
+    assert unsound == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_file_may_be_replaced_with_force_only(tmp_path: Path) -> None:
