@@ -20,6 +20,7 @@ from rlforget_kernels.gradient_gram import (
     gradient_gram_,
     pairwise_cpu,
     reference,
+    unit_cpu,
 )
 from rlforget_kernels.gradient_gram import positions_cpu as positions
 from tests.kernels.strategies import LAYOUTS, generator, laid_out, seeds
@@ -124,15 +125,46 @@ def test_whole_numbers_are_exact_under_the_interpreter(form: str, sides: list[Si
     assert torch.equal(found, added(reference, *sides, start=start))
 
 
-@pytest.mark.parametrize("unit", [False, True])
-@FORMS
-def test_with_and_without_the_matrix_unit(monkeypatch: pytest.MonkeyPatch, unit: bool, form: str):
+UNIT = pytest.mark.parametrize("unit", [False, True])
+
+
+def choose_unit(monkeypatch: pytest.MonkeyPatch, unit: bool) -> None:
+    """Multiply on the matrix unit or on vector registers."""
     if unit and not amx_cpu.available():
         pytest.skip("this processor has no bfloat16 matrix unit")
     monkeypatch.setattr(amx_cpu, "available", lambda: unit)
-    one, other = (side((35, 150, 70, 45), seed, dtypes=(torch.bfloat16,) * 2) for seed in range(2))
+
+
+@UNIT
+@FORMS
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
+def test_with_and_without_the_matrix_unit(
+    monkeypatch: pytest.MonkeyPatch, unit: bool, form: str, dtypes: tuple[torch.dtype, torch.dtype]
+):
+    choose_unit(monkeypatch, unit)
+    one, other = (side((35, 150, 70, 45), seed, dtypes=kinds) for seed, kinds in enumerate((dtypes, dtypes[::-1])))
     assert_close(added(cpu, one, form=form), one)
     assert_close(added(cpu, one, other, form=form), one, other)
+
+
+@UNIT
+def test_more_positions_than_are_multiplied_at_a_time(monkeypatch: pytest.MonkeyPatch, unit: bool):
+    choose_unit(monkeypatch, unit)
+    monkeypatch.setattr(explicit_cpu, "_SLAB", 1 << 17)
+    one = side((5, 2 * unit_cpu.POSITIONS + 45, 70, 40), 0, dtypes=(torch.bfloat16,) * 2)
+    whole = side((5, unit_cpu.POSITIONS + 1, 33, 40), 1, whole=True)
+    assert_close(added(cpu, one, form="explicit"), one)
+    assert torch.equal(added(cpu, whole, form="explicit"), added(reference, whole))
+
+
+@UNIT
+@FORMS
+def test_numbers_near_the_largest_stay_finite(monkeypatch: pytest.MonkeyPatch, unit: bool, form: str):
+    choose_unit(monkeypatch, unit)
+    x = torch.tensor([torch.finfo(torch.float32).max, -1e-30]).view(2, 1, 1)
+    one = (x, torch.ones(2, 1, 1), None)
+    found, expected = added(cpu, one, form=form), added(reference, one)
+    assert abs(found[0, 1] / expected[0, 1] - 1) < 2**-22
 
 
 @FORMS
@@ -145,12 +177,18 @@ def test_error_is_that_of_float32(form: str):
     assert error.max() < 2e-7
 
 
+@UNIT
 @FORMS
 @pytest.mark.parametrize("size", [(4, 128, 2048, 64), (4, 1500, 40, 30)])
-def test_bound_for_the_worst_of_roundings(form: str, size: Size):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bound_for_the_worst_of_roundings(
+    monkeypatch: pytest.MonkeyPatch, unit: bool, form: str, size: Size, dtype: torch.dtype
+):
     """Equal numbers of one sign: every sum rounds the same way again and again."""
+    choose_unit(monkeypatch, unit)
     samples, length, fan_in, out = size
-    one = (torch.full((samples, length, fan_in), 0.1), torch.full((samples, length, out), 0.1), None)
+    x, y = (torch.full((samples, length, features), 0.1).to(dtype) for features in (fan_in, out))
+    one = (x, y, None)
     expected = added(reference, one)
     error = (added(cpu, one, form=form) / expected - 1).abs().max()
     assert error <= (416 + (length + fan_in + out) / 64) * 2**-24
@@ -175,8 +213,10 @@ def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, form:
         assert all(map(torch.equal, result, results[0]))
 
 
+@UNIT
 @FORMS
-def test_blocks_of_samples_and_of_the_weight(monkeypatch: pytest.MonkeyPatch, form: str):
+def test_blocks_of_samples_and_of_the_weight(monkeypatch: pytest.MonkeyPatch, unit: bool, form: str):
+    choose_unit(monkeypatch, unit)
     sides = [side((75, 6, 100, 130), seed, whole=True) for seed in range(2)]
     monkeypatch.setattr(blocks, "SAMPLES", 32)
     monkeypatch.setattr(explicit_cpu, "_SLAB", 1 << 17)
@@ -204,8 +244,10 @@ def test_long_sums_are_moved_to_float64():
     assert torch.equal(found, expected * (5000 / features) ** 2)
 
 
+@UNIT
 @FORMS
-def test_one_broken_sample_breaks_its_own_products_alone(form: str):
+def test_one_broken_sample_breaks_its_own_products_alone(monkeypatch: pytest.MonkeyPatch, unit: bool, form: str):
+    choose_unit(monkeypatch, unit)
     x, y, mask = side((40, 9, 20, 30), 0, masked=False)
     good = added(cpu, (x, y, mask), form=form)
     x = x.clone()

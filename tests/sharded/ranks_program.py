@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
 import rlforget as rf
-from rlforget.errors import ConfigError, CoordinateError, LayoutError, OutputError, WorldError
+from rlforget.errors import ConfigError, CoordinateError, LayoutError, OutputError, WorldError, ZeroGradientError
 from rlforget.weights import open_weights
 from rlforget.weights.digest import weights_digest
 from rlforget.weights.sharding import box_of, here, settle, sharding_of
@@ -176,6 +176,11 @@ def _on_one_rank(model: nn.Module, delta: rf.Delta) -> None:
     if ranks > 1:
         with pytest.raises(ConfigError, match="rank 1"):
             rf.fisher(model, batches(rank, labels=True), delta)  # as a sampler deals them out
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(False)  # as a loop that accumulates may have left it
+        with pytest.raises(ZeroGradientError, match="set_requires_gradient_sync"):
+            rf.fisher(model, batches(0, labels=True), delta)
+        model.set_requires_gradient_sync(True)
     with pytest.raises(LayoutError):
         rf.gradient_alignment(model, batches(0, labels=True), batches(1, labels=True))
     with pytest.raises(ConfigError, match='curvature="fisher"'):
