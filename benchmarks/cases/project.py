@@ -13,6 +13,8 @@ from torch import Tensor
 
 from benchmarks.compiled import torch_peers
 from benchmarks.harness import Case, Machine
+from benchmarks.inputs import DENSITIES
+from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.project import project
 
 LAYERS = 24
@@ -27,6 +29,16 @@ def layers(machine: Machine, count: int = LAYERS) -> tuple[list[Tensor], list[Te
     before = [torch.randn(side, side, generator=random, device=machine.device).bfloat16() for _ in range(count)]
     change = torch.randn(side, side, generator=random, device=machine.device) * CHANGE
     return before, [(old.float() + change).bfloat16() for old in before]
+
+
+def fine_tuned(machine: Machine, share: float) -> tuple[list[Tensor], list[Tensor]]:
+    """The same layers before and after a change of `share` of their coordinates, each by its lowest bit."""
+    before, _ = layers(machine)
+    random = torch.Generator(machine.device).manual_seed(1)
+    bits = [as_bits(old).clone() for old in before]
+    for one in bits:
+        one ^= torch.rand(len(one), generator=random, device=machine.device) < share
+    return before, [one.view(torch.bfloat16).view(old.shape) for one, old in zip(bits, before, strict=True)]
 
 
 def bases(rows: int, rank: int, count: int, device: torch.device) -> list[Tensor]:
@@ -46,8 +58,8 @@ def exact_peer(before: list[Tensor], after: list[Tensor], u: list[Tensor], v: li
     return [torch.einsum("or,oi,is->rs", left, new.float() - old.float(), right) for old, new, left, right in lists]
 
 
-def make(rank: int, machine: Machine) -> Case:
-    before, after = layers(machine)
+def make(rank: int, share: float | None, machine: Machine) -> Case:
+    before, after = layers(machine) if share is None else fine_tuned(machine, share)
     side, device = before[0].shape[0], machine.device
     rank = min(rank, side)
     u, v = bases(side, rank, LAYERS, device), bases(side, rank, LAYERS, device)
@@ -82,4 +94,7 @@ def make(rank: int, machine: Machine) -> Case:
     )
 
 
-CASES = {f"bfloat16, 24 layers, rank {rank}": partial(make, rank) for rank in (16, 64, 256)}
+CASES = {f"bfloat16, 24 layers, rank {rank}": partial(make, rank, None) for rank in (16, 64, 256)}
+CASES |= {
+    f"bfloat16, 24 layers, rank 64, {name} changed": partial(make, 64, DENSITIES[name]) for name in ("1%", "5%", "20%")
+}

@@ -1,4 +1,9 @@
-"""after − before for numba kernels, a block at a time in scratch that stays in a core's cache, and its products."""
+"""after − before times a narrow matrix, for numba kernels: a tile of both sides at a time, in a core's cache.
+
+Where few elements of a tile have changed, the rows of the narrow matrix that they name are added up. Elsewhere the
+difference is formed and multiplied: on the processor's matrix unit where it has one and that is as exact as float32,
+else on vector registers. What is done with a tile depends on its elements alone.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +17,31 @@ from numba.extending import overload
 from torch import Tensor
 
 from rlforget_kernels.common import amx_cpu
-from rlforget_kernels.common.bfloat16_split_cpu import LANES, split_difference
+from rlforget_kernels.common import delta_unit_cpu as unit
 from rlforget_kernels.common.bits import bits_dtype
-from rlforget_kernels.common.cpu_math import inlined, jit, widen
-from rlforget_kernels.common.matrix_unit_cpu import (
-    LEFT_TERMS,
-    RIGHT_TERMS,
-    SIDE,
-    multiply_terms,
-    pack_terms,
-    split_row,
-)
+from rlforget_kernels.common.cpu_math import INFINITY, bits_of_float, float_of_bits, inlined, jit, widen
+from rlforget_kernels.common.cpu_vectors import LANES, count_bits, differences, lowest_bit
+from rlforget_kernels.common.delta_gather_cpu import gather
+from rlforget_kernels.common.delta_sparse_cpu import LISTED, SUM, add_weighted_rows, list_bits
 from rlforget_kernels.common.products_cpu import PANEL_BYTES, TILE_ROWS, tile_product
 from rlforget_kernels.common.rounding import FLOAT_FORMAT
 
-ROWS = 128
-"""Rows of a block at most."""
-DEPTH = 1024
-"""Columns of a block: long rows, for memory is fastest read in order."""
-_PITCH = DEPTH + SIDE
-"""From row to row of a block's terms: no power of two, for which rows would drive each other from the cache."""
-_TOGETHER = 16  # columns of a matrix that does not lie in rows
-_NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
-SUM = 256
-"""Products that are added up before their sum is added to that of those before them."""
+ROWS = 64
+"""Rows of a tile."""
+DEPTH = 1536
+"""Columns of a tile at most: long rows, for memory is fastest read in order."""
+_PITCH = DEPTH + unit.SIDE
+"""From row to row in scratch: no power of two, for which rows would drive each other from the cache."""
+_RIGHT = 1 << 17
+"""Elements on the right that a tile is multiplied with, about."""
+_SPARSE = 24
+"""A tile is sparse where one of so many elements changed, or fewer: then adding rows takes less than multiplying."""
+_CHUNK = 128  # columns that the unit multiplies at a time: what it reads on the right stays in the first cache
+_FLUSHED = 16  # rows whose squares are added up in float32
 
 
 class Matrix(NamedTuple):
-    """A 2-D tensor wherever its elements lie: (i, j) is at flat[i · row + j · column], a number or a code."""
+    """A 2-D tensor wherever its elements lie: the unsigned code of (i, j) is at flat[i · row + j · column]."""
 
     flat: npt.NDArray[Any]
     row: int
@@ -52,11 +54,11 @@ def matrix(tensor: Tensor) -> Matrix:
     row, column = (stride if size > 1 else 1 for size, stride in zip(bits.shape, bits.stride(), strict=True))
     span = 1 + (bits.shape[0] - 1) * row + (bits.shape[1] - 1) * column if bits.numel() else 0
     flat = bits.as_strided((span,), (1,)).numpy()
-    return Matrix(flat.view(_NUMBERS.get(tensor.dtype, f"u{bits.element_size()}")), row, column)
+    return Matrix(flat.view(f"u{bits.element_size()}"), row, column)
 
 
 def float_format(dtype: torch.dtype) -> tuple[int, int]:
-    """Bits of the exponent and the mantissa of the codes that `matrix` makes of `dtype`; any for numbers."""
+    """Bits of the exponent and the mantissa of `dtype`; any for float64."""
     return FLOAT_FORMAT.get(dtype, FLOAT_FORMAT[torch.float32])[:2]
 
 
@@ -76,230 +78,409 @@ def by_matrix_unit(dtype: torch.dtype, float64: bool) -> bool:
     That is where bfloat16 holds what they are differences of.
     """
     short = dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-    return short and not float64 and width(float64) == SIDE and amx_cpu.available()
+    return short and not float64 and width(float64) == unit.SIDE and amx_cpu.available()
 
 
-def packed(right: Tensor, float64: bool, matrix_unit: bool = False) -> npt.NDArray[Any]:
-    """Lay the columns of `right` [k, r] out as products take them: panels [panels, k, width], zeros added.
+class Factor(NamedTuple):
+    """What differences are multiplied with.
 
-    For the matrix unit k is rounded up to SIDE, and what is returned are the panels' bfloat16 terms, as uint16.
+    Attributes:
+        rows: [k, r], float32 or float64.
+        panels: What `packed` makes of it: numbers, or for the matrix unit bfloat16 terms as uint16.
+        finite: Whether all numbers are: else what has not changed makes NaN.
     """
-    rows, columns = right.shape
-    depth = _rounded_up(rows, SIDE) if matrix_unit else rows
-    source = matrix(right)
-    count = -(-columns // width(float64))
-    held = aligned(count * depth * width(float64), float64).reshape(count, depth, width(float64))
-    _pack(source.flat, source.row, source.column, rows, columns, held)
-    if not matrix_unit:
-        return held.reshape(-1)
-    terms = aligned(RIGHT_TERMS * held.size // 2, False).view(np.uint32)
-    pack_terms(held, terms)
-    return terms.view(np.uint16)
+
+    rows: npt.NDArray[Any]
+    panels: npt.NDArray[Any]
+    finite: bool
+
+
+def factor(right: Tensor, float64: bool, matrix_unit: bool) -> Factor:
+    """Make a factor of `right` [k, r]: float32, or with `float64` also float64."""
+    rows = right.detach().contiguous().numpy()
+    panels = packed_terms(rows, unit.TERMS, LANES) if matrix_unit else packed(rows, float64)
+    return Factor(rows, panels, bool(_finite(rows.reshape(-1).view(f"u{rows.itemsize}"))))
+
+
+def packed(right: npt.NDArray[Any], float64: bool) -> npt.NDArray[Any]:
+    """Lay the columns of `right` [k, r] out as products take them: panels [panels, k, width], zeros added."""
+    panels = -(-right.shape[1] // width(float64))
+    held = aligned(panels * len(right) * width(float64), float64)
+    _pack(right, held.reshape(panels, len(right), width(float64)))
+    return held
+
+
+def packed_terms(right: npt.NDArray[Any], terms: int, multiple: int) -> npt.NDArray[np.uint16]:
+    """The same for the matrix unit, in bfloat16 terms: [terms, panels, k rounded up to `multiple` / 2, width, 2]."""
+    depth, panels = rounded_up(len(right), multiple), -(-right.shape[1] // unit.SIDE)
+    held = aligned(terms * panels * depth * unit.SIDE // 2, False).view(np.uint32)
+    unit.pack_terms(right, depth, terms, held)
+    return held.view(np.uint16)
 
 
 @jit
-def _rounded_up(count, multiple):
+def rounded_up(count, multiple):
+    """`count`, or the next multiple."""
     return -(-count // multiple) * multiple
 
 
 @jit
-def _pack(values, row, column, rows, columns, held):
-    """held[p, k, j] = values at (k, p · width + j), 0 beyond the rows and columns."""
-    panels, depth, panel = held.shape
-    flat = held.reshape(-1)
-    for p in range(panels):
-        first = p * panel
-        for k in range(depth):
-            count = min(panel, columns - first) if k < rows else 0
-            target, start = (p * depth + k) * panel, k * row + first * column
-            if column == 1:
-                for j in range(count):
-                    flat[target + j] = values[start + j]
-            else:
-                for j in range(count):
-                    flat[target + j] = values[start + j * column]
-            for j in range(count, panel):
-                flat[target + j] = 0
+def _finite(codes):
+    """Whether all floats are finite, given their bits."""
+    infinity = np.uint64(0x7FF0000000000000) if codes.itemsize == 8 else np.uint64(INFINITY)
+    largest = np.uint64(0)
+    for code in codes:
+        largest = max(largest, np.uint64(code) & np.uint64(0x7FFFFFFFFFFFFFFF if codes.itemsize == 8 else 0x7FFFFFFF))
+    return largest < infinity
 
 
 @jit
-def multiply(a, a_start, a_row, a_step, rows, b, b_start, b_panel, depth, c, c_rows):
-    """C += A·B for rows rounded up to `TILE_ROWS`; C is [panels, c_rows, width], and B's panels are b_panel apart."""
+def _pack(values, held):
+    """held[p, k, j] = values at (k, p · width + j), 0 beyond the rows and columns."""
+    panels, _, panel = held.shape
+    rows, columns = values.shape
+    held[:, rows:] = 0
+    for p in range(panels):
+        count = min(panel, columns - p * panel)
+        for k in range(rows):
+            target = held[p, k]
+            target[:count] = values[k, p * panel : p * panel + count]
+            target[count:] = 0
+
+
+@jit
+def multiply(a, a_start, a_row, a_step, rows, b, b_start, b_panel, depth, c, c_start, c_rows, panels):
+    """C += A·B for rows rounded up to `TILE_ROWS`; panels of B are b_panel apart, and those of C are of c_rows."""
     panel = PANEL_BYTES // c.itemsize
     for first in range(0, depth, SUM):
         count = min(SUM, depth - first)
-        for p in range(c.size // (c_rows * panel)):
+        for p in range(panels):
             b_here = b_start + p * b_panel + first * panel
             for i in range(0, rows, TILE_ROWS):
                 a_here = a_start + i * a_row + first * a_step
-                tile_product(a, a_here, a_row, a_step, b, b_here, c, (p * c_rows + i) * panel, count)
+                tile_product(a, a_here, a_row, a_step, b, b_here, c, c_start + (p * c_rows + i) * panel, count)
 
 
 class Scratch(NamedTuple):
     """What a thread works in.
 
     Attributes:
-        block: after − before, [rows, DEPTH], rows being a multiple of SIDE.
-        terms: Its bfloat16 terms [LEFT_TERMS, rows, _PITCH] for the matrix unit.
-        squares: Sums of the squares of the block's columns.
-        product: Of its rows, [panels, rows, width].
+        codes: Rows of both sides of a tile, where they do not lie as such.
+        wide: A row of both as bfloat16, where they are narrower.
+        block: The tile's difference, for vector registers.
+        terms: The same in two bfloat16 terms, for the matrix unit.
+        changed: A bit an element: whether it has changed.
+        inexact: A bit an element of a row: whether its first term is not all of it; see `delta_unit_cpu.split`.
+        bounds: Where in `places` those of each row begin.
+        places: Columns of elements that are looked at singly.
+        values: What is added there.
+        squares: Sums of squares, by column.
+        product: Of a part's rows, [panels, rows, width].
     """
 
+    codes: npt.NDArray[Any]
+    wide: npt.NDArray[np.uint16]
     block: npt.NDArray[Any]
     terms: npt.NDArray[np.uint16]
+    changed: npt.NDArray[np.uint64]
+    inexact: npt.NDArray[np.uint32]
+    bounds: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int32]
+    values: npt.NDArray[Any]
     squares: npt.NDArray[Any]
     product: npt.NDArray[Any]
 
 
-def scratch(columns: int, float64: bool) -> Scratch:
-    """Make room for products with a factor of so many columns."""
+def scratch(rows: int, columns: int, dtype: torch.dtype, float64: bool) -> Scratch:
+    """Make room for parts of so many rows, of matrices of `dtype`, and factors of so many columns."""
+    number = torch.float64 if float64 else torch.float32
+    unit_there = by_matrix_unit(dtype, float64)
+
+    def room(count: int, kind: torch.dtype) -> npt.NDArray[Any]:
+        return torch.zeros(count, dtype=kind).numpy()
+
+    codes = room(2 * ROWS * _PITCH, bits_dtype(dtype))
     panels = -(-columns // width(float64))
-    # With many panels the right-hand side is read from farther away, so the more rows are multiplied with what is read.
-    rows = min(max(2 * SIDE, 16 * panels), ROWS)
-    block, squares = aligned(rows * DEPTH, float64), aligned(DEPTH, float64)
-    terms = aligned(LEFT_TERMS * rows * _PITCH // 2 * by_matrix_unit(torch.bfloat16, float64), False).view(np.uint16)
-    return Scratch(block, terms, squares, aligned(panels * rows * width(float64), float64))
+    return Scratch(
+        codes.view(f"u{codes.itemsize}"),
+        room(2 * _PITCH, torch.int16).view(np.uint16),
+        room(0 if unit_there else ROWS * DEPTH, number),
+        room(2 * ROWS * _PITCH if unit_there else 0, torch.int16).view(np.uint16),
+        room(ROWS * DEPTH // LANES, torch.int64).view(np.uint64),
+        room(DEPTH // unit.LANES, torch.int32).view(np.uint32),
+        room(ROWS + 1, torch.int64),
+        room(ROWS * DEPTH // _SPARSE + LANES, torch.int32),
+        room(ROWS * DEPTH // _SPARSE + LANES, number),
+        room(DEPTH, number),
+        room(panels * rounded_up(rows, ROWS) * width(float64), number),
+    )
 
 
 @inlined
-def multiply_rows(sides, i, rows, columns, factor, scratch, exponent, mantissa):
-    """Write rows i ... i + rows of the product to scratch.product; return the sum of squares of their difference.
+def multiply_part(sides, place, factor, scratch, exponent, mantissa):
+    """Write the product of the difference at `place` to scratch.product; return the sum of squares of the difference.
 
-    `sides` is the `matrix` of before and that of after, with its `float_format`; `factor` what `packed` made of as many
-    rows as columns.
+    `sides` is the `matrix` of before and that of after, with their `float_format`; `place` is the first row, the one
+    behind the last, and the columns likewise; `factor` has as many rows as there are columns. The product is
+    [panels, rows rounded up to ROWS, width].
     """
-    block, terms, squares, product = scratch
-    product[:] = 0
-    squares[:] = 0
-    for j in range(0, columns, DEPTH):
-        place = (i, j, rows, min(DEPTH, columns - j))
-        _multiply_block(sides, place, columns, factor, block, terms, squares, product, exponent, mantissa)
+    before, b_row, b_column, after, a_row, a_column = sides
+    start, stop, left, right = place
+    columns = right - left
+    product, codes = scratch.product, scratch.codes
+    panel, held = PANEL_BYTES // product.itemsize, rounded_up(stop - start, ROWS)
+    panels = -(-factor.rows.shape[1] // panel)
+    product[: panels * held * panel] = 0
+    # What is read on the right for a tile should stay in the second cache.
+    most = min(DEPTH, max(_RIGHT // (panels * panel) // LANES, 1) * LANES)
+    depth = rounded_up(-(-columns // max(-(-columns // most), 1)), LANES)
     energy = 0.0
-    for square in squares:
-        energy += np.float64(square)
+    _begin(factor.panels)
+    for j in range(0, columns, max(depth, 1)):
+        count = min(depth, columns - j)
+        taken = rounded_up(count, LANES)
+        for i in range(start, stop, ROWS):
+            rows = min(ROWS, stop - i)
+            old, b_start, b_pitch = before, i * b_row + (left + j) * b_column, b_row
+            new, a_start, a_pitch = after, i * a_row + (left + j) * a_column, a_row
+            if b_column != 1 or a_column != 1 or count < taken:
+                gather(before, b_start, b_row, b_column, rows, count, codes, _PITCH, taken)
+                gather(after, a_start, a_row, a_column, rows, count, codes[ROWS * _PITCH :], _PITCH, taken)
+                old, b_start, b_pitch = codes, 0, _PITCH
+                new, a_start, a_pitch = codes, ROWS * _PITCH, _PITCH
+            found = _look(old, b_start, b_pitch, new, a_start, a_pitch, rows, taken, scratch.changed)
+            if found == 0 and factor.finite:
+                continue
+            both = (old, b_start, b_pitch, new, a_start, a_pitch)
+            tile = (j, columns, held, i - start)
+            if found * _SPARSE <= rows * taken and factor.finite:
+                energy += _add_changes(both, rows, taken, tile, factor.rows, scratch, exponent, mantissa)
+            else:
+                energy += _add_tile(both, rows, taken, tile, panels, factor, scratch, exponent, mantissa)
+    _end(factor.panels)
     return energy
 
 
-def _multiply_block(sides, place, columns, factor, block, terms, squares, product, exponent, mantissa):
-    """product += the difference at `place`, (i, j, rows, count), times rows j ... j + count of `factor`."""
-    raise NotImplementedError("compiled only")
-
-
-@overload(_multiply_block, inline="always")
-def _overload_multiply_block(sides, place, columns, factor, block, terms, squares, product, exponent, mantissa):
-    if factor.dtype == types.uint16:
-        return _multiply_by_unit
-    return _multiply_by_vectors
-
-
-def _multiply_by_vectors(sides, place, columns, factor, block, terms, squares, product, exponent, mantissa):
-    i, j, rows, count = place
-    panel, held = PANEL_BYTES // product.itemsize, block.size // DEPTH
-    if _in_columns(sides):
-        _fill_across(sides, i, j, rows, count, block, squares, exponent, mantissa)
-        multiply(block, 0, 1, held, rows, factor, j * panel, columns * panel, count, product, held)
-    else:
-        _fill(sides, i, j, rows, count, block, squares, exponent, mantissa)
-        multiply(block, 0, DEPTH, 1, rows, factor, j * panel, columns * panel, count, product, held)
-
-
-def _multiply_by_unit(sides, place, columns, factor, block, terms, squares, product, exponent, mantissa):
-    i, j, rows, count = place
-    before, b_row, b_column, after, a_row, a_column = sides
-    held = block.size // DEPTH
-    both = False
-    if b_column == 1 and a_column == 1 and exponent == 8 and before.itemsize == 2 and count % LANES == 0:
-        for k in range(rows):
-            b_start, a_start, high = (i + k) * b_row + j, (i + k) * a_row + j, k * _PITCH
-            low = high + held * _PITCH
-            both |= split_difference(before, b_start, after, a_start, count, terms, high, low, squares)
-    else:
-        _fill(sides, i, j, rows, count, block, squares, exponent, mantissa)
-        both = _split(block, rows, count, terms)
-    taken, depth = _rounded_up(count, SIDE), _rounded_up(columns, SIDE)
-    multiply_terms(terms, _PITCH, held, both, factor, product.size // (held * SIDE), depth, j, taken, product)
+@jit
+def _look(old, b_start, b_pitch, new, a_start, a_pitch, rows, taken, changed):
+    """Mark the elements of a tile that differ, and count them."""
+    found, word = np.uint64(0), np.uint64(0)
+    for k in range(rows):
+        b_here, a_here = b_start + k * b_pitch, a_start + k * a_pitch
+        first, second = old[b_here : b_here + taken], new[a_here : a_here + taken]
+        for l in range(np.uint64(0), np.uint64(taken), np.uint64(LANES)):
+            marks = differences(first, second, l)
+            changed[word] = marks
+            found += count_bits(marks)
+            word += np.uint64(1)
+    return np.int64(found)
 
 
 @jit
-def _split(block, rows, count, terms):
-    """Split the block's first rows, with zeros up to what the unit takes; return whether second terms are there."""
-    taken, held = _rounded_up(count, SIDE), block.size // DEPTH
-    both = False
+def _list_changes(changed, rows, words, places, bounds):
+    """Write the columns that a tile's marks name, row by row, and where each row's begin."""
+    found, word = np.uint64(0), np.uint64(0)
     for k in range(rows):
-        row = block[k * DEPTH : k * DEPTH + taken]
-        row[count:] = 0
-        start = k * _PITCH
-        high, low = terms[start : start + taken], terms[start + held * _PITCH : start + held * _PITCH + taken]
-        both |= split_row(row, high, low)
-    return both
+        bounds[k] = found
+        for column in range(0, words * LANES, LANES):
+            marks = changed[word]
+            # Some at once, as many there are or not: the processor cannot guess how many.
+            rest = list_bits(marks, column, places, found)
+            at = found
+            while rest:
+                at += np.uint64(LISTED)
+                rest = list_bits(rest, column, places, at)
+            found += count_bits(marks)
+            word += np.uint64(1)
+    bounds[rows] = found
 
 
 @inlined
-def _in_columns(sides):
-    """Whether it is the columns of both sides whose elements lie side by side."""
-    _, b_row, b_column, _, a_row, a_column = sides
-    return b_row == 1 and a_row == 1 and b_column > 1 and a_column > 1
+def _add_changes(both, rows, taken, place, right, scratch, exponent, mantissa):
+    """Add the product of the changes that `scratch.changed` marks; return their sum of squares."""
+    old, b_start, b_pitch, new, a_start, a_pitch = both
+    places, values, bounds, product = scratch.places, scratch.values, scratch.bounds, scratch.product
+    j, _, held, row = place
+    panel = PANEL_BYTES // product.itemsize
+    energy = 0.0
+    _list_changes(scratch.changed, rows, taken // LANES, places, bounds)
+    for k in range(rows):
+        b_here, a_here = np.uint64(b_start + k * b_pitch), np.uint64(a_start + k * a_pitch)
+        squares = 0.0  # of each row apart: additions that wait for one another are slow
+        for m in range(np.uint64(bounds[k]), np.uint64(bounds[k + 1])):
+            column = np.uint64(places[m])
+            value = _difference(new[a_here + column], old[b_here + column], values[0], exponent, mantissa)
+            values[m] = value
+            squares += np.float64(value) * np.float64(value)
+        energy += squares
+    for k in range(rows):
+        if bounds[k] < bounds[k + 1]:
+            target, step = (row + k) * panel, held * panel
+            add_weighted_rows(values, places, bounds[k], bounds[k + 1], -j, right, product, target, step)
+    return energy
+
+
+def _begin(panels):
+    raise NotImplementedError("compiled only")
+
+
+def _end(panels):
+    raise NotImplementedError("compiled only")
+
+
+def _add_tile(both, rows, taken, place, panels, factor, scratch, exponent, mantissa):
+    """Add the product of a tile; return its sum of squares."""
+    raise NotImplementedError("compiled only")
+
+
+@overload(_begin, inline="always")
+def _overload_begin(panels):
+    if panels.dtype == types.uint16:
+        return lambda panels: unit.configure()
+    return lambda panels: None
+
+
+@overload(_end, inline="always")
+def _overload_end(panels):
+    if panels.dtype == types.uint16:
+        return lambda panels: unit.release()
+    return lambda panels: None
+
+
+@overload(_add_tile, inline="always")
+def _overload_add_tile(both, rows, taken, place, panels, factor, scratch, exponent, mantissa):
+    return _add_tile_by_unit if factor[1].dtype == types.uint16 else _add_tile_by_vectors
+
+
+def _add_tile_by_vectors(both, rows, taken, place, panels, factor, scratch, exponent, mantissa):
+    old, b_start, b_pitch, new, a_start, a_pitch = both
+    j, columns, held, row = place
+    block, squares, product = scratch.block, scratch.squares, scratch.product
+    panel = PANEL_BYTES // product.itemsize
+    squares[:taken] = 0
+    for k in range(rows):
+        b_here, a_here = b_start + k * b_pitch, a_start + k * a_pitch
+        was, now = old[b_here : b_here + taken], new[a_here : a_here + taken]
+        target = block[k * DEPTH : k * DEPTH + taken]
+        for l in range(taken):
+            delta = _difference(now[l], was[l], target[l], exponent, mantissa)
+            target[l] = delta
+            squares[l] += delta * delta
+    energy = 0.0
+    for square in squares[:taken]:
+        energy += np.float64(square)
+    right, count, target = factor.panels, min(taken, columns - j), row * panel
+    multiply(block, 0, DEPTH, 1, rows, right, j * panel, columns * panel, count, product, target, held, panels)
+    return energy
+
+
+def _add_tile_by_unit(both, rows, taken, place, panels, factor, scratch, exponent, mantissa):
+    old, b_start, b_pitch, new, a_start, a_pitch = both
+    terms, inexact, squares = scratch.terms, scratch.inexact, scratch.squares
+    places, values = scratch.places, scratch.values
+    j, _, held, row = place
+    energy, seconds = 0.0, False
+    squares[: unit.LANES] = 0
+    for k in range(rows):
+        b_here, a_here = b_start + k * b_pitch, a_start + k * a_pitch
+        was, b_first, now, a_first = _bfloat16(old, b_here, new, a_here, taken, scratch.wide, exponent, mantissa)
+        rest = unit.split(was, b_first, now, a_first, taken, terms, k * _PITCH, inexact, 0, squares)
+        if k % _FLUSHED == _FLUSHED - 1 or k == rows - 1:
+            energy += _flush(squares)
+        if rest == 0:
+            continue
+        _list_rest(was, b_first, now, a_first, inexact, taken, places, values)
+        if rest * _SPARSE <= taken:
+            target, step = (row + k) * unit.SIDE, held * unit.SIDE
+            add_weighted_rows(values, places, 0, rest, -j, factor.rows, scratch.product, target, step)
+            continue
+        if not seconds:
+            terms[ROWS * _PITCH :] = 0
+            seconds = True
+        for m in range(rest):
+            terms[(ROWS + k) * _PITCH + places[m]] = np.uint16(bits_of_float(values[m]) >> np.uint32(16))
+    _multiply_terms(terms, 0, rows, taken, place, panels, factor, scratch.product)
+    if seconds:
+        _multiply_terms(terms, ROWS * _PITCH, rows, taken, place, panels, factor, scratch.product)
+    return energy
 
 
 @inlined
-def _fill_across(sides, i, j, rows, columns, block, squares, exponent, mantissa):
-    """`_fill` of what lies in columns, as it lies: block[l · held + k], the block holding so many rows.
-
-    The squares are added in the order of `_fill`, so that a layout changes no bits.
-    """
-    before, _, b_column, after, _, a_column = sides
-    held = block.size // DEPTH
-    for first in range(0, columns, _TOGETHER):
-        stop = min(first + _TOGETHER, columns)
-        for l in range(first, stop):
-            b_here, a_here = i + (j + l) * b_column, i + (j + l) * a_column
-            old, new = before[b_here : b_here + rows], after[a_here : a_here + rows]
-            target = block[l * held : l * held + rows]
-            for k in range(rows):
-                target[k] = _difference(new[k], old[k], target[k], exponent, mantissa)
-        for k in range(rows):
-            for l in range(np.uint64(first), np.uint64(stop)):
-                delta = block[l * np.uint64(held) + np.uint64(k)]
-                squares[l] += delta * delta
+def _list_rest(old, b_start, new, a_start, inexact, taken, places, values):
+    """Write where the first term is not all of a row's difference, and what it lacks."""
+    found = np.uint64(0)
+    for word in range(np.uint64(taken // unit.LANES)):
+        marks = np.uint64(inexact[word])
+        while marks:
+            column = np.int64(word) * unit.LANES + unit.element_of(np.int64(lowest_bit(marks)))
+            delta = widen(new[a_start + column], 8, 7) - widen(old[b_start + column], 8, 7)
+            places[found] = np.int32(column)
+            values[found] = delta - float_of_bits(unit.rounded(delta))
+            found += np.uint64(1)
+            marks &= marks - np.uint64(1)
 
 
-@inlined
-def _fill(sides, i, j, rows, columns, block, squares, exponent, mantissa):
-    """block[k · DEPTH + l] = after − before at (i + k, j + l); squares[l] += the squares of column l."""
-    before, b_row, b_column, after, a_row, a_column = sides
-    b_start, a_start = i * b_row + j * b_column, i * a_row + j * a_column
-    if b_column == 1 and a_column == 1:
-        for k in range(rows):
-            b_here, a_here = b_start + k * b_row, a_start + k * a_row
-            old, new = before[b_here : b_here + columns], after[a_here : a_here + columns]
-            target = block[k * DEPTH : k * DEPTH + columns]
-            for l in range(columns):
-                delta = _difference(new[l], old[l], target[l], exponent, mantissa)
-                target[l] = delta
-                squares[l] += delta * delta
-    else:
-        # A few columns at a time: as many lines of memory stay in the first cache as are read, and lines are written.
-        for first in range(0, columns, _TOGETHER):
-            for k in range(rows):
-                for l in range(first, min(first + _TOGETHER, columns)):
-                    old, new = before[b_start + k * b_row + l * b_column], after[a_start + k * a_row + l * a_column]
-                    delta = _difference(new, old, block[0], exponent, mantissa)
-                    block[k * DEPTH + l] = delta
-                    squares[l] += delta * delta
+def _bfloat16(old, b_here, new, a_here, taken, wide, exponent, mantissa):
+    """Where a row of both sides is as bfloat16 codes: (before, start, after, start)."""
+    raise NotImplementedError("compiled only")
+
+
+@overload(_bfloat16, inline="always")
+def _overload_bfloat16(old, b_here, new, a_here, taken, wide, exponent, mantissa):
+    if old.dtype == types.uint16:
+        return lambda old, b_here, new, a_here, taken, wide, exponent, mantissa: (old, b_here, new, a_here)
+    return _widened
+
+
+def _widened(old, b_here, new, a_here, taken, wide, exponent, mantissa):
+    for l in range(taken):
+        wide[l] = np.uint16(bits_of_float(widen(old[b_here + l], exponent, mantissa)) >> np.uint32(16))
+        wide[_PITCH + l] = np.uint16(bits_of_float(widen(new[a_here + l], exponent, mantissa)) >> np.uint32(16))
+    return wide, 0, wide, _PITCH
+
+
+@jit
+def _flush(squares):
+    energy = 0.0
+    for k in range(unit.LANES):
+        energy += np.float64(squares[k])
+        squares[k] = 0
+    return energy
+
+
+@jit
+def _multiply_terms(terms, start, rows, taken, place, panels, factor, product):
+    """Add the product of a tile's first (`start` is 0) or second terms."""
+    j, columns, held, row = place
+    depth = rounded_up(columns, LANES)
+    step = panels * depth * unit.SIDE
+    for first in range(0, taken, _CHUNK):
+        count = min(_CHUNK, taken - first)
+        for p in range(panels):
+            b_here = (p * depth + j + first) * unit.SIDE
+            for i in range(0, rows, unit.SIDE):
+                a_here, c_here = start + i * _PITCH + first, (p * held + row + i) * unit.SIDE
+                right, side = factor.panels, unit.SIDE
+                if start == 0:
+                    unit.add_product(terms, a_here, _PITCH, 0, right, b_here, step, product, c_here, side, count)
+                else:
+                    unit.add_leading_product(terms, a_here, _PITCH, 0, right, b_here, 0, product, c_here, side, count)
 
 
 def _difference(new, old, like, exponent, mantissa):
-    """new − old, of the type of `like`: subtracted in that, or in float64 where they are float64."""
+    """new − old of codes, of the type of `like`: subtracted in that, or in float64 where they are float64."""
     raise NotImplementedError("compiled only")
 
 
 @overload(_difference)
 def _overload_difference(new, old, like, exponent, mantissa):
     result = np.float64 if like == types.float64 else np.float32
-    if new == types.float64:
-        return lambda new, old, like, exponent, mantissa: result(new - old)
-    if new == types.float32:
-        return lambda new, old, like, exponent, mantissa: result(new) - result(old)
+    if new == types.uint64:
+        return lambda new, old, like, exponent, mantissa: result(
+            np.uint64(new).view(np.float64) - np.uint64(old).view(np.float64)
+        )
+    if new == types.uint32:
+        return lambda new, old, like, exponent, mantissa: result(float_of_bits(new)) - result(float_of_bits(old))
     return lambda new, old, like, exponent, mantissa: (
         result(widen(new, exponent, mantissa)) - result(widen(old, exponent, mantissa))
     )

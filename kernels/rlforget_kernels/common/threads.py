@@ -39,7 +39,9 @@ def map_slices(work: Callable[[int, int], T], count: int, multiple: int = 1) -> 
     return [(start, result) for (_, start, _), result in found]
 
 
-def map_pieces(work: Callable[[int, int, int], T], sizes: Sequence[int], multiple: int = 1) -> list[tuple[Piece, T]]:
+def map_pieces(
+    work: Callable[[int, int, int], T], sizes: Sequence[int], multiple: int = 1, cost: int = 1
+) -> list[tuple[Piece, T]]:
     """Call work(position, start, stop) for pieces that cover range(sizes[position]) for every position.
 
     Many loops cost one start of threads: each thread takes a run of pieces of about as many elements as the others.
@@ -48,6 +50,7 @@ def map_pieces(work: Callable[[int, int, int], T], sizes: Sequence[int], multipl
         work: Must be safe to run beside itself.
         sizes: Lengths of the loops; 0 calls nothing.
         multiple: Every start is a multiple of it.
+        cost: How many elements that lie in order one of them takes as long as.
 
     Returns:
         ((position, start, stop), what `work` returned) of each piece, in ascending order.
@@ -56,19 +59,20 @@ def map_pieces(work: Callable[[int, int, int], T], sizes: Sequence[int], multipl
     def run(pieces: list[Piece]) -> list[tuple[Piece, T]]:
         return [(piece, work(*piece)) for piece in pieces]
 
-    return [result for found in in_order(run, runs(sizes, multiple)) for result in found]
+    return [result for found in in_order(run, runs(sizes, multiple, cost=cost)) for result in found]
 
 
-def runs(sizes: Sequence[int], multiple: int, most: int | None = None) -> list[list[Piece]]:
+def runs(sizes: Sequence[int], multiple: int, most: int | None = None, cost: int = 1) -> list[list[Piece]]:
     """Cut loops of these lengths into as many runs of pieces as torch has threads, or fewer where they are short.
 
     Args:
         sizes: Lengths of the loops.
         multiple: Every start is a multiple of it.
         most: How many runs there may be, where each of them takes memory.
+        cost: See `map_pieces`.
     """
     total, threads = sum(sizes), torch.get_num_threads()
-    parts = min(threads, most or threads, _divided_up(total, GRAIN))
+    parts = min(threads, most or threads, _divided_up(total * cost, GRAIN))
     cut: list[list[Piece]] = [[] for _ in range(parts)]
     before = 0  # elements of the loops before this one
     for position, size in enumerate(sizes):

@@ -15,6 +15,7 @@ from rlforget_kernels.common.threads import map_pieces
 
 _BLOCK = 256  # positions that are checked, then written
 _AHEAD = 256  # positions from those that are looked at to those that are fetched
+_COST = 16  # elements in order that a position takes as long as
 _SPARSE = 16  # elements a position from which on the processor does not see by itself what is next
 
 
@@ -39,12 +40,12 @@ def foreach_patch_(
         return int(_mismatches(flat[position], where[position][inside], expected[position][inside]))
 
     mismatches = np.zeros(len(flat), np.int64)
-    written = map_pieces(write, sizes)
+    written = map_pieces(write, sizes, cost=_COST)
     if any(done < stop - start for (_, start, stop), done in written):
         for (position, start, _), done in reversed(written):
             inside = slice(start, start + done)
             _write(flat[position], where[position][inside][::-1], expected[position][inside][::-1])
-        for (position, *_), found in map_pieces(count, sizes):
+        for (position, *_), found in map_pieces(count, sizes, cost=_COST):
             mismatches[position] += found
         if not mismatches.any():  # an index twice, whose first new bits are not what was expected of the second
             for one in zip(flat, where, new, strict=True):

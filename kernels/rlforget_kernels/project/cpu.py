@@ -1,9 +1,8 @@
-"""`project` with numba: blocks of the difference in a core's cache, multiplied from both sides there."""
+"""`project` with numba: products of the difference's rows in a core's cache, multiplied from the other side there."""
 
 from __future__ import annotations
 
 import itertools
-import threading
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rlforget_kernels.common.cpu_math import jit, specialized
-from rlforget_kernels.common.delta_blocks_cpu import DEPTH, float_format, matrix, multiply, multiply_rows, scratch
-from rlforget_kernels.common.delta_parts_cpu import Part, parts
+from rlforget_kernels.common.delta_blocks_cpu import ROWS, Factor, float_format, matrix, multiply, multiply_part
+from rlforget_kernels.common.delta_parts_cpu import Part, Rooms, parts_of_differences
 from rlforget_kernels.common.products_cpu import PANEL_BYTES, TILE_ROWS
 from rlforget_kernels.common.threads import in_order
 
@@ -23,21 +22,17 @@ def project(
 ) -> tuple[list[Tensor], Tensor]:
     """See `rlforget_kernels.project`."""
     energy = torch.empty(len(before), 2, dtype=torch.float64)
-    local = threading.local()
+    cut = parts_of_differences(before, v, float64)
+    rooms = Rooms(cut, before, v, float64)
+    lefts = [_padded(left, float64) for left in u]
+    sides = [(*matrix(old), *matrix(new)) for old, new in zip(before, after, strict=True)]
 
-    def work(part: Part) -> tuple[npt.NDArray[Any], float]:
-        k, rank = part.k, v[part.k].shape[1]
-        if getattr(local, "rank", None) != rank:
-            local.rank, local.scratch = rank, scratch(rank, float64)
-        columns = slice(part.columns.start, part.columns.stop)
-        sides = (*matrix(before[k][:, columns]), *matrix(after[k][:, columns]))
-        left = u[k].detach().contiguous().numpy()
-        rows, factor = (part.rows.start, part.rows.stop), part.factor.take()
+    def work(part: Part[Factor]) -> tuple[npt.NDArray[Any], float]:
+        k = part.k
         kernel = _kernel(*float_format(before[k].dtype))
-        core, squares = kernel(sides, *rows, len(part.columns), left, factor, local.scratch)
-        return core.transpose(1, 0, 2).reshape(core.shape[1], -1)[: left.shape[1], :rank], float(squares)
+        core, squares = kernel(sides[k], part.place, lefts[k], part.factor.take(), rooms.of(part))
+        return core.transpose(1, 0, 2).reshape(core.shape[1], -1)[: u[k].shape[1], : v[k].shape[1]], float(squares)
 
-    cut = parts(before, v, float64)
     found = zip(cut, in_order(work, cut), strict=True)
     cores = []
     for k, results in itertools.groupby(found, key=lambda pair: pair[0].k):
@@ -51,24 +46,25 @@ def project(
     return cores, energy
 
 
+def _padded(left: Tensor, float64: bool) -> npt.NDArray[Any]:
+    """`left` with as many columns as products take, zeros added."""
+    missing = -left.shape[1] % TILE_ROWS
+    held = torch.nn.functional.pad(left.detach(), (0, missing)) if missing else left.detach().contiguous()
+    return (held.double() if float64 else held).numpy()
+
+
 @specialized
 def _kernel(exponent: int, mantissa: int) -> Any:
     @jit
-    def project_rows(sides, start, stop, columns, left, factor, scratch):
-        """The core of rows start ... stop, [panels, r_u rounded up, width], and the sum of squares."""
-        product = scratch.product
-        panel, held = PANEL_BYTES // product.itemsize, scratch.block.size // DEPTH
-        rank = left.shape[1]
-        padded = -(-rank // TILE_ROWS) * TILE_ROWS
-        core = np.zeros((product.size // (held * panel), padded, panel), product.dtype)
-        block = np.zeros((held, padded), product.dtype)  # of rows of `left`, which the product takes transposed
-        energy = 0.0
-        for i in range(start, stop, held):
-            rows = min(held, stop - i)
-            energy += multiply_rows(sides, i, rows, columns, factor, scratch, exponent, mantissa)
-            block[:rows, :rank] = left[i : i + rows]
-            flat = block.reshape(-1)
-            multiply(flat, 0, 1, padded, rank, product, 0, held * panel, rows, core.reshape(-1), padded)
+    def project_rows(sides, place, left, factor, scratch):
+        """The core of the rectangle at `place`, [panels, r_u rounded up, width], and the sum of squares."""
+        energy = multiply_part(sides, place, factor, scratch, exponent, mantissa)
+        (start, stop, _, _), product = place, scratch.product
+        panel, rank = PANEL_BYTES // product.itemsize, left.shape[1]
+        held, panels = -(-(stop - start) // ROWS) * ROWS, -(-factor.rows.shape[1] // panel)
+        core = np.zeros((panels, rank, panel), product.dtype)
+        flat, count = core.reshape(-1), stop - start
+        multiply(left.reshape(-1), start * rank, 1, rank, rank, product, 0, held * panel, count, flat, 0, rank, panels)
         return core, energy
 
     return project_rows

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlforget_kernels.common.checks import require_ascending, require_indices
+from rlforget_kernels.common.checks import require_indices
 from rlforget_kernels.common.dispatch import backend, operator
 from rlforget_kernels.common.pair_checks import require_basis
 
@@ -59,6 +59,5 @@ def project_sparse(
     """
     _check(indices, values, shape, u, v, float64)
     kernels = backend(__name__, indices, values, u, v)
-    require_ascending("project_sparse", indices, shape[0] * shape[1])
     core: Tensor = kernels.project_sparse(indices, values, shape, u, v, float64)
     return core

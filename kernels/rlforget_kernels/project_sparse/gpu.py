@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlforget_kernels.common.checks import require_ascending
 from rlforget_kernels.common.launch import KernelSpec, launch
 from rlforget_kernels.delta_matmul.gpu import padded_rank
 from rlforget_kernels.project.gpu import left_products, row_pieces
@@ -26,6 +27,7 @@ def project_sparse(
 ) -> Tensor:
     """See `rlforget_kernels.project_sparse`."""
     (rows, columns), rank = shape, v.shape[1]
+    require_ascending("project_sparse", indices, rows * columns)
     tiles = torch.arange(triton.cdiv(rows, _ROWS) + 1, device=indices.device)
     starts = torch.searchsorted(indices, (tiles * (_ROWS * columns)).clamp(max=rows * columns).to(indices.dtype))
     right, changes, where = v.contiguous(), values.contiguous(), indices.contiguous()
