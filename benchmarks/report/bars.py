@@ -135,8 +135,9 @@ _PROJECT = {
     "0.9 of the speed of its largest float32 products"
 }
 _PRODUCTS = {
-    "cpu": "the peer multiplies in bfloat16, twice as fast as float32 where the processor has instructions for it, and "
-    "rounds the gradients to it; ours adds exact products in float32, at 0.8 of the speed of torch's float32 product"
+    "cpu": "without a matrix unit the peer multiplies in bfloat16, twice as fast as float32 where the processor has "
+    "instructions for it, and rounds the gradients to it; ours adds exact products in float32, at 0.8 of the speed of "
+    "torch's float32 product"
 }
 _HISTOGRAMS = {"cpu": "histograms of a fixed size, whatever the inputs: 1 MiB a thread"}
 

@@ -53,7 +53,7 @@ def tile_product(typing, configuration, a, a_start, a_row, b, b_start, c, c_star
             array = context.make_array(signature.args[position])(context, builder, args[position])
             return unit.at(builder.bitcast(array.data, _BYTE.as_pointer()), unit.times(start, size))
 
-        unit = _Unit(builder)
+        unit = Unit(builder)
         none, row = ir.Constant(_LONG, 0), ir.Constant(_LONG, _ROW)
         c_tiles, a_row = data(6, args[7], 4), unit.times(args[3], 2)
         unit.call("ldtilecfg", data(0, none, 1))
@@ -68,7 +68,7 @@ def tile_product(typing, configuration, a, a_start, a_row, b, b_start, c, c_star
                 )
                 unit.call("tileloadd64", unit.register(6 + half), unit.at(b_here, 64 * half), row)
             for tile in range(4):
-                unit.call("tdpbf16ps", *map(unit.register, (tile, 4 + tile // 2, 6 + tile % 2)))
+                unit.multiply(tile, 4 + tile // 2, 6 + tile % 2)
         for tile, offset in enumerate(_CORNERS):
             unit.call("tilestored64", unit.register(tile), unit.at(c_tiles, offset), row)
         unit.call("tilerelease")
@@ -77,21 +77,68 @@ def tile_product(typing, configuration, a, a_start, a_row, b, b_start, c, c_star
     return signature, codegen
 
 
-class _Unit:
-    """Writes the unit's instructions, and the addresses they take."""
+@intrinsic
+def configure(typing, configuration):
+    """Take the tile registers, for code that is written with `Unit`."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        Unit(builder).call("ldtilecfg", builder.bitcast(data, _BYTE.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(configuration), codegen
+
+
+@intrinsic
+def release(typing):
+    """Give the tile registers back: what is in use is saved wherever a processor changes threads."""
+
+    def codegen(context, builder, signature, args):
+        Unit(builder).call("tilerelease")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+class Unit:
+    """Writes the unit's instructions, and the addresses they take, into a kernel.
+
+    Args:
+        builder: Where the kernel's code is written.
+    """
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
 
     def call(self, name: str, *args: Any) -> None:
+        """Write one instruction."""
         kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
         self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.x86.{name}"), args)
 
+    def clear(self, number: int) -> None:
+        """Set a tile register to zeros."""
+        self.call("tilezero", self.register(number))
+
+    def load(self, number: int, start: Any, row: int) -> None:
+        """Fill a tile register with rows that are `row` bytes apart."""
+        self.call("tileloadd64", self.register(number), start, ir.Constant(_LONG, row))
+
+    def store(self, number: int, start: Any, row: int) -> None:
+        """Write a tile register to rows that are `row` bytes apart."""
+        self.call("tilestored64", self.register(number), start, ir.Constant(_LONG, row))
+
+    def multiply(self, c: int, a: int, b: int) -> None:
+        """Add the product of two tile registers to a third."""
+        self.call("tdpbf16ps", *map(self.register, (c, a, b)))
+
     def register(self, number: int) -> Any:
+        """How an instruction names a tile register."""
         return ir.Constant(_BYTE, number)
 
     def times(self, value: Any, factor: int) -> Any:
+        """A number of bytes."""
         return self.builder.mul(value, ir.Constant(_LONG, factor))
 
     def at(self, pointer: Any, offset: Any) -> Any:
+        """The address so many bytes on."""
         return self.builder.gep(pointer, [offset if isinstance(offset, ir.Value) else ir.Constant(_LONG, offset)])

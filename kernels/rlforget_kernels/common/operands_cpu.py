@@ -116,29 +116,9 @@ def right_of_rows(unit, matrix, start, row, depth, right, panel, spare):
 
 
 @jit
-def right_of_strips(unit, strips, panel, depth, right):
-    """Make a right operand from the strips that hold 32 columns of B; without the unit they are one already."""
-    if not unit:
-        return
-    pairs = right.view(np.uint32)
-    for k in range(0, depth, 2):
-        start = (panel * DEPTH + k) * SIDE
-        even, odd = strips[start : start + SIDE], strips[start + SIDE : start + 2 * SIDE]
-        out = pairs[start // 2 : start // 2 + SIDE]
-        for j in range(SIDE):
-            out[j] = np.uint32(bits_of_float(even[j]) >> _16) | bits_of_float(odd[j])
-
-
-@jit
-def left_of_strips(unit, strips, tile, depth, left, spare):
-    """Make a left operand from the strips that hold 32 columns of the transposed A."""
+def left_of_strips(strips, tile, depth, left):
+    """Make a left operand from the strips that hold 32 columns of the transposed A, for vector registers."""
     first = tile * SIDE * DEPTH
-    if unit:
-        right_of_strips(unit, strips[first:], 0, depth, spare)
-        for i in range(0, SIDE, BLOCK):
-            for k in range(0, depth // 2, BLOCK):
-                transpose_block(spare, k * SIDE + i, SIDE, left, first // 2 + i * _PAIRS + k, _PAIRS)
-        return
     for i in range(0, SIDE, BLOCK):
         start = first + i // _WIDTH * _WIDTH * DEPTH + i % _WIDTH
         for k in range(0, depth, BLOCK):
@@ -161,9 +141,13 @@ def fill_rows(values, first, count, rows, feature, matrix, row):
 
 
 @jit
-def fill_strips(values, first, count, depth, feature, strips, number, width):
-    """strips[s, k, f] = feature + s·width + f of position first + k; zero where there is none."""
+def fill_strips(values, first, count, depth, feature, strips, number):
+    """strips[s, k, f] = feature + s·width + f of position first + k; zero where there is none.
+
+    Strips of columns of B are right operands for vector registers.
+    """
     flat, offsets, features, form = values
+    width = _WIDTH
     for k in range(count):
         start = offsets[first + k]
         for strip in range(number):

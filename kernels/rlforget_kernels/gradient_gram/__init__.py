@@ -139,7 +139,9 @@ def gradient_gram_(
     is a chain of more than 128 terms, so that the error against float64 is at most
     (416 + (T + in + out) / 64) 2⁻²⁴ Σ_tt' (|x| · |x'|) (|y| · |y'|); measured on ordinary numbers, on every device,
     it is below 2⁻²⁰ of that sum, and about 10⁻⁸ of ‖g_a‖ ‖g_b‖. A sample with a NaN or an infinity makes its own row
-    and column NaN or infinite, no other entry. Equal bits on every run and for every number of threads.
+    and column NaN or infinite, no other entry. Equal bits on every run and for every number of threads; GPUs, CPUs with
+    a matrix unit for bfloat16 and other CPUs each add in an order of their own. Such a unit takes what numbers and
+    products have below 2⁻¹²⁶ for zero.
 
     Bytes: the inputs are read once for every block of the other side that fits scratch memory, 64 MiB at most.
     Tensors whose features do not lie side by side are copied.
