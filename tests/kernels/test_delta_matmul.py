@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlforget_kernels.common import amx_cpu
+from rlforget_kernels.common.bits import bits_dtype
 from rlforget_kernels.common.delta_blocks_cpu import by_matrix_unit
 from rlforget_kernels.delta_matmul import cpu, delta_matmul, gpu, reference
 from tests.kernels.matrices import CPU_WORK, basis, cpu_work, norm, pair, pairs, ranks, small_shapes
@@ -93,6 +94,45 @@ def test_rows_of_bfloat16_split_as_others_do(both: tuple[Tensor, Tensor], rank: 
         others, same = cpu.delta_matmul([before.mT.contiguous().mT], [after.mT.contiguous().mT], [right])
     assert same_bits(rows[0], others[0])
     assert same_bits(energy, same)
+
+
+def few_changes(dtype: torch.dtype, shape: tuple[int, int], share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """A pair of which about that share of the elements differ, many of them by more than bfloat16 holds."""
+    before, after = pair(dtype, shape, seed, 1.0)
+    chosen = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < share
+    bits = [side.view(bits_dtype(dtype)) for side in (before, after)]
+    return before, torch.where(chosen, bits[1], bits[0]).view(dtype)
+
+
+@UNITS
+@pytest.mark.parametrize(("dtype", "float64"), CPU_WORK)
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.03, 0.06, 0.5])
+@pytest.mark.parametrize(("shape", "rank"), [((150, 1100), 33), ((70, 2000), 100), ((3, 70), 16)])
+def test_few_changes(
+    matrix_unit: bool, dtype: torch.dtype, float64: bool, share: float, shape: tuple[int, int], rank: int
+):
+    before, after = few_changes(dtype, shape, share, 0)
+    right = [basis(shape[1], rank, 1)]
+    with on_unit(matrix_unit):
+        found = cpu.delta_matmul([before], [after], right, float64)
+        assert_close(found, ([before], [after], right), float64)
+        for layout in LAYOUTS[1:]:
+            (product,), energy = cpu.delta_matmul(
+                [laid_out(before, layout)], [laid_out(after, LAYOUTS[-1])], right, float64
+            )
+            assert same_bits(product, found[0][0])
+            assert same_bits(energy, found[1])
+
+
+@UNITS
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_on_the_right_is_seen_where_nothing_changed(matrix_unit: bool, value: float):
+    before, after = few_changes(torch.bfloat16, (40, 90), 0.01, 0)
+    right = basis(90, 20, 1)
+    right[7, 3] = value
+    with on_unit(matrix_unit):
+        (product,), _ = cpu.delta_matmul([before], [after], [right])
+    assert not product[:, 3].isfinite().any()
 
 
 @BACKENDS
@@ -213,11 +253,28 @@ import torch
 from rlforget_kernels.common import amx_cpu
 from rlforget_kernels.common.products_cpu import TILE_ROWS
 from rlforget_kernels.delta_matmul import delta_matmul
+from rlforget_kernels.project_rollback import project_rollback_
+from rlforget_kernels.project_sparse import project_sparse
 from tests.kernels.matrices import basis, pair
 
 amx_cpu.available = lambda: False
-(product,), energy = delta_matmul(*([side] for side in pair(torch.bfloat16, (70, 1500), 0)), [basis(1500, 40, 1)])
-print(TILE_ROWS, product.view(torch.int32).double().mul(torch.arange(2800.0).view(70, 40)).sum().item(), energy.item())
+
+def show(tensor):
+    print(tensor.flatten().view(torch.int32).double().mul(torch.arange(float(tensor.numel()))).sum().item())
+
+print(TILE_ROWS)
+before, after = pair(torch.bfloat16, (70, 1500), 0)
+right = basis(1500, 40, 1)
+some = torch.where(torch.rand(before.shape, generator=torch.Generator().manual_seed(0)) < 0.02, after, before)
+for changed in (after, some):
+    (product,), energy = delta_matmul([before], [changed], [right])
+    show(product)
+    print(energy.item())
+places = (some != before).flatten().nonzero().squeeze(1)
+show(project_sparse(places, (some.float() - before.float()).flatten()[places], before.shape, basis(70, 9, 2), right))
+weight = after.clone()
+project_rollback_(weight, before, basis(70, 9, 2), right, torch.full((9, 40), 1e-6))
+show(weight.float())
 """
 
 

@@ -15,7 +15,7 @@ from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.project_rollback import cpu, foreach_project_rollback_, gpu, project_rollback_, reference
 from rlforget_kernels.subtract.reference import subtract_
 from tests.kernels.matrices import CPU_DTYPES, basis, layouts, norm, pair, ranks, small_shapes
-from tests.kernels.strategies import FLOATS, LAYOUTS, OPCHECK_DTYPES, laid_out, same_bits, seeds
+from tests.kernels.strategies import FLOATS, LAYOUTS, OPCHECK_DTYPES, laid_out, random_tensor, same_bits, seeds
 
 BACKENDS = pytest.mark.parametrize("backend", [cpu, gpu], ids=["cpu", "gpu"])
 BOUND = 2.0**-14
@@ -162,6 +162,17 @@ def test_layouts_and_lists_do_not_change_the_bits(backend: ModuleType, seed: int
     single = pair(torch.float32, (20, 30), 4)[0]
     backend.foreach_subtract_product_([single], [u[:20]], [middle], [v[:30]], seed, [7])
     assert same_bits(other, single)
+
+
+@given(seed=seeds, columns=st.sampled_from([32, 64, 96, 100]))
+@settings(max_examples=20)
+def test_rows_of_bfloat16_are_written_as_others_are(seed: int, columns: int):
+    """Whatever their bits: the way that elements side by side have to themselves, and the general one."""
+    weight = random_tensor(torch.bfloat16, (70, columns), seed)
+    u, v, middle = basis(70, 4, seed + 1), basis(columns, 4, seed + 2), basis(4, 4, seed + 3)
+    found, expected = weight.clone(), laid_out(weight, "transposed")
+    cpu.foreach_subtract_product_([found, expected], [u, u], [middle, middle], [v, v], None, [0, 0])
+    assert same_bits(found, expected.contiguous())
 
 
 def test_threads_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch):
