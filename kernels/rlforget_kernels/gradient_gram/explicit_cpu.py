@@ -147,13 +147,13 @@ class _Summing:
 
 @jit
 def _flush(tiles, first, stop, panels, symmetric, target):
-    """Add the tiles' sums to `target`, strip by strip."""
-    width = width_of(False)
+    """Add the tiles' sums to `target`, row by row."""
+    width, flat = width_of(False), target.reshape(-1)
     for tile in range(first, stop):
-        for strip in range((tile + 1 if symmetric else panels) * SIDE // width):
-            column = strip * width
-            start = ((tile - first) * panels * SIDE + column) * SIDE
-            for i in range(min(SIDE, target.shape[0] - tile * SIDE)):
-                out = target[tile * SIDE + i]
-                for j in range(min(width, target.shape[1] - column)):
-                    out[column + j] += np.float64(tiles[start + i * width + j])
+        for i in range(min(SIDE, target.shape[0] - tile * SIDE)):
+            for strip in range((tile + 1 if symmetric else panels) * SIDE // width):
+                column = strip * width
+                start = np.uint64(((tile - first) * panels * SIDE + column) * SIDE + i * width)
+                out = np.uint64((tile * SIDE + i) * target.shape[1] + column)
+                for j in range(np.uint64(max(0, min(width, target.shape[1] - column)))):
+                    flat[out + j] += np.float64(tiles[start + j])
