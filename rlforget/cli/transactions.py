@@ -93,10 +93,12 @@ def verify(
         output.json_object(report.to_dict())
     else:
         for problem in report.problems:
-            output.line(f"{problem.kind}: {problem.path}: {problem.found}{' (repaired)' if problem.repaired else ''}")
+            found = problem.found.removeprefix(f"{problem.path}: ")  # the text of an error may begin with its place
+            output.line(f"{problem.kind}: {problem.path}: {found}{' (repaired)' if problem.repaired else ''}")
         more = f", {report.undoable} in-place writes can be undone" if report.undoable else ""
         state = "sound" if report.sound else "not sound"
-        output.line(f"{path}: {report.tensors:,} tensors in {report.files} files{more}: {state}")
+        files = "1 file" if report.files == 1 else f"{report.files:,} files"
+        output.line(f"{path}: {report.tensors:,} tensors in {files}{more}: {state}")
         if any(not problem.repaired and problem.kind != "unreadable" for problem in report.problems) and not repair:
             output.note(f"`rlforget verify {path} --repair` puts this right")
     if not report.sound:

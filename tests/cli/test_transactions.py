@@ -75,6 +75,15 @@ def test_verify_of_a_sound_checkpoint(checkpoints: Checkpoints, model: Path) -> 
     assert [problem["kind"] for problem in report.json["problems"]] == ["unreadable"]
 
 
+def test_verify_names_what_is_at_fault_once(model: Path, tmp_path: Path) -> None:
+    assert " tensors in 1 file: sound" in run("verify", model).out
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shown = run("verify", empty)
+    assert shown.code == 1
+    assert shown.out.splitlines()[0].startswith(f"unreadable: {empty}: expected a .safetensors file")
+
+
 def test_verify_of_a_history(checkpoints: Checkpoints, tmp_path: Path) -> None:
     history = tmp_path / "history"
     assert run("init", checkpoints.base, "-H", history).code == 0
