@@ -200,6 +200,7 @@ def scratch(rows: int, columns: int, dtype: torch.dtype, float64: bool) -> Scrat
         return torch.zeros(count, dtype=kind).numpy()
 
     codes = room(2 * ROWS * _PITCH, bits_dtype(dtype))
+    listed = ROWS * DEPTH // _SPARSE + DEPTH  # of sparse rows, and of a last one that turns out not to be
     panels = -(-columns // width(float64))
     return Scratch(
         codes.view(f"u{codes.itemsize}"),
@@ -209,8 +210,8 @@ def scratch(rows: int, columns: int, dtype: torch.dtype, float64: bool) -> Scrat
         room(ROWS * DEPTH // LANES, torch.int64).view(np.uint64),
         room(DEPTH // unit.LANES, torch.int32).view(np.uint32),
         room(ROWS + 1, torch.int64),
-        room(ROWS * DEPTH // _SPARSE + LANES, torch.int32),
-        room(ROWS * DEPTH // _SPARSE + LANES, number),
+        room(listed, torch.int32),
+        room(listed, number),
         room(DEPTH, number),
         room(panels * rounded_up(rows, ROWS) * width(float64), number),
     )
@@ -299,9 +300,7 @@ def _list_changes(changed, rows, words, places, bounds):
 def _add_changes(both, rows, taken, place, right, scratch, exponent, mantissa):
     """Add the product of the changes that `scratch.changed` marks; return their sum of squares."""
     old, b_start, b_pitch, new, a_start, a_pitch = both
-    places, values, bounds, product = scratch.places, scratch.values, scratch.bounds, scratch.product
-    j, _, held, row = place
-    panel = PANEL_BYTES // product.itemsize
+    places, values, bounds = scratch.places, scratch.values, scratch.bounds
     energy = 0.0
     _list_changes(scratch.changed, rows, taken // LANES, places, bounds)
     for k in range(rows):
@@ -313,11 +312,19 @@ def _add_changes(both, rows, taken, place, right, scratch, exponent, mantissa):
             values[m] = value
             squares += np.float64(value) * np.float64(value)
         energy += squares
+    _add_rows(values, places, bounds, rows, place, right, scratch.product)
+    return energy
+
+
+@jit
+def _add_rows(values, places, bounds, rows, place, right, product):
+    """Add, to each row of a tile, Σ values · the rows of `right` that its places name."""
+    j, _, held, row = place
+    panel = PANEL_BYTES // product.itemsize
     for k in range(rows):
         if bounds[k] < bounds[k + 1]:
             target, step = (row + k) * panel, held * panel
             add_weighted_rows(values, places, bounds[k], bounds[k + 1], -j, right, product, target, step)
-    return energy
 
 
 def _begin(panels):
@@ -377,28 +384,30 @@ def _add_tile_by_vectors(both, rows, taken, place, panels, factor, scratch, expo
 def _add_tile_by_unit(both, rows, taken, place, panels, factor, scratch, exponent, mantissa):
     old, b_start, b_pitch, new, a_start, a_pitch = both
     terms, inexact, squares = scratch.terms, scratch.inexact, scratch.squares
-    places, values = scratch.places, scratch.values
-    j, _, held, row = place
+    places, values, bounds = scratch.places, scratch.values, scratch.bounds
     energy, seconds = 0.0, False
     squares[: unit.LANES] = 0
+    bounds[0] = 0
     for k in range(rows):
         b_here, a_here = b_start + k * b_pitch, a_start + k * a_pitch
-        was, b_first, now, a_first = _bfloat16(old, b_here, new, a_here, taken, scratch.wide, exponent, mantissa)
-        rest = unit.split(was, b_first, now, a_first, taken, terms, k * _PITCH, inexact, 0, squares)
+        was, b_here, now, a_here = _bfloat16(old, b_here, new, a_here, taken, scratch.wide, exponent, mantissa)
+        rest = unit.split(was, b_here, now, a_here, taken, terms, k * _PITCH, inexact, 0, squares)
         if k % _FLUSHED == _FLUSHED - 1 or k == rows - 1:
             energy += _flush(squares)
+        first = bounds[k]
+        bounds[k + 1] = first
         if rest == 0:
             continue
-        _list_rest(was, b_first, now, a_first, inexact, taken, places, values)
+        _list_rest(was, b_here, now, a_here, inexact, taken, places, values, first)
         if rest * _SPARSE <= taken:
-            target, step = (row + k) * unit.SIDE, held * unit.SIDE
-            add_weighted_rows(values, places, 0, rest, -j, factor.rows, scratch.product, target, step)
+            bounds[k + 1] = first + rest
             continue
         if not seconds:
             terms[ROWS * _PITCH :] = 0
             seconds = True
-        for m in range(rest):
+        for m in range(first, first + rest):
             terms[(ROWS + k) * _PITCH + places[m]] = np.uint16(bits_of_float(values[m]) >> np.uint32(16))
+    _add_rows(values, places, bounds, rows, place, factor.rows, scratch.product)
     _multiply_terms(terms, 0, rows, taken, place, panels, factor, scratch.product)
     if seconds:
         _multiply_terms(terms, ROWS * _PITCH, rows, taken, place, panels, factor, scratch.product)
@@ -406,9 +415,9 @@ def _add_tile_by_unit(both, rows, taken, place, panels, factor, scratch, exponen
 
 
 @inlined
-def _list_rest(old, b_start, new, a_start, inexact, taken, places, values):
-    """Write where the first term is not all of a row's difference, and what it lacks."""
-    found = np.uint64(0)
+def _list_rest(old, b_start, new, a_start, inexact, taken, places, values, found):
+    """Write where the first term is not all of a row's difference, and what it lacks, from `found` on."""
+    found = np.uint64(found)
     for word in range(np.uint64(taken // unit.LANES)):
         marks = np.uint64(inexact[word])
         while marks:

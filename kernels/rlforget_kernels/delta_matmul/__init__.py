@@ -38,7 +38,8 @@ def delta_matmul(
     The difference is taken in float32 (of float64 pairs in float64, then rounded to float32) and lives in registers and
     caches alone. Sums are taken in tiles of fixed sizes in a fixed order: every run gives the same bits, whatever the
     threads, the list and the memory layout. GPUs, CPUs with a matrix unit for bfloat16 and other CPUs each add in an
-    order of their own. The former two split their operands into bfloat16 terms (a CPU those of bfloat16 and float8
+    order of their own, and CPUs in another where few elements of a tile changed: then they add up the rows of `right`
+    that those name. The former two split their operands into bfloat16 terms (a CPU those of bfloat16 and float8
     pairs alone). Against exact arithmetic on the float32 difference δ, the error of the product is at most
     2**-16 · ‖δ‖ · ‖right‖ (Frobenius norms); typically 1e-8 of that product of norms on a CPU and 2e-7 on a GPU.
 
