@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rlforget.errors import NonFiniteError
 from rlforget.interference.completions import Batches
 from rlforget.interference.sample_gradients import columns_for
 from rlforget.training.monitor.keeping import Keeper
-from rlforget.training.monitor.trained import Stretch, Trained
+from rlforget.training.monitor.trained import Line, Stretch, Trained
 from rlforget.training.span import squared_gradients
 from rlforget.weights.ranks import gathered
+from rlforget.weights.sharding import together
+
+_ROW = 1 << 12  # coordinates whose terms one thread adds up
 
 
 class Dependence:
@@ -55,14 +59,16 @@ class Dependence:
     ) -> None:
         columns = columns_for(trained.everywhere, sharding=trained.sharding)
         values = squared_gradients(model, columns, batches, samples=samples, seed=seed, tokenizer=tokenizer)
-        self._lines: list[Tensor] = []
-        for line in trained.lines:
-            kept = keeper.empty(line.numel, values.dtype, line.device)
+
+        def kept(line: Line) -> Tensor:
+            into = keeper.empty(line.numel, values.dtype, line.device)
             for start, name in zip(line.starts, line.parameters, strict=True):
                 some = values[columns[name].span]
-                kept[start : start + some.numel()] = some
-            self._lines.append(kept)
-        here = sum(float(kept.double().sum()) for kept in self._lines)
+                into[start : start + some.numel()] = some
+            return into
+
+        self._lines = together(lambda: [kept(line) for line in trained.lines], trained.sharding)
+        here = sum(float(line.double().sum()) for line in self._lines)
         self.mean = (here if trained.sharding is None else sum(gathered(here))) / trained.numel
         if not 0 < self.mean < float("inf"):
             raise NonFiniteError(
@@ -80,7 +86,11 @@ class Dependence:
             squares: δ² there, float32 [n].
 
         Returns:
-            A float32 scalar on the device of `squares`: torch adds such terms in a tree, and none is negative.
+            A float64 scalar on the device of `squares`, the same bits on any number of threads: a sum of all at once
+            is split among them.
         """
         fisher = self._lines[stretch.line][stretch.start : stretch.stop].to(squares.device, non_blocking=True)
-        return (fisher * squares).sum()
+        terms = fisher * squares
+        whole = terms.numel() // _ROW * _ROW
+        rows = torch.cat([terms[:whole].view(-1, _ROW).sum(1), terms[whole:].sum().view(1)])
+        return rows.sum(dtype=torch.float64)

@@ -34,7 +34,7 @@ from rlforget.training.monitor.trained import Trained
 from rlforget.training.protection import Guard, guard_for
 from rlforget.weights import check_layout, open_weights
 from rlforget.weights.ranks import gathered, is_first
-from rlforget.weights.sharding import settle
+from rlforget.weights.sharding import settle, together
 
 _HELD_SEED = 2_000_003
 
@@ -93,9 +93,17 @@ class Tracker:
         self._trained = trained
         self._history = _fitting_history(chosen, model)
         keeper = Keeper(chosen.keep, chosen.folder)
-        weights = None if chosen.reference is None else open_weights(chosen.reference)
-        self._reference = Reference(trained, keeper, chosen.dtype, weights)
-        self._earlier = {name: ChangedEarlier(delta, trained, keeper) for name, delta in chosen.deltas().items()}
+
+        def reference() -> Reference:
+            weights = None if chosen.reference is None else open_weights(chosen.reference)
+            return Reference(trained, keeper, chosen.dtype, weights)
+
+        def earlier() -> dict[str, ChangedEarlier]:
+            return {name: ChangedEarlier(delta, trained, keeper) for name, delta in chosen.deltas().items()}
+
+        # Each rank reads ranges of its own: where one finds damage, or no room, the others must not wait for it.
+        self._reference = together(reference, trained.sharding)
+        self._earlier = together(earlier, trained.sharding)
         self._evaluated = [domains.get(domain) for domain in chosen.evaluate]
         self._protect(keeper)
         self._one_step = OneStep(trained)
@@ -103,7 +111,7 @@ class Tracker:
         self._looking = 0.0  # seconds spent on the one step
         self._committed_at = step
         self._warned: set[str] = set()
-        self._log, self._close = _open_log(chosen)
+        self._log, self._close = together(lambda: _open_log(chosen), trained.sharding)
         self.measure()
         self._hooks: list[Any] = []
         if optimizer is not None:

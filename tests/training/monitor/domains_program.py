@@ -11,13 +11,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import distributed
 
 import rlforget as rf
 from rlforget.domains.miniature.pretrain import build_model
 from rlforget.domains.miniature.tokenizer import build_tokenizer
-from rlforget.errors import ForgettingWarning
+from rlforget.errors import ForgettingWarning, OutputError, WorldError
 from tests.training.monitor.loops import completions, train
 
 
@@ -32,6 +33,7 @@ def main(out: str, form: str) -> None:
     if form != "alone":
         distributed.barrier()
         _shard(model, form)
+        _without_room(model, Path(out).parent)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ForgettingWarning)
@@ -68,6 +70,13 @@ def earlier_delta(model: Any) -> rf.Delta:
     for value in after.values():
         value.view(-1)[::3] += 1.0
     return rf.diff(before, after)
+
+
+def _without_room(model: Any, folder: Path) -> None:
+    """Where one rank cannot keep what it has to, none waits for it."""
+    last = distributed.get_rank() == distributed.get_world_size() - 1
+    with pytest.raises(OutputError if last else WorldError):
+        rf.Tracker(model, keep="disk", folder=folder / "none" if last else folder, tokenizer=build_tokenizer())
 
 
 def _shard(model: Any, form: str) -> None:

@@ -119,6 +119,21 @@ def test_damage_is_half_the_fisher_weighted_square(model: Any) -> None:
     assert tracker.measured[0].conflict == {}
 
 
+def test_damage_has_the_same_bits_on_any_number_of_threads(model: Any) -> None:
+    tracker = rf.Tracker(model, every=1, protect={"given": completions()}, held_samples=0, tokenizer=object())
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    found, threads = set[float](), torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 4):
+            torch.set_num_threads(count)
+            found.add(tracker.measure().damage["given"])
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
 def test_kl_is_that_of_the_two_models(model: Any) -> None:
     start = copy.deepcopy(model)
     optimizer = adam(model)
