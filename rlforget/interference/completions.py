@@ -16,6 +16,7 @@ from rlforget.domains.batches import IGNORED
 from rlforget.domains.sampling import evaluating, special_tokens
 from rlforget.errors import ConfigError, EmptyDomainError, NonFiniteError, ShortDomainError
 from rlforget.weights.ranks import gathered
+from rlforget.weights.sharding import here, is_shard
 
 Batch = Mapping[str, Any]
 Batches = domains.Domain | str | Iterable[Batch]
@@ -189,17 +190,18 @@ def pieces(model: Any, batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor
 
 
 def check_finite(model: Any, values: Tensor, what: str) -> None:
-    """Hold that what was computed from a model are numbers.
+    """Hold that what was computed from a model are numbers; from one that is spread over ranks, the same on each.
 
     Raises:
         NonFiniteError: One is NaN or infinite; the message names the parameter that is to blame, where one is.
     """
     if bool(values.isfinite().all()):
         return
-    for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            what, found = f"parameter {name!r}", "NaN or Inf in it"
-            break
+    blamed = next((name for name, p in model.named_parameters() if not bool(here(p).isfinite().all())), None)
+    if any(map(is_shard, model.parameters())):  # each rank looked at what it holds
+        blamed = next((name for name in gathered(blamed) if name is not None), None)
+    if blamed is not None:
+        what, found = f"parameter {blamed!r}", "NaN or Inf in it"
     else:
         found = f"NaN or Inf, from finite weights in {next(model.parameters()).dtype}"
     fix = "Mend the weights; where they are sound, load the model in a dtype of wider range, bfloat16 or float32."

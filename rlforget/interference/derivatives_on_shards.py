@@ -49,6 +49,9 @@ def derivatives(
     count = max(groups.values(), default=-1) + 1
     gradients = SampleGradients(model, columns)
     for batch in batches:
+        if not columns:  # nothing moves
+            yield torch.zeros(0, len(batch["input_ids"]), dtype=torch.float64)
+            continue
         for chunk in gradients.chunks(batch):
             ids = chunk["input_ids"]
             rows = torch.empty(len(ids), width(columns), device=ids.device)

@@ -16,7 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
 import rlforget as rf
-from rlforget.errors import ConfigError, CoordinateError, LayoutError, OutputError, WorldError, ZeroGradientError
+from rlforget.errors import (
+    ConfigError,
+    CoordinateError,
+    LayoutError,
+    NonFiniteError,
+    OutputError,
+    WorldError,
+    ZeroGradientError,
+)
 from rlforget.weights import open_weights
 from rlforget.weights.digest import weights_digest
 from rlforget.weights.sharding import box_of, here, settle, sharding_of
@@ -185,6 +193,20 @@ def _on_one_rank(model: nn.Module, delta: rf.Delta) -> None:
         rf.gradient_alignment(model, batches(0, labels=True), batches(1, labels=True))
     with pytest.raises(ConfigError, match='curvature="fisher"'):
         rf.damage(model, delta, batches(1, labels=True))
+    _not_finite(model, delta)
+
+
+def _not_finite(model: nn.Module, delta: rf.Delta) -> None:
+    """A number that is none lies on one rank; all name the parameter."""
+    settle(model)
+    local = here(dict(model.named_parameters())["model.layers.1.mlp.up_proj.weight"]).view(-1)[:1]
+    kept = local.clone()
+    if distributed.get_rank() == distributed.get_world_size() - 1:
+        local.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="up_proj"):
+        rf.fisher(model, batches(0, labels=True), delta)
+    settle(model)
+    local.copy_(kept)
 
 
 def _damage(told: Told, model: nn.Module, delta: rf.Delta) -> None:
@@ -196,6 +218,8 @@ def _damage(told: Told, model: nn.Module, delta: rf.Delta) -> None:
         told.numbers[f"damage, {key}"] = found.to_dict()
         told.numbers[f"damage curve, {key}"] = rf.damage_curve(model, delta, given, t=(0.5, 1.0)).to_dict()
     told.weights("after damage", model)
+    nothing = rf.damage(model, rf.diff(model, model), batches(4, labels=False), curvature="fisher", by="layer")
+    told.numbers["cost of no change"] = nothing.to_dict()
 
 
 def _old_bits(told: Told, model: Any, checkpoint: Path) -> None:
