@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 import torch
 
@@ -87,7 +88,8 @@ def lanes_of(weights: Weights, name: str) -> tuple[int, int]:
     def read(start: int) -> torch.Tensor:
         return fingerprint(weights.bits(name, start, min(start + CHUNK, numel)), start)
 
-    for some in map_ahead(read, range(0, numel, CHUNK)):
-        lanes += some
+    with closing(map_ahead(read, range(0, numel, CHUNK))) as parts:
+        for some in parts:
+            lanes += some
     first, second = lanes.tolist()
     return first, second

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 
 _MOST = 1 << 30  # bytes a call; Linux does 2 GiB at most
 
@@ -45,6 +46,8 @@ def begin_writeback(descriptor: int, place: int, size: int) -> None:
     """Let the system start to write to the disk what was written at a place, so that a later sync finds less to do.
 
     Linux does so on being told that the range is not needed again; what is not on the disk yet it keeps all the same.
+    It is a hint: a file system that does not take it is no fault.
     """
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, place, size, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, place, size, os.POSIX_FADV_DONTNEED)

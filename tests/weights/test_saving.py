@@ -275,6 +275,15 @@ def test_no_thread_writes_on_when_a_save_has_ended(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_disk_that_takes_no_hints_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuses, raising=False)
+    save_checkpoint(tmp_path / "model", {"a": torch.arange(10.0)})
+    assert torch.equal(open_weights(tmp_path / "model").tensor("a"), torch.arange(10.0))
+
+
 def test_file_may_be_replaced_with_force_only(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
