@@ -343,14 +343,14 @@ def _add_tile(both, rows, taken, place, panels, factor, scratch, exponent, manti
 @overload(_begin, inline="always")
 def _overload_begin(panels):
     if panels.dtype == types.uint16:
-        return lambda panels: unit.configure()
+        return lambda panels: amx_cpu.configure(amx_cpu.CONFIGURATION)
     return lambda panels: None
 
 
 @overload(_end, inline="always")
 def _overload_end(panels):
     if panels.dtype == types.uint16:
-        return lambda panels: unit.release()
+        return lambda panels: amx_cpu.release()
     return lambda panels: None
 
 

@@ -4,8 +4,7 @@ The unit takes bfloat16. The difference of two neighbouring bfloat16 numbers is 
 but for 2**-24 of it: three products, which share what they read on the left and what they add to. Where a difference is
 no bfloat16, `split` says so, and what rounding it left is for the caller to add.
 
-The tile registers hold what they are told from `configure` to `release`, between which a kernel must not leave for
-anything that uses them too.
+Products are for kernels that hold the tile registers, from `amx_cpu.configure` to `amx_cpu.release`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from rlforget_kernels.common import rounding
-from rlforget_kernels.common.amx_cpu import CONFIGURATION
+from rlforget_kernels.common.amx_cpu import Unit
 from rlforget_kernels.common.cpu_math import bits_of_float, float_of_bits, jit
 
 SIDE = 32
@@ -29,10 +28,8 @@ TERMS = 3
 LANES = 32
 """Elements that `split` takes at a time."""
 
-_UNIT = CONFIGURATION
 _HALF_TILE = 16  # rows of a tile register, which holds 16 rows of 64 bytes
 _ROW = 128  # bytes of 32 float32, or of 32 pairs of bfloat16
-_CORNERS = (0, 64, _HALF_TILE * _ROW, _HALF_TILE * _ROW + 64)  # bytes to the four registers' parts of C
 _BYTE, _WORD, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _WORDS = ir.VectorType(_WORD, LANES // 2)
 _FLOATS = ir.VectorType(ir.FloatType(), LANES // 2)
@@ -40,33 +37,6 @@ _HIGH = np.uint32(0xFFFF0000)
 _HALF = np.uint32(0x8000)
 _16 = np.uint32(16)
 _NAN = np.uint32(rounding.NAN)
-
-
-@intrinsic
-def _configure(typing, configuration):
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        _call(builder, "ldtilecfg", builder.bitcast(data, _BYTE.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(configuration), codegen
-
-
-@jit
-def configure():
-    """Tell the unit how its registers are used."""
-    _configure(_UNIT)
-
-
-@intrinsic
-def release(typing):
-    """Leave the unit to others."""
-
-    def codegen(context, builder, signature, args):
-        _call(builder, "tilerelease")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
 
 
 def _product(terms: list[tuple[int, int]], fresh: bool = False) -> Any:
@@ -85,46 +55,40 @@ def _product(terms: list[tuple[int, int]], fresh: bool = False) -> Any:
         def codegen(context, builder, signature, args):
             def data(position, start, size):
                 array = context.make_array(signature.args[position])(context, builder, args[position])
-                return at(builder.bitcast(array.data, _BYTE.as_pointer()), times(start, size))
+                return unit.at(builder.bitcast(array.data, _BYTE.as_pointer()), unit.times(start, size))
 
-            def times(value, factor):
-                return builder.mul(value, ir.Constant(_LONG, factor))
-
-            def at(pointer, offset):
-                return builder.gep(pointer, [offset if isinstance(offset, ir.Value) else ir.Constant(_LONG, offset)])
-
-            def register(number):
-                return ir.Constant(_BYTE, number)
-
-            row, a_row, c_row = ir.Constant(_LONG, _ROW), times(args[2], 2), times(args[9], 4)
+            unit = Unit(builder)
+            row, a_row, c_row = ir.Constant(_LONG, _ROW), unit.times(args[2], 2), unit.times(args[9], 4)
             c_tiles = data(7, args[8], 4)
             corners = [
-                at(at(c_tiles, times(c_row, _HALF_TILE * half)), 64 * side) for half in range(2) for side in range(2)
+                unit.at(unit.at(c_tiles, unit.times(c_row, _HALF_TILE * half)), 64 * side)
+                for half in range(2)
+                for side in range(2)
             ]
             for tile, corner in enumerate(corners):
                 if fresh:
-                    _call(builder, "tilezero", register(tile))
+                    unit.clear(tile)
                 else:
-                    _call(builder, "tileloadd64", register(tile), corner, c_row)
+                    unit.call("tileloadd64", unit.register(tile), corner, c_row)
             with cgutils.for_range(builder, builder.udiv(args[10], ir.Constant(_LONG, SIDE))) as loop:
                 loaded = -1, -1
                 for a_term, b_term in terms:
                     if a_term != loaded[0]:
-                        start = builder.add(args[1], times(args[3], a_term))
-                        a_here = at(data(0, start, 2), times(loop.index, 2 * SIDE))
+                        start = builder.add(args[1], unit.times(args[3], a_term))
+                        a_here = unit.at(data(0, start, 2), unit.times(loop.index, 2 * SIDE))
                         for half in range(2):
-                            place = at(a_here, times(a_row, _HALF_TILE * half))
-                            _call(builder, "tileloadd64", register(4 + half), place, a_row)
+                            place = unit.at(a_here, unit.times(a_row, _HALF_TILE * half))
+                            unit.call("tileloadd64", unit.register(4 + half), place, a_row)
                     if b_term != loaded[1]:
-                        start = builder.add(args[5], times(args[6], b_term))
-                        b_here = at(data(4, start, 2), times(loop.index, _HALF_TILE * _ROW))
+                        start = builder.add(args[5], unit.times(args[6], b_term))
+                        b_here = unit.at(data(4, start, 2), unit.times(loop.index, _HALF_TILE * _ROW))
                         for side in range(2):
-                            _call(builder, "tileloadd64", register(6 + side), at(b_here, 64 * side), row)
+                            unit.call("tileloadd64", unit.register(6 + side), unit.at(b_here, 64 * side), row)
                     loaded = a_term, b_term
                     for tile in range(4):
-                        _call(builder, "tdpbf16ps", *map(register, (tile, 4 + tile // 2, 6 + tile % 2)))
+                        unit.multiply(tile, 4 + tile // 2, 6 + tile % 2)
             for tile, corner in enumerate(corners):
-                _call(builder, "tilestored64", register(tile), corner, c_row)
+                unit.call("tilestored64", unit.register(tile), corner, c_row)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -273,11 +237,6 @@ def split_rows(values, terms):
         high = rounded(value)
         terms[i] = np.uint16(high >> _16)
         terms[count + i] = np.uint16(rounded(value - float_of_bits(high)) >> _16)
-
-
-def _call(builder: Any, name: str, *args: Any) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), args)
 
 
 def _words(value: int) -> Any:

@@ -12,6 +12,7 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
+from rlforget_kernels.common import amx_cpu
 from rlforget_kernels.common import delta_unit_cpu as unit
 from rlforget_kernels.common.arithmetic_cpu import result_bits64
 from rlforget_kernels.common.cpu_math import draw, inlined, jit, round_drawn, round_nearest, specialized, widen
@@ -155,14 +156,14 @@ def _multiply_by_unit(factor, terms, rank, right, columns, j, count, rows, block
     side = unit.SIDE
     depth = factor.size // ROWS
     step = rounded_up(columns, side) * depth
-    unit.configure()
+    amx_cpu.configure(amx_cpu.CONFIGURATION)
     for l in range(0, count, side):
         for i in range(0, rows, side):
             a_here, b_here, c_here = i * depth, (j + l) * depth, i * _COLUMNS + l
             unit.write_product_of_two(
                 terms, a_here, depth, factor.size, right, b_here, step, block, c_here, _COLUMNS, depth
             )
-    unit.release()
+    amx_cpu.release()
 
 
 def _multiply_by_vectors(factor, terms, rank, right, columns, j, count, rows, block):
