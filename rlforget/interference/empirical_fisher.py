@@ -152,13 +152,12 @@ def _check_squares(squares: Tensor, columns: dict[str, Column], sharding: Shardi
     together(partial(_check_finite, squares, columns), sharding)
     some, every = bool(squares.any()), squares.numel()
     if not (some if sharding is None else any(gathered(some))):
-        synced = "" if sharding is None else "; let ranks sync gradients again, set_requires_gradient_sync(True)"
         raise ZeroGradientError(
             "the Fisher",
             expected="a gradient at one coordinate of the delta or more",
             found=f"zero at all {every}, in every sample",
             fix="Pass batches with scored tokens that the changed weights bear on; from float16, in which small "
-            f"gradients vanish, go to bfloat16 or float32{synced}.",
+            "gradients vanish, go to bfloat16 or float32.",
         )
 
 

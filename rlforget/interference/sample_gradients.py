@@ -21,7 +21,7 @@ from rlforget.interference.completions import completion_log_probs
 from rlforget.interference.layer_rules import Rule, rule_for
 from rlforget.weights.box import Box
 from rlforget.weights.ranks import gathered
-from rlforget.weights.sharding import Sharding, fully_sharded, here, is_shard, settle
+from rlforget.weights.sharding import Sharding, fully_sharded, here, is_shard, reducing, settle
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +250,8 @@ def _one_by_one(model: nn.Module, columns: Mapping[str, Column], batch: Batch, r
     for sample in range(rows.shape[0]):
         one = {name: value[sample : sample + 1] for name, value in batch.items()}
         log_prob = completion_log_probs(model, one)
-        for column, gradient in zip(columns.values(), gradients_of(log_prob.sum(), parameters), strict=True):
+        gradients = gradients_of(model, log_prob.sum(), parameters)
+        for column, gradient in zip(columns.values(), gradients, strict=True):
             if gradient is None:
                 rows[sample, column.span] = 0.0
             else:
@@ -262,11 +263,11 @@ def _one_by_one(model: nn.Module, columns: Mapping[str, Column], batch: Batch, r
     return torch.cat(log_probs)
 
 
-def _gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+def _gradients(_: nn.Module, value: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
     return torch.autograd.grad(value, parameters, allow_unused=True)
 
 
-def _accumulated(value: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+def _accumulated(model: nn.Module, value: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
     """Take gradients as a training step does: under `fully_shard` they come about in no other way.
 
     Every rank has the same samples, so that the mean that ranks' gradients are reduced to is each one's own.
@@ -275,7 +276,8 @@ def _accumulated(value: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[
     try:
         for parameter in parameters:
             parameter.grad = None
-        value.backward()  # type: ignore[no-untyped-call]
+        with reducing(model):
+            value.backward()  # type: ignore[no-untyped-call]
         return [parameter.grad for parameter in parameters]
     finally:
         for parameter, gradient in zip(parameters, kept, strict=True):

@@ -7,7 +7,8 @@ whole tensor, whichever rank says it; what ranks exchange are sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -160,6 +161,49 @@ def settle(module: nn.Module) -> None:
         for part in module.modules():
             if isinstance(part, FSDPModule):
                 part.reshard()
+
+
+@contextmanager
+def reducing(module: nn.Module) -> Iterator[None]:
+    """Let FSDP2 reduce the gradients of the passes inside to the ranks' shards, and no others.
+
+    A loop that accumulates may have told it not to (`set_requires_gradient_sync`), and have gradients of whole weights
+    that wait for the next pass. Both are as found afterwards.
+    """
+    groups = _fsdp_groups(module)
+    told = [(group.reduce_grads, group.all_reduce_grads, group._partial_reduce_output) for group in groups]
+    waiting = [
+        (one, getattr(one, "_unsharded_param", None), one.unsharded_accumulated_grad)
+        for group in groups
+        for one in group.fsdp_params
+    ]
+    grads = [None if whole is None else whole.grad for _, whole, _ in waiting]
+    try:
+        for group in groups:
+            group.reduce_grads, group.all_reduce_grads, group._partial_reduce_output = True, True, None
+        for one, whole, _ in waiting:
+            one.unsharded_accumulated_grad = None
+            if whole is not None:
+                whole.grad = None
+        yield
+    finally:
+        for group, (reduce, all_reduce, partial) in zip(groups, told, strict=True):
+            group.reduce_grads, group.all_reduce_grads, group._partial_reduce_output = reduce, all_reduce, partial
+        for (one, whole, accumulated), grad in zip(waiting, grads, strict=True):
+            one.unsharded_accumulated_grad = accumulated
+            if whole is not None:
+                whole.grad = grad
+
+
+def _fsdp_groups(module: nn.Module) -> list[Any]:
+    """Return FSDP2's groups of parameters, each gathered and reduced together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    states: list[Any] = [part._get_fsdp_state() for part in module.modules() if isinstance(part, FSDPModule)]
+    found = [getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group] for state in states]
+    return [group for groups in found for group in groups if group is not None]
 
 
 def _nothing(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -23,7 +23,6 @@ from rlforget.errors import (
     NonFiniteError,
     OutputError,
     WorldError,
-    ZeroGradientError,
 )
 from rlforget.weights import open_weights
 from rlforget.weights.digest import weights_digest
@@ -185,15 +184,30 @@ def _on_one_rank(model: nn.Module, delta: rf.Delta) -> None:
         with pytest.raises(ConfigError, match="rank 1"):
             rf.fisher(model, batches(rank, labels=True), delta)  # as a sampler deals them out
     if hasattr(model, "set_requires_gradient_sync"):
-        model.set_requires_gradient_sync(False)  # as a loop that accumulates may have left it
-        with pytest.raises(ZeroGradientError, match="set_requires_gradient_sync"):
-            rf.fisher(model, batches(0, labels=True), delta)
-        model.set_requires_gradient_sync(True)
+        _while_it_accumulates(model, delta)
     with pytest.raises(LayoutError):
         rf.gradient_alignment(model, batches(0, labels=True), batches(1, labels=True))
     with pytest.raises(ConfigError, match='curvature="fisher"'):
         rf.damage(model, delta, batches(1, labels=True))
     _not_finite(model, delta)
+
+
+def _while_it_accumulates(model: Any, delta: rf.Delta) -> None:
+    """Gradients that a loop has gathered so far, and not synced, are neither taken nor added to."""
+    expected = rf.fisher(model, batches(0, labels=True), delta)
+
+    def accumulated(*, measured: bool) -> list[Tensor]:
+        for k in range(3):
+            model.set_requires_gradient_sync(k == 2)
+            model(**batches(k, labels=True)[0]).loss.backward()
+            if measured and k < 2:
+                found = rf.fisher(model, batches(0, labels=True), delta)
+                assert all(torch.equal(value, expected.values[name]) for name, value in found.values.items())
+        gradients = [here(p.grad).clone() for p in model.parameters()]
+        model.zero_grad()
+        return gradients
+
+    assert all(map(torch.equal, accumulated(measured=True), accumulated(measured=False)))
 
 
 def _not_finite(model: nn.Module, delta: rf.Delta) -> None:
