@@ -36,16 +36,17 @@ HELD = 25 * PIECE
 
 PARTS = {
     "diff for statistics alone": ("read both", "compare", "statistics"),
-    "diff": ("read both", "compare", "statistics", "encode"),
+    "diff": ("read both", "compare and fingerprint", "statistics", "encode"),
     "apply": ("read one", "decode", "fingerprints", "write"),
     "revert": ("read one", "decode", "fingerprints", "write"),
     "rollback of 2% of all": ("read one", "fingerprints", "decode", "score and select", "write"),
     "init": ("read one", "fingerprints"),
-    "commit": ("read both", "decode", "compare", "statistics", "encode"),
+    "commit": ("read one", "decode", "compare and fingerprint", "statistics", "encode"),
     "verify of the history": ("read one", "decode", "fingerprints"),
     "checkout": ("read one", "decode", "fingerprints", "write"),
 }
-"""What each command cannot do without. `commit` compares the state with the stage before, whatever file it is given.
+"""What each command cannot do without. `commit` compares the state with the stage before, whatever file it is given:
+of a delta both come from that stage, which is read once. Statistics alone ask for no fingerprints.
 
 `verify` of a checkpoint reads headers alone, so all it takes is its start.
 """
@@ -94,7 +95,8 @@ class _Held:
 
     def steps(self) -> dict[str, Callable[[], object]]:
         return {
-            "compare": self._compare,
+            "compare": lambda: self._each(sparse_delta, self._before, self._after),
+            "compare and fingerprint": self._compare,
             "statistics": self._statistics,
             "encode": self._encode,
             "decode": self._decode,
