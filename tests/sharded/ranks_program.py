@@ -211,12 +211,13 @@ def _while_it_accumulates(model: Any, delta: rf.Delta) -> None:
 
 
 def _not_finite(model: nn.Module, delta: rf.Delta) -> None:
-    """A number that is none lies on one rank; all name the parameter."""
+    """A number that is none lies on one rank, and on those that hold a copy of its shard; all name the parameter."""
     settle(model)
-    local = here(dict(model.named_parameters())["model.layers.1.mlp.up_proj.weight"]).view(-1)[:1]
-    kept = local.clone()
-    if distributed.get_rank() == distributed.get_world_size() - 1:
-        local.fill_(float("nan"))
+    parameter = dict(model.named_parameters())["model.layers.1.mlp.up_proj.weight"]
+    local, box = here(parameter), box_of(parameter)
+    kept, last = local.clone(), torch.tensor([parameter.numel() - 1])
+    if bool(box.holds(last)):
+        local[tuple(size - 1 for size in local.shape)] = float("nan")
     with pytest.raises(NonFiniteError, match="up_proj"):
         rf.fisher(model, batches(0, labels=True), delta)
     settle(model)
