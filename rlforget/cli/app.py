@@ -120,8 +120,23 @@ class _Program(TyperGroup):
             if extra is None:
                 raise
             message = str(missing_extra(doctor.distribution_of(str(fault.name)), extra))
+        except (MemoryError, RuntimeError) as fault:
+            if not _is_of_memory(fault):
+                raise
+            found = _first_line(fault)
+            message = f"memory: expected room for what was asked; found {found}. Ask for fewer --samples, or a device."
         output.error(message)
         raise typer.Exit(INPUT_AT_FAULT)
+
+
+def _is_of_memory(fault: BaseException) -> bool:
+    """Whether memory ran out: torch says so by a `RuntimeError` on a CPU, and by one of its own on a GPU."""
+    said = str(fault).lower()
+    return isinstance(fault, MemoryError) or "allocate memory" in said or "out of memory" in said
+
+
+def _first_line(fault: BaseException) -> str:
+    return (str(fault).splitlines() or ["none"])[0].rstrip(".")
 
 
 app = typer.Typer(

@@ -116,6 +116,8 @@ def rollback(
         )
     if evaluate and not wanted and not protect and delta is not None:
         raise misused("--evaluate", found="no domain", fix="Name some with --restore and --protect.")
+    if both := sorted(set(wanted) & set(protect or [])):
+        raise misused("--protect", found=f"{both[0]!r}, which --restore names too", fix="Leave it out of one of them.")
     chosen = rule or (_RULE if budget is None else _SCORE)
     if not auto:
         tuning.check(chosen)

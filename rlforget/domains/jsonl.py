@@ -110,8 +110,11 @@ def import_reward(path: str) -> RewardFunction:
 def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise _fault(path, 0, "a readable UTF-8 file", str(fault)) from fault
+    except OSError as fault:
+        found, fix = fault.strerror or str(fault), "Check the path."
+        raise DomainFileError(str(path), expected="a file that can be read", found=found, fix=fix) from fault
+    except UnicodeDecodeError as fault:
+        raise _fault(path, 0, "a UTF-8 file", str(fault)) from fault
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -79,12 +79,20 @@ def measured_parameters(
 
     Raises:
         ConfigError: `frozen` is neither "error" nor "skip".
-        LayoutError: The delta is of another architecture.
+        LayoutError: The delta is of another architecture, or all it changes is the dtype or shape of tensors.
         ParameterError: `frozen` is "error", and the delta changed a tensor that is frozen or quantised.
     """
     if frozen not in get_args(Frozen):
         found = repr(frozen)
         raise ConfigError("frozen", expected='"error" or "skip"', found=found, fix="Check the spelling.")
+    retyped = [name for name, tensor in delta.whole.items() if tensor.meta_before and tensor.meta_after]
+    if retyped and not delta.changed:
+        raise LayoutError(
+            f"the delta, tensor {retyped[0]!r}",
+            expected="tensors that keep shape and dtype, whose coordinates can be put back",
+            found="nothing but changes of dtype or shape, as between checkpoints of two precisions",
+            fix="Compare checkpoints of one dtype, or load both sides in it.",
+        )
     parameters = changed_parameters(model, delta, shards=shards)
     fixed = {name: "a frozen parameter" for name, parameter in parameters.items() if not parameter.requires_grad}
     for name, tensor in delta.items():

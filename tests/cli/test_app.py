@@ -160,6 +160,12 @@ def test_a_missing_command_line_extra_is_named(
         (OSError(errno.ENOSPC, "No space left on device", "/full/file"), "/full/file: No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "/root"), "/root: Permission denied"),
         (OSError(errno.EFBIG, "File too large"), "a file: File too large"),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.\nmore"
+            ),
+            "you tried to allocate 8 bytes. Ask for fewer --samples",
+        ),
         (OSError("a library's own words\nin two lines"), "a library's own words in two lines"),
         (ModuleNotFoundError("No module", name="plotly.graph_objects"), "pip install 'rlforget[report]'"),
         (ModuleNotFoundError("No module", name="reasoning_gym"), "pip install 'rlforget[reasoning-gym]'"),

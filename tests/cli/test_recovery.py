@@ -156,6 +156,7 @@ def test_a_model_that_the_delta_does_not_lead_to_is_refused(
         (("--lam", "auto"), ("--rule", "kronecker")),
         (("--rows", "token"), ("--rule", "fisher")),
         (("--row-budget", 5), ("--auto",)),
+        (("--protect", "math"), ()),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(

@@ -83,7 +83,7 @@ def test_faults_name_the_line_and_what_was_expected(tmp_path: Path, rows: list[o
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DomainFileError, match=r"nothing\.jsonl"):
+    with pytest.raises(DomainFileError, match=r"nothing\.jsonl.*Check the path"):
         JsonlDomain.from_file(tmp_path / "nothing.jsonl")
 
 

@@ -194,6 +194,8 @@ def test_what_is_refused(
         fisher(before, batches, at=delta, where="midpoint")
     with pytest.raises(LayoutError, match="lm_head"):
         fisher(tiny_model(tied=False), batches, at=delta)
+    with pytest.raises(LayoutError, match="two precisions"):  # of which nothing could be put back
+        fisher(after, batches, at=diff(tiny_model().bfloat16(), after))
 
 
 def test_nan_names_the_tensor(after: nn.Module, delta: Delta, completions: Callable[..., list[Batch]]) -> None:
