@@ -71,7 +71,7 @@ bench: export OMP_NUM_THREADS = $(THREADS)
 bench: .venv/.ready
 	$(BIN)/pytest benchmarks --ignore benchmarks/circuits $(BENCH)
 
-# Delta files: sizes, speeds and released tools, in about 6 minutes; then peak memory on 16 GB, which takes 50 GB of disk.
+# Delta files: sizes, speeds and released tools, in about 6 minutes; then memory on 16 GB and time on 4, which takes 55 GB of disk.
 # PEERS is the Python that has the tools (`pip install -e .[bench-deltas]`), if not this one.
 bench-deltas bench-deltas-large: export OMP_NUM_THREADS = $(THREADS)
 bench-deltas: .venv/.ready
