@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from rlforget_kernels import OPERATORS, tune
-from rlforget_kernels.common import settings
+from rlforget_kernels import tune
+from rlforget_kernels.common import score_bits_gpu, settings
+from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.common.launch import KernelSpec, launch
 from rlforget_kernels.common.settings import Setting, Settings
 from rlforget_kernels.common.tunable import Tunable
-from tests.kernels.strategies import same_bits
+from rlforget_kernels.conflict_score import gpu as conflict_score
+from rlforget_kernels.delta_stats import gpu as delta_stats
+from rlforget_kernels.fisher_accumulate import gpu as fisher_accumulate
+from rlforget_kernels.patch import gpu as patch
+from rlforget_kernels.rollback import gpu as rollback
+from rlforget_kernels.select_top import gpu as select_top
+from rlforget_kernels.subtract import gpu as subtract
+from tests.kernels.strategies import FLOATS, changed_copy, generator, random_tensor, same_bits
 
 CPU = torch.device("cpu")
 ROWS = {
@@ -192,27 +206,129 @@ def test_the_command_writes_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert written.items() >= settings.table().items()
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_no_setting_changes_a_result(operator: str):
-    """Every tunable runs on scratch tensors, to the end, under the interpreter, and returns the same in any setting."""
-    for tunable in tune.tunables([operator]):
-        for size in tunable.sizes:
-            call = tunable.trial(size, 5000, CPU)
-            found = []
-            for setting in (
-                tunable.settings.at(size, None),
-                *tunable.candidates(size)[:1],
-                tunable.candidates(size)[-1],
-            ):
-                with tunable.settings.forced(size, setting):
-                    found.append(flat(call()))
-            assert all(
-                same_bits(one, other) for results in found[1:] for one, other in zip(found[0], results, strict=True)
-            )
+TUNABLES = [pytest.param(tunable, id=tunable.settings.operator) for tunable in tune.tunables()]
 
 
-def flat(result: object) -> list[torch.Tensor]:
+@pytest.mark.parametrize("tunable", TUNABLES)
+def test_no_setting_changes_a_result(tunable: Tunable):
+    """Every tunable runs on scratch tensors, to the end, under the interpreter, and makes the same in any setting."""
+    for size in tunable.sizes:
+        candidates = tunable.candidates(size)
+        found = []
+        for setting in (tunable.settings.at(size, None), candidates[0], candidates[-1]):
+            torch.manual_seed(0)
+            call = tunable.trial(size, 5000, CPU)  # each on tensors of its own: some write to them
+            with tunable.settings.forced(size, setting):
+                found.append(flat(call()))
+        assert sum(tensor.numel() for tensor in found[0]) > 1
+        for other in found[1:]:
+            assert len(found[0]) == len(other)
+            assert all(map(same_bits, found[0], other))
+
+
+def flat(result: object) -> list[Tensor]:
     """The tensors in what an operator returned."""
-    if isinstance(result, torch.Tensor):
+    if isinstance(result, Tensor):
         return [result]
     return [tensor for part in result for tensor in flat(part)] if isinstance(result, list | tuple) else []
+
+
+# What writes in place: its settings, and a call on a weight, other bits for it, float32 values and some of its indices.
+Write = Callable[[Tensor, Tensor, Tensor, Tensor], object]
+WRITES: dict[str, tuple[Settings, Write]] = {
+    "fisher": (
+        fisher_accumulate._SETTINGS,
+        lambda weight, _, values, where: fisher_accumulate.foreach_fisher_accumulate_(
+            [weight, weight[: len(where)]], [values, values], [None, where]
+        ),
+    ),
+    "patch": (
+        patch._SETTINGS,
+        lambda weight, other, _, where: patch.foreach_patch_(
+            [weight], [where], [as_bits(weight)[where]], [as_bits(other)[where]]
+        ),
+    ),
+    "rollback": (
+        rollback._SETTINGS,
+        lambda weight, other, values, _: rollback.foreach_rollback_(
+            [weight], [other], [None], [values], 0.5, 0.3, 3, [7], False
+        ),
+    ),
+    "rollback by share": (
+        rollback._SETTINGS,
+        lambda weight, other, values, where: rollback.foreach_rollback_(
+            [weight], [other[where]], [where], [values[where]], 0.0, 0.3, 3, [7], True
+        ),
+    ),
+    "subtract": (
+        subtract._SETTINGS,
+        lambda weight, _, values, __: subtract.foreach_subtract_([weight], [values], 3, [7]),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("fisher", torch.float32),
+        ("patch", torch.bfloat16),
+        *((name, dtype) for name in ("rollback", "rollback by share") for dtype in FLOATS),
+        *(("subtract", dtype) for dtype in FLOATS),
+    ],
+    ids=str,
+)
+def test_no_setting_changes_what_is_written(name: str, dtype: torch.dtype):
+    """Into values of all kinds, with random bits for those that draw them."""
+    operator, write = WRITES[name]
+    weight, other = (random_tensor(dtype, (3000,), seed) for seed in range(2))
+    values, where = torch.rand(3000, generator=generator(2)), torch.arange(1, 3000, 2)
+    found = []
+    for setting in (Setting(256, 1), Setting(2048, 8, 1)):
+        found.append(weight.clone())
+        with contextlib.ExitStack() as forced:
+            for size in (1, 2, 4, 8):
+                forced.enter_context(operator.forced(size, setting))
+            write(found[-1], other, values, where)
+    assert same_bits(*found)
+    assert not same_bits(found[0], weight)
+
+
+def test_what_is_written_follows_the_random_bits():
+    """So that the test before this one would see others."""
+    weight, values = torch.ones(3000, dtype=torch.bfloat16), torch.full((3000,), 1e-3)
+    found = [weight.clone(), weight.clone()]
+    for seed, one in enumerate(found):
+        subtract.foreach_subtract_([one], [values], seed, [0])
+    assert not same_bits(*found)
+
+
+@pytest.mark.parametrize("tunable", TUNABLES)
+def test_kernels_are_launched_in_their_setting(tunable: Tunable, monkeypatch: pytest.MonkeyPatch):
+    backend = importlib.import_module(f"rlforget_kernels.{tunable.settings.operator.split('.')[0]}.gpu")
+    launched = []
+
+    def noted(kernel: object, *args: object, **constants: Any) -> None:
+        launched.append({name: constants.get(name) for name in ("BLOCK", "warps", "stages")})
+        launch(kernel, *args, **constants)
+
+    monkeypatch.setattr(backend, "launch", noted)
+    size = tunable.sizes[0]
+    setting = Setting(tunable.candidates(size)[0].block, 1, 7)
+    with tunable.settings.forced(size, setting):
+        tunable.trial(size, 100, CPU)()
+    assert launched
+    assert all(one == setting.launched for one in launched)
+
+
+@pytest.mark.parametrize(("module", "name"), [(score_bits_gpu, "_INTERPRETED"), (delta_stats, "_SLOTS")])
+def test_no_number_of_programs_changes_a_result(module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch):
+    scores = [torch.rand(size, generator=generator(size)) for size in (9000, 40, 20_000)]
+    after = [changed_copy(score, 0.1, 0) for score in scores]
+    found = []
+    for programs in (1, 2, 7):
+        monkeypatch.setattr(module, name, programs)
+        counts = conflict_score.foreach_conflict_score(scores, "magnitude", *[[None] * 3] * 3, 0.0, 0, [0] * 3)
+        found.append(
+            flat([select_top.leading_histogram(scores), counts, delta_stats.foreach_delta_stats(scores, after)])
+        )
+    assert all(all(map(same_bits, found[0], other)) for other in found[1:])

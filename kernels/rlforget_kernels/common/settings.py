@@ -2,8 +2,10 @@
 
 The table is `launch_settings.json`: {operator: {architecture: {element size: {block, warps, stages}}}}, the
 architecture a compute capability times ten, or 0 for what serves where nothing was measured.
-`python -m rlforget_kernels.tune` measures on a device and rewrites its rows. No setting changes a result: every
-operator gives the same bits for every launch shape.
+`python -m rlforget_kernels.tune` measures on a device and rewrites its rows. No setting changes a result: the operators
+in the table give the same bits for every launch shape. Products of matrices are not in it, for there the sizes of tiles
+say in what order numbers are added: `delta_matmul`, `project`, `project_sparse`, `project_rollback_` and
+`gradient_gram_` have fixed ones.
 """
 
 from __future__ import annotations
@@ -40,6 +42,11 @@ class Setting:
     block: int
     warps: int = WARPS
     stages: int = STAGES
+
+    @property
+    def launched(self) -> dict[str, int]:
+        """What a kernel is launched with."""
+        return {"BLOCK": self.block, "warps": self.warps, "stages": self.stages}
 
 
 def untuned(size: int) -> Setting:

@@ -11,7 +11,9 @@ import torch
 from rlforget_kernels.common.settings import Setting, Settings
 
 Trial = Callable[[int, int, torch.device], Callable[[], object]]
-"""(element size, elements, device) -> a call to time, on tensors of its own, that bears being repeated."""
+"""(element size, elements, device) -> a call to time, on tensors of its own, that bears being repeated.
+
+It returns what it made or wrote."""
 
 
 @dataclass(frozen=True)

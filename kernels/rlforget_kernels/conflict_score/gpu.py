@@ -60,9 +60,9 @@ def foreach_conflict_score(
     for table in tables(columns, setting.block, [[signed(offset) for offset in offsets]]):
         programs = counting_programs(table.tiles, device)
         counts.append(new_rows(programs, device))
-        constexprs = table.constexprs | {"SCORE": score, "IN_SHARED": IN_SHARED, "BLOCK": setting.block}
+        constexprs = table.constexprs | {"SCORE": score, "IN_SHARED": IN_SHARED}
         arguments = (table.rows, table.owners, table.tiles, counts[-1], *numbers)
-        launch(score_kernel, programs, *arguments, **constexprs, warps=setting.warps)
+        launch(score_kernel, programs, *arguments, **constexprs, **setting.launched)
     return scores, summed(counts, sum(one.numel() for one in flat), device)
 
 

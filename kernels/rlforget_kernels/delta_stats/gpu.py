@@ -80,9 +80,8 @@ def _measure(table: Table, tile_sums: Tensor, *totals: Tensor) -> None:
     programs = min(table.tiles, _SLOTS)
     slots = torch.empty((programs, 2, TILE), dtype=table.dtypes[0], device=tile_sums.device)
     arguments = (table.rows, table.owners, table.tiles, slots, tile_sums[0], tile_sums[1], *totals)
-    setting = _SETTINGS.on(slots)
-    launched = {"BLOCK": setting.block, "warps": setting.warps, "stages": setting.stages}
-    launch(measure_kernel, programs, *arguments, **table.constexprs, **_constexprs(table.kind), **launched)
+    constexprs = table.constexprs | _constexprs(table.kind)
+    launch(measure_kernel, programs, *arguments, **constexprs, **_SETTINGS.on(slots).launched)
 
 
 def _constexprs(dtype: torch.dtype) -> dict[str, Any]:

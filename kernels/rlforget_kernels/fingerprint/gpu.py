@@ -81,8 +81,8 @@ def _sums(table: Table) -> Tensor:
     sums = torch.zeros((table.tiles + 1, 2), dtype=torch.int64, device=device)
     arguments = (table.rows, table.owners, *factors, sums[1:])
     setting = _SETTINGS.at(table.dtypes[0].itemsize, architecture_of(device))
-    launched = {"BLOCK": setting.block, "warps": setting.warps, "stages": setting.stages}
-    launch(sum_kernel, table.tiles, *arguments, **table.constexprs, **_constexprs(table.dtypes[0]), **launched)
+    constexprs = table.constexprs | _constexprs(table.dtypes[0])
+    launch(sum_kernel, table.tiles, *arguments, **constexprs, **setting.launched)
     before = sums.cumsum_(0)  # modulo 2**64, as are the lanes
     return before[table.ends] - before[table.starts]
 

@@ -36,9 +36,9 @@ def foreach_fisher_accumulate_(
     setting = _SETTINGS.on(totals[0])
     for table in tables((totals, values, where), setting.block, kinds=kinds):
         dtype, gathered = table.kind
-        constexprs = _constexprs(dtype, gathered, table.dtypes[2]) | {"BLOCK": setting.block}
+        constexprs = table.constexprs | _constexprs(dtype, gathered, table.dtypes[2])
         arguments = (table.rows, table.owners)
-        launch(fisher_accumulate_kernel, table.tiles, *arguments, **table.constexprs, **constexprs, warps=setting.warps)
+        launch(fisher_accumulate_kernel, table.tiles, *arguments, **constexprs, **setting.launched)
     for fisher, total in zip(fishers, totals, strict=True):
         write_back(fisher, total)
 
@@ -133,7 +133,12 @@ KERNELS = [_spec(dtype, False) for dtype in (*FLOAT_FORMAT, torch.float64)] + [
 def _trial(size: int, elements: int, device: torch.device) -> Callable[[], object]:
     fisher = torch.zeros(elements, device=device)
     gradient = torch.ones(elements, dtype=torch.bfloat16, device=device)
-    return lambda: foreach_fisher_accumulate_([fisher], [gradient], [None])
+
+    def call() -> Tensor:
+        foreach_fisher_accumulate_([fisher], [gradient], [None])
+        return fisher
+
+    return call
 
 
 TUNABLE = [Tunable(_SETTINGS, _trial, sizes=(4,), loads=(1, 2, 4))]

@@ -52,8 +52,7 @@ def _launched(table: Table) -> dict[str, Any]:
     """What a kernel is launched with to read a table."""
     index, bits, *_ = table.dtypes
     setting = _SETTINGS.at(index.itemsize, architecture_of(table.rows.device))
-    launched = {"BLOCK": setting.block, "warps": setting.warps, "stages": setting.stages}
-    return table.constexprs | {"INDEX_TYPE": TRITON_TYPE[index], "TYPE": TRITON_TYPE[bits]} | launched
+    return table.constexprs | {"INDEX_TYPE": TRITON_TYPE[index], "TYPE": TRITON_TYPE[bits]} | setting.launched
 
 
 @triton.jit
@@ -124,8 +123,14 @@ KERNELS = _specs()
 def _trial(size: int, elements: int, device: torch.device) -> Callable[[], object]:
     weight = torch.zeros(elements, dtype=torch.int16, device=device)
     indices = torch.arange(0, elements, 100, dtype={4: torch.int32, 8: torch.int64}[size], device=device)
-    bits = weight[indices]
-    return lambda: foreach_patch_([weight], [indices], [bits], [bits])
+    sides = [weight[indices], weight[indices] + 1]
+
+    def call() -> Tensor:
+        foreach_patch_([weight], [indices], sides[:1], sides[1:])
+        sides.reverse()  # the next call finds what this one wrote
+        return weight
+
+    return call
 
 
 TUNABLE = [Tunable(_SETTINGS, _trial, sizes=(4, 8), loads=(1, 2, 4))]

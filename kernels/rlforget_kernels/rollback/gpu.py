@@ -55,8 +55,8 @@ def foreach_rollback_(
         index_dtype = table.dtypes[2] if gathered else torch.int32
         whole = strength == 1.0 and not by_share
         constexprs = _constexprs(dtype, whole, gathered, scored, by_share, seed is not None, index_dtype)
-        constexprs |= table.constexprs | {"BLOCK": setting.block}
-        launch(rollback_kernel, table.tiles, table.rows, table.owners, *numbers, **constexprs, warps=setting.warps)
+        arguments = (table.rows, table.owners, *numbers)
+        launch(rollback_kernel, table.tiles, *arguments, **table.constexprs, **constexprs, **setting.launched)
     for weight, one in zip(weights, bits, strict=True):
         write_back(weight, one)
 
@@ -245,7 +245,12 @@ def _trial(size: int, elements: int, device: torch.device) -> Callable[[], objec
     weight = torch.ones(elements, device=device).to(dtype)
     before = weight.clone()
     before[::20] = 2.0
-    return lambda: foreach_rollback_([weight], [before], [None], [None], 0.0, 1e-9, None, [0], False)
+
+    def call() -> Tensor:
+        foreach_rollback_([weight], [before], [None], [None], 0.0, 1e-9, None, [0], False)
+        return weight
+
+    return call
 
 
 TUNABLE = [Tunable(_SETTINGS, _trial, loads=(1, 2))]

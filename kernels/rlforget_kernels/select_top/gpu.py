@@ -54,8 +54,7 @@ def leading_histogram(scores: Sequence[Tensor]) -> Tensor:
         programs = counting_programs(table.tiles, device)
         counts.append(new_rows(programs, device))
         arguments = (table.rows, table.owners, table.tiles, counts[-1])
-        constexprs = table.constexprs | {"IN_SHARED": IN_SHARED, "BLOCK": setting.block}
-        launch(leading_kernel, programs, *arguments, **constexprs, warps=setting.warps)
+        launch(leading_kernel, programs, *arguments, **table.constexprs, IN_SHARED=IN_SHARED, **setting.launched)
     return summed(counts, sum(code.numel() for code in codes), device)
 
 
@@ -75,9 +74,7 @@ class Trailing:
         setting = _LISTING.on(self._codes[0])
         for table in tables([self._codes], setting.block):
             arguments = (table.rows, table.owners, self._counts, higher, leading)
-            launch(
-                trailing_kernel, table.tiles, *arguments, **table.constexprs, BLOCK=setting.block, warps=setting.warps
-            )
+            launch(trailing_kernel, table.tiles, *arguments, **table.constexprs, **setting.launched)
         self.above = int(higher)
 
     def histogram(self) -> Tensor:
@@ -106,7 +103,7 @@ def indices_from(scores: Sequence[Tensor], bits: int, ties: int) -> tuple[list[T
     for table in tables([codes], setting.block):
         counts = torch.zeros((3, len(table.members)), dtype=torch.int64, device=codes[0].device)
         arguments = (table.rows, table.owners, counts, len(table.members), bits)
-        launch(count_kernel, table.tiles, *arguments, **table.constexprs, BLOCK=setting.block, warps=setting.warps)
+        launch(count_kernel, table.tiles, *arguments, **table.constexprs, **setting.launched)
         for column, values in zip((above, equal, faults), counts.tolist(), strict=True):
             for member, value in zip(table.members, values, strict=True):
                 column[member] = value
@@ -128,7 +125,7 @@ def _listed(codes: Sequence[Tensor], bits: int, ties: int, total: int) -> list[T
         before = torch.zeros((2, table.tiles + 1), dtype=torch.int64, device=device)
         counts = (before[:, 1:], before.stride(0))
         arguments = (table.rows, table.owners, offsets, len(offsets), cursor, slots, *counts, bits)
-        launch(reserve_kernel, table.tiles, *arguments, **table.constexprs, BLOCK=setting.block, warps=setting.warps)
+        launch(reserve_kernel, table.tiles, *arguments, **table.constexprs, **setting.launched)
         found.append((table, slots, before.cumsum_(1)))
 
     above, equal = ([0] * len(codes) for _ in range(2))
@@ -145,9 +142,8 @@ def _listed(codes: Sequence[Tensor], bits: int, ties: int, total: int) -> list[T
     for listed, slots, before in found:
         table = listed.extended(indices)
         own = torch.tensor([takes[member] for member in table.members]).to(device, non_blocking=True)
-        noted = (offsets, len(offsets), slots, before, before.stride(0), own, bits)
-        constexprs = table.constexprs | {"BLOCK": setting.block, "PART": _PART}
-        launch(order_kernel, table.tiles, table.rows, table.owners, *noted, **constexprs, warps=setting.warps)
+        noted = (table.rows, table.owners, offsets, len(offsets), slots, before, before.stride(0), own, bits)
+        launch(order_kernel, table.tiles, *noted, **table.constexprs, PART=_PART, **setting.launched)
     return indices
 
 

@@ -75,8 +75,7 @@ def _one_round(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[list[
 def _launched(table: Table) -> dict[str, Any]:
     """What a kernel is launched with to read a table."""
     (dtype, *_), setting = table.dtypes, _SETTINGS.at(table.dtypes[0].itemsize, architecture_of(table.rows.device))
-    launched = {"TYPE": TRITON_TYPE[dtype], "BLOCK": setting.block, "warps": setting.warps, "stages": setting.stages}
-    return table.constexprs | launched
+    return table.constexprs | {"TYPE": TRITON_TYPE[dtype]} | setting.launched
 
 
 def _compare(table: Table) -> tuple[Tensor, Tensor]:

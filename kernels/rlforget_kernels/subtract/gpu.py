@@ -33,9 +33,9 @@ def foreach_subtract_(weights: list[Tensor], us: list[Tensor], seed: int | None,
     blocks = _SETTINGS.blocks(bits[0].device)
     for table in tables((bits, changes), blocks, [firsts], kinds=[weight.dtype for weight in weights]):
         setting = _SETTINGS.on(bits[table.members[0]])
-        constexprs = _constexprs(table.kind, seed is not None) | {"BLOCK": setting.block}
+        constexprs = table.constexprs | _constexprs(table.kind, seed is not None)
         arguments = (table.rows, table.owners, mixed_seed)
-        launch(subtract_kernel, table.tiles, *arguments, **table.constexprs, **constexprs, warps=setting.warps)
+        launch(subtract_kernel, table.tiles, *arguments, **constexprs, **setting.launched)
     for weight, one in zip(weights, bits, strict=True):
         write_back(weight, one)
 
@@ -140,7 +140,12 @@ KERNELS += [_spec(dtype, True) for dtype in _NARROW]
 def _trial(size: int, elements: int, device: torch.device) -> Callable[[], object]:
     dtype = {1: torch.float8_e5m2, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[size]
     weight, u = torch.zeros(elements, device=device).to(dtype), torch.zeros(elements, device=device)
-    return lambda: foreach_subtract_([weight], [u], 0, [0])
+
+    def call() -> Tensor:
+        foreach_subtract_([weight], [u], 0, [0])
+        return weight
+
+    return call
 
 
 TUNABLE = [Tunable(_SETTINGS, _trial, loads=(1, 2))]
