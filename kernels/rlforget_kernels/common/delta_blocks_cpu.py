@@ -21,8 +21,9 @@ from rlforget_kernels.common import delta_unit_cpu as unit
 from rlforget_kernels.common.bits import bits_dtype
 from rlforget_kernels.common.cpu_math import INFINITY, bits_of_float, float_of_bits, inlined, jit, widen
 from rlforget_kernels.common.cpu_vectors import LANES, count_bits, differences, lowest_bit
+from rlforget_kernels.common.delta_changes_cpu import add_changes, difference
 from rlforget_kernels.common.delta_gather_cpu import gather
-from rlforget_kernels.common.delta_sparse_cpu import LISTED, SUM, add_weighted_rows, list_bits
+from rlforget_kernels.common.delta_sparse_cpu import SUM, add_weighted_rows
 from rlforget_kernels.common.products_cpu import PANEL_BYTES, TILE_ROWS, tile_product
 from rlforget_kernels.common.rounding import FLOAT_FORMAT
 
@@ -35,7 +36,7 @@ _PITCH = DEPTH + unit.SIDE
 _RIGHT = 1 << 17
 """Elements on the right that a tile is multiplied with, about."""
 _SPARSE = 24
-"""A tile is sparse where one of so many elements changed, or fewer: then adding rows takes less than multiplying."""
+"""On the matrix unit a tile is sparse where one of so many elements changed: then adding rows takes less time."""
 _CHUNK = 128  # columns that the unit multiplies at a time: what it reads on the right stays in the first cache
 _FLUSHED = 16  # rows whose squares are added up in float32
 
@@ -86,28 +87,35 @@ class Factor(NamedTuple):
 
     Attributes:
         rows: [k, r], float32 or float64.
-        panels: What `packed` makes of it: numbers, or for the matrix unit bfloat16 terms as uint16.
+        numbers: What `packed` makes of it.
+        panels: What dense tiles are multiplied with: `numbers`, or for the matrix unit bfloat16 terms as uint16.
         finite: Whether all numbers are: else what has not changed makes NaN.
     """
 
     rows: npt.NDArray[Any]
+    numbers: npt.NDArray[Any]
     panels: npt.NDArray[Any]
     finite: bool
 
 
 def factor(right: Tensor, float64: bool, matrix_unit: bool) -> Factor:
     """Make a factor of `right` [k, r]: float32, or with `float64` also float64."""
-    rows = right.detach().contiguous().numpy()
-    panels = packed_terms(rows, unit.TERMS, LANES) if matrix_unit else packed(rows, float64)
-    return Factor(rows, panels, bool(_finite(rows.reshape(-1).view(f"u{rows.itemsize}"))))
+    rows, numbers = right.detach().contiguous().numpy(), packed(right, float64)
+    panels = packed_terms(rows, unit.TERMS, LANES) if matrix_unit else numbers
+    return Factor(rows, numbers, panels, bool(_finite(rows.reshape(-1).view(f"u{rows.itemsize}"))))
 
 
-def packed(right: npt.NDArray[Any], float64: bool) -> npt.NDArray[Any]:
+def packed(right: Tensor, float64: bool) -> npt.NDArray[Any]:
     """Lay the columns of `right` [k, r] out as products take them: panels [panels, k, width], zeros added."""
-    panels = -(-right.shape[1] // width(float64))
-    held = aligned(panels * len(right) * width(float64), float64)
-    _pack(right, held.reshape(panels, len(right), width(float64)))
-    return held
+    (depth, rank), panel = right.shape, width(float64)
+    panels = -(-rank // panel)
+    held = torch.empty(panels, depth, panel, dtype=torch.float64 if float64 else torch.float32)
+    whole = rank // panel
+    held[:whole] = right.detach()[:, : whole * panel].unflatten(1, (whole, panel)).transpose(0, 1)
+    if whole < panels:
+        held[whole, :, : rank % panel] = right.detach()[:, whole * panel :]
+        held[whole, :, rank % panel :] = 0
+    return held.reshape(-1).numpy()
 
 
 def packed_terms(right: npt.NDArray[Any], terms: int, multiple: int) -> npt.NDArray[np.uint16]:
@@ -135,20 +143,6 @@ def _finite(codes):
 
 
 @jit
-def _pack(values, held):
-    """held[p, k, j] = values at (k, p · width + j), 0 beyond the rows and columns."""
-    panels, _, panel = held.shape
-    rows, columns = values.shape
-    held[:, rows:] = 0
-    for p in range(panels):
-        count = min(panel, columns - p * panel)
-        for k in range(rows):
-            target = held[p, k]
-            target[:count] = values[k, p * panel : p * panel + count]
-            target[count:] = 0
-
-
-@jit
 def multiply(a, a_start, a_row, a_step, rows, b, b_start, b_panel, depth, c, c_start, c_rows, panels):
     """C += A·B for rows rounded up to `TILE_ROWS`; panels of B are b_panel apart, and those of C are of c_rows."""
     panel = PANEL_BYTES // c.itemsize
@@ -171,9 +165,9 @@ class Scratch(NamedTuple):
         terms: The same in two bfloat16 terms, for the matrix unit.
         changed: A bit an element: whether it has changed.
         inexact: A bit an element of a row: whether its first term is not all of it; see `delta_unit_cpu.split`.
-        bounds: Where in `places` those of each row begin.
-        places: Columns of elements that are looked at singly.
-        values: What is added there.
+        bounds: For the matrix unit: where in `places` those of each row begin.
+        places: Columns where one term is not all of the difference.
+        values: What is left there.
         squares: Sums of squares, by column.
         product: Of a part's rows, [panels, rows, width].
     """
@@ -200,7 +194,7 @@ def scratch(rows: int, columns: int, dtype: torch.dtype, float64: bool) -> Scrat
         return torch.zeros(count, dtype=kind).numpy()
 
     codes = room(2 * ROWS * _PITCH, bits_dtype(dtype))
-    listed = ROWS * DEPTH // _SPARSE + DEPTH  # of sparse rows, and of a last one that turns out not to be
+    listed = ROWS * DEPTH // _SPARSE + DEPTH  # in sparse rows, and in a last one that turns out not to be sparse
     panels = -(-columns // width(float64))
     return Scratch(
         codes.view(f"u{codes.itemsize}"),
@@ -210,8 +204,8 @@ def scratch(rows: int, columns: int, dtype: torch.dtype, float64: bool) -> Scrat
         room(ROWS * DEPTH // LANES, torch.int64).view(np.uint64),
         room(DEPTH // unit.LANES, torch.int32).view(np.uint32),
         room(ROWS + 1, torch.int64),
-        room(listed, torch.int32),
-        room(listed, number),
+        room(listed if unit_there else 0, torch.int32),
+        room(listed if unit_there else 0, number),
         room(DEPTH, number),
         room(panels * rounded_up(rows, ROWS) * width(float64), number),
     )
@@ -254,8 +248,8 @@ def multiply_part(sides, place, factor, scratch, exponent, mantissa):
                 continue
             both = (old, b_start, b_pitch, new, a_start, a_pitch)
             tile = (j, columns, held, i - start)
-            if found * _SPARSE <= rows * taken and factor.finite:
-                energy += _add_changes(both, rows, taken, tile, factor.rows, scratch, exponent, mantissa)
+            if found * _rarity(factor.panels, panels) <= rows * taken and factor.finite:
+                energy += _add_changes(both, rows, taken, tile, panels, factor.numbers, scratch, exponent, mantissa)
             else:
                 energy += _add_tile(both, rows, taken, tile, panels, factor, scratch, exponent, mantissa)
     _end(factor.panels)
@@ -277,42 +271,39 @@ def _look(old, b_start, b_pitch, new, a_start, a_pitch, rows, taken, changed):
     return np.int64(found)
 
 
-@jit
-def _list_changes(changed, rows, words, places, bounds):
-    """Write the columns that a tile's marks name, row by row, and where each row's begin."""
-    found, word = np.uint64(0), np.uint64(0)
-    for k in range(rows):
-        bounds[k] = found
-        for column in range(0, words * LANES, LANES):
-            marks = changed[word]
-            # Some at once, as many there are or not: the processor cannot guess how many.
-            rest = list_bits(marks, column, places, found)
-            at = found
-            while rest:
-                at += np.uint64(LISTED)
-                rest = list_bits(rest, column, places, at)
-            found += count_bits(marks)
-            word += np.uint64(1)
-    bounds[rows] = found
-
-
 @inlined
-def _add_changes(both, rows, taken, place, right, scratch, exponent, mantissa):
-    """Add the product of the changes that `scratch.changed` marks; return their sum of squares."""
+def _add_changes(both, rows, taken, place, panels, numbers, scratch, exponent, mantissa):
+    """Add the product of the changes that `scratch.changed` marks; return their sum of squares.
+
+    Columns by columns, so that what is read on the right stays in the first cache.
+    """
     old, b_start, b_pitch, new, a_start, a_pitch = both
-    places, values, bounds = scratch.places, scratch.values, scratch.bounds
+    j, columns, held, row = place
+    changed, product = scratch.changed, scratch.product
+    panel, words = PANEL_BYTES // product.itemsize, taken // LANES
     energy = 0.0
-    _list_changes(scratch.changed, rows, taken // LANES, places, bounds)
-    for k in range(rows):
-        b_here, a_here = np.uint64(b_start + k * b_pitch), np.uint64(a_start + k * a_pitch)
-        squares = 0.0  # of each row apart: additions that wait for one another are slow
-        for m in range(np.uint64(bounds[k]), np.uint64(bounds[k + 1])):
-            column = np.uint64(places[m])
-            value = _difference(new[a_here + column], old[b_here + column], values[0], exponent, mantissa)
-            values[m] = value
-            squares += np.float64(value) * np.float64(value)
-        energy += squares
-    _add_rows(values, places, bounds, rows, place, right, scratch.product)
+    for word in range(words):
+        for k in range(rows):
+            b, a = b_start + k * b_pitch + word * LANES, a_start + k * a_pitch + word * LANES
+            marks = changed[k * words + word]
+            if marks == 0:
+                continue
+            energy += add_changes(
+                marks,
+                old,
+                b,
+                new,
+                a,
+                exponent,
+                mantissa,
+                numbers,
+                (j + word * LANES) * panel,
+                columns * panel,
+                product,
+                (row + k) * panel,
+                held * panel,
+                panels,
+            )
     return energy
 
 
@@ -335,6 +326,11 @@ def _end(panels):
     raise NotImplementedError("compiled only")
 
 
+def _rarity(panels, count):
+    """Of how many elements at least one must have changed for a tile to be sparse no more."""
+    raise NotImplementedError("compiled only")
+
+
 def _add_tile(both, rows, taken, place, panels, factor, scratch, exponent, mantissa):
     """Add the product of a tile; return its sum of squares."""
     raise NotImplementedError("compiled only")
@@ -354,9 +350,17 @@ def _overload_end(panels):
     return lambda panels: None
 
 
+@overload(_rarity, inline="always")
+def _overload_rarity(panels, count):
+    if panels.dtype == types.uint16:
+        return lambda panels, count: _SPARSE
+    # By vectors, an element that has changed takes as long as two that are multiplied, or three by few columns.
+    return lambda panels, count: 3 if count == 1 else 2
+
+
 @overload(_add_tile, inline="always")
 def _overload_add_tile(both, rows, taken, place, panels, factor, scratch, exponent, mantissa):
-    return _add_tile_by_unit if factor[1].dtype == types.uint16 else _add_tile_by_vectors
+    return _add_tile_by_unit if factor[2].dtype == types.uint16 else _add_tile_by_vectors
 
 
 def _add_tile_by_vectors(both, rows, taken, place, panels, factor, scratch, exponent, mantissa):
@@ -370,7 +374,7 @@ def _add_tile_by_vectors(both, rows, taken, place, panels, factor, scratch, expo
         was, now = old[b_here : b_here + taken], new[a_here : a_here + taken]
         target = block[k * DEPTH : k * DEPTH + taken]
         for l in range(taken):
-            delta = _difference(now[l], was[l], target[l], exponent, mantissa)
+            delta = difference(now[l], was[l], target[l], exponent, mantissa)
             target[l] = delta
             squares[l] += delta * delta
     energy = 0.0
@@ -474,22 +478,3 @@ def _multiply_terms(terms, start, rows, taken, place, panels, factor, product):
                     unit.add_product(terms, a_here, _PITCH, 0, right, b_here, step, product, c_here, side, count)
                 else:
                     unit.add_leading_product(terms, a_here, _PITCH, 0, right, b_here, 0, product, c_here, side, count)
-
-
-def _difference(new, old, like, exponent, mantissa):
-    """new − old of codes, of the type of `like`: subtracted in that, or in float64 where they are float64."""
-    raise NotImplementedError("compiled only")
-
-
-@overload(_difference)
-def _overload_difference(new, old, like, exponent, mantissa):
-    result = np.float64 if like == types.float64 else np.float32
-    if new == types.uint64:
-        return lambda new, old, like, exponent, mantissa: result(
-            np.uint64(new).view(np.float64) - np.uint64(old).view(np.float64)
-        )
-    if new == types.uint32:
-        return lambda new, old, like, exponent, mantissa: result(float_of_bits(new)) - result(float_of_bits(old))
-    return lambda new, old, like, exponent, mantissa: (
-        result(widen(new, exponent, mantissa)) - result(widen(old, exponent, mantissa))
-    )

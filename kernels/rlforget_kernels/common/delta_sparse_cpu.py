@@ -16,8 +16,6 @@ from rlforget_kernels.common.products_cpu import PANEL_BYTES
 
 SUM = 256
 """Products that are added up before their sum is added to that of those before them."""
-LISTED = 4
-"""Bits that `list_bits` lists."""
 _REGISTER = 64  # bytes of a vector
 _MOST = 4  # vectors of sums at a time
 _INDEX, _LANE = ir.IntType(64), ir.IntType(32)
@@ -113,24 +111,3 @@ def _adder(vectors):
 
 
 _add_one, _add_two, _add_four = (_adder(vectors) for vectors in (1, 2, _MOST))
-
-
-@intrinsic
-def list_bits(typing, word, first, places, at):
-    """Write first + the positions of the lowest bits that are set in a uint64 to `places` (int32), from `at` on.
-
-    LISTED are written, whatever they are where fewer are set. Returns the word without those bits.
-    """
-    signature = types.uint64(types.uint64, types.intp, places, types.uint64)
-
-    def codegen(context, builder, signature, args):
-        places = context.make_array(signature.args[2])(context, builder, args[2])
-        word, one = args[0], ir.Constant(_INDEX, 1)
-        for k in range(LISTED):
-            place = builder.add(args[1], builder.cttz(word, ir.Constant(ir.IntType(1), 0)))
-            target = builder.gep(places.data, [builder.add(args[3], ir.Constant(_INDEX, k))])
-            builder.store(builder.trunc(place, _LANE), target)
-            word = builder.and_(word, builder.sub(word, one))
-        return word
-
-    return signature, codegen

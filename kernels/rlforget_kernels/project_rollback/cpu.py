@@ -49,7 +49,7 @@ def foreach_subtract_product_(
 ) -> None:
     """Write weight ← weight − U · middle · Vᵀ for every weight, rounded as `subtract_` does."""
     mixed_seed = np.uint64(mix64_int((seed or 0) % 2**64))
-    middles = [packed(core.detach().contiguous().numpy(), float64=False) for core in middle]
+    middles = [packed(core, float64=False) for core in middle]
 
     def work(part: Part[_Array]) -> None:
         k, columns = part.k, weights[part.k].shape[1]
@@ -68,9 +68,9 @@ def foreach_subtract_product_(
 
 def _across(rows: Tensor, weight: Tensor) -> _Array:
     """Pack some rows of V as the right-hand side of a product with columns."""
-    across = rows.detach().mT.contiguous().numpy()
+    across = rows.detach().mT
     if by_matrix_unit(weight.dtype, float64=False):
-        return packed_terms(across, _TERMS, unit.SIDE)
+        return packed_terms(across.contiguous().numpy(), _TERMS, unit.SIDE)
     return packed(across, float64=False)
 
 
