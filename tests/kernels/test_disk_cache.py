@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "kernels" / "rlforget_kernels"
 PROGRAM = """
 import torch
+from rlforget_kernels.fingerprint import fingerprint
 from rlforget_kernels.fisher_accumulate import fisher_accumulate_
+fingerprint(torch.ones(9))
 fisher_accumulate_(torch.ones(9), torch.ones(9))
 """
 
@@ -48,11 +51,26 @@ def test_a_package_that_cannot_be_written_is_cached_for_the_user(site: Path, tmp
     assert "data saved to" not in second
 
 
+def change(site: Path, source: str) -> None:
+    with (site / PACKAGE.name / source).open("a") as file:
+        file.write("\n# changed\n")
+
+
 def test_a_change_of_what_kernels_share_compiles_them_again(site: Path, tmp_path: Path):
     home = tmp_path / "home"
     assert "data saved to" in cache_events(site, home)
-    with (site / PACKAGE.name / "common" / "rounding.py").open("a") as source:
-        source.write("\n# changed\n")
+    change(site, "common/rounding.py")
     after = cache_events(site, home)
     assert "data saved to" in after
     assert "data loaded from" not in after
+    # Whose constants one operator's kernels take, and no others.
+    change(site, "fingerprint/reference.py")
+    after = cache_events(site, home)
+    assert of_operators(after, "saved to") == {"fingerprint"}
+    assert "fisher_accumulate" in of_operators(after, "loaded from")
+    assert "fingerprint" not in of_operators(after, "loaded from")
+
+
+def of_operators(events: str, what: str) -> set[str]:
+    """The folders of the package whose kernels were `what`: numba names its own folders after them."""
+    return set(re.findall(rf"data {what} '.*/(\w+)_[0-9a-f]{{40}}/[^/]*'", events))
