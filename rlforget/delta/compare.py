@@ -153,6 +153,7 @@ def _compare(batch: list[_Sides]) -> Iterator[TensorDelta]:
             after_bits=after_bits.cpu(),
             fingerprint_before=_lanes(fingerprints[number]),
             fingerprint_after=_lanes(fingerprints[len(batch) + number]),
+            ordered=True,
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
+from math import prod
 
 import torch
 
@@ -28,6 +29,8 @@ class TensorDelta:
         after_bits: Their bits after, likewise.
         fingerprint_before: Fingerprint of the whole tensor before.
         fingerprint_after: Fingerprint of the whole tensor after.
+        ordered: Whether the indices are known to ascend and to lie in the tensor, as those that an operator found; else
+            they are read once to see.
 
     Raises:
         CoordinateError: Lengths or dtypes disagree, indices do not ascend, or lie outside the tensor.
@@ -41,8 +44,9 @@ class TensorDelta:
     after_bits: torch.Tensor
     fingerprint_before: Fingerprint
     fingerprint_after: Fingerprint
+    ordered: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, ordered: bool) -> None:
         count = self.indices.shape
         bits = bits_dtype(self.dtype)
         whole = (
@@ -53,6 +57,8 @@ class TensorDelta:
         )
         if not whole:
             raise self._fault(f"1-D {index_dtype(self.numel)} indices and as many {bits}", "other lengths or dtypes")
+        if ordered:
+            return
         if not bool((self.indices[1:] > self.indices[:-1]).all()):
             raise self._fault("indices that ascend, each once", "indices out of order, or repeated")
         if self.changed and not (int(self.indices[0]) >= 0 and int(self.indices[-1]) < self.numel):
@@ -61,7 +67,7 @@ class TensorDelta:
     @property
     def numel(self) -> int:
         """The number of coordinates of the tensor."""
-        return TensorMeta(self.dtype, self.shape).numel
+        return prod(self.shape)
 
     @property
     def changed(self) -> int:
@@ -92,6 +98,7 @@ class TensorDelta:
             after_bits=self.before_bits,
             fingerprint_before=self.fingerprint_after,
             fingerprint_after=self.fingerprint_before,
+            ordered=True,
         )
 
     def positions(self, indices: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +10,6 @@ from threading import Lock
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from rlforget.errors import NotACheckpointError
 from rlforget.weights.buffers import buffer
@@ -49,7 +49,7 @@ class CheckpointWeights(Weights):
             metas={name: entries[name].meta for name in sorted(entries, key=natural_order)},
             aliases=_dropped_names(self.shards.values(), entries),
         )
-        self._handles: dict[Path, Any] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
         self._descriptors: dict[Path, int] = {}
         self._opening = Lock()
 
@@ -58,13 +58,22 @@ class CheckpointWeights(Weights):
 
         Raises:
             UnknownNameError: There is no such tensor.
+            NotACheckpointError: The file ends before its header says.
         """
         name = self.canonical(name)
-        shard = self._shard_of[name]
-        if shard not in self._handles:
-            self._handles[shard] = safe_open(shard, framework="pt", device="cpu")
-        tensor: torch.Tensor = self._handles[shard].get_tensor(name)
-        return tensor
+        shard, meta = self._shard_of[name], self.meta(name)
+        if not meta.numel:
+            return torch.empty(meta.shape, dtype=meta.dtype)
+        try:
+            if shard not in self._maps:
+                with open(shard, "rb") as file:
+                    # Private and writable, so that torch takes it; nobody writes.
+                    self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            start = self.shards[shard].entries[name].start
+            flat = torch.frombuffer(self._maps[shard], dtype=meta.dtype, count=meta.numel, offset=start)
+        except (OSError, ValueError) as error:
+            raise _not_whole(shard, error) from error
+        return flat.view(meta.shape)
 
     def bits(self, name: str, start: int = 0, stop: int | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
         """Read the stored bits of a range from the file; see `Weights.bits`."""
@@ -79,8 +88,7 @@ class CheckpointWeights(Weights):
             try:
                 read_fully(self._descriptor(shard), out.numpy().view("uint8").data, place)
             except OSError as error:
-                expected, fix = "a whole safetensors file", "Fetch or write the file again."
-                raise NotACheckpointError(str(shard), expected=expected, found=str(error), fix=fix) from error
+                raise _not_whole(shard, error) from error
         return out
 
     def files(self) -> Mapping[str, Path] | None:
@@ -111,11 +119,18 @@ def _owners(path: Path, shards: Mapping[Path, Header]) -> dict[str, Path]:
             owners[name] = shard
     if path.is_dir() and not (path / SINGLE_FILE).is_file() and (path / INDEX_FILE).is_file():
         index = weight_map(path / INDEX_FILE)
-        for name in index.keys() | owners.keys():
-            if name not in owners or index.get(name) != owners[name].name:
-                where = owners[name].name if name in owners else "no shard"
+        files = {shard: shard.name for shard in shards}
+        held = {name: files[shard] for name, shard in owners.items()}
+        for name in index.keys() | held.keys():
+            if index.get(name) != held.get(name):
+                where = held.get(name, "no shard")
                 raise bad_index(path / INDEX_FILE, f"{name!r} in {where}, where the index says {index.get(name)}")
     return owners
+
+
+def _not_whole(shard: Path, error: Exception) -> NotACheckpointError:
+    expected, fix = "a whole safetensors file", "Fetch or write the file again."
+    return NotACheckpointError(str(shard), expected=expected, found=str(error), fix=fix)
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:

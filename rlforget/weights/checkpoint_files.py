@@ -65,7 +65,7 @@ def weight_map(index: Path) -> dict[str, str]:
     """Return {tensor name: shard file name} of an index, whose shards must lie beside it."""
     try:
         found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names_files = all(isinstance(shard, str) and PurePath(shard).name == shard for shard in found.values())
+        names_files = all(isinstance(shard, str) and PurePath(shard).name == shard for shard in set(found.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise bad_index(index, f"{type(error).__name__}: {error}") from error
     if not found or not names_files:

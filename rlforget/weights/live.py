@@ -62,8 +62,8 @@ class LiveWeights(Weights):
         return found if out is None else out.copy_(found)
 
     def block(self, name: str, box: Box) -> torch.Tensor:
-        """Return a block of a tensor, a view; see `Weights.block`."""
-        return self.tensor(name)[box.slices]
+        """Return a block of a tensor, the tensor itself or a view; see `Weights.block`."""
+        return self.tensor(name) if box.is_whole else self.tensor(name)[box.slices]
 
 
 class ShardedWeights(LiveWeights):

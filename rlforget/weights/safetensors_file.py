@@ -1,8 +1,8 @@
 """One safetensors file: where each tensor lies, and how to write one tensor after another.
 
 The format is that of https://github.com/huggingface/safetensors: eight bytes that give the header's length, a JSON
-header, then the tensors' bytes. Reading values goes through the safetensors package, which validates the file; what is
-here reads the offsets, which the package does not tell, and writes in a stream, which it cannot.
+header, then the tensors' bytes. The safetensors package validates a file; what is here reads the offsets, which the
+package does not tell, and writes in a stream, which it cannot.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import nn
 
 from rlforget.errors import NotACheckpointError, UnknownNameError
 from rlforget.weights import TensorMeta, open_weights
+from rlforget.weights.safetensors_file import read_header
 
 
 def write_shards(folder: Path, shards: dict[str, dict[str, torch.Tensor]]) -> Path:
@@ -159,6 +160,16 @@ def test_folders_that_are_no_checkpoint_are_refused(files: dict[str, bytes], mes
 def test_missing_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotACheckpointError, match="nothing there"):
         open_weights(tmp_path / "gone")
+
+
+def test_file_that_is_truncated_once_it_is_open_is_refused(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file(tensors, file)
+    weights = open_weights(file)
+    os.truncate(file, read_header(file).data_start + 8)
+    for read in (weights.tensor, weights.bits):
+        with pytest.raises(NotACheckpointError, match="whole safetensors file"):
+            read("fp8")
 
 
 def test_truncated_file_is_refused(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
