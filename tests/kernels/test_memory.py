@@ -1,4 +1,4 @@
-"""No operator takes more than 64 MiB beside its arguments and what it returns: none copies a tensor or holds a delta."""
+"""No operator takes more than 64 MiB beside its arguments and what it returns: none copies a tensor, none holds δ."""
 
 from __future__ import annotations
 

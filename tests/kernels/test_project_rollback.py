@@ -212,6 +212,22 @@ def test_random_bits_follow_the_coordinate_alone():
     assert not same_bits(other, whole)
 
 
+@pytest.mark.parametrize("dtype", [dtype for dtype in CPU_DTYPES if dtype.itemsize < 4], ids=str)
+@pytest.mark.parametrize(("start", "change"), [(1.25, 0.0123), (1.0, 1e-5), (-0.75, 0.0123)])
+def test_stochastic_rounding_is_unbiased(dtype: torch.dtype, start: float, change: float):
+    shape = (2500, 4000)
+    draws = shape[0] * shape[1]
+    weight, before = (torch.full(shape, value).to(dtype) for value in (start, 0.5))
+    u, v = (torch.full((size, 1), size**-0.5) for size in shape)  # of what changes alike everywhere, a basis
+    exact = float(weight[0, 0]) - change
+    project_rollback_(weight, before, u, v, torch.full((1, 1), change / (start - 0.5)), seed=11)
+    lower, upper = as_bits(weight).unique().view(dtype).double().sort().values  # the two neighbours
+    chance = (exact - lower) / (upper - lower)
+    found = (as_bits(weight) == as_bits(upper.to(dtype))).double().mean()
+    assert 0 < chance < 1
+    assert (found - chance).abs() <= 5 * (chance * (1 - chance) / draws) ** 0.5
+
+
 def test_list_form_is_the_single_form_with_offsets_that_follow():
     pairs = [pair(torch.bfloat16, shape, k, 0.1) for k, shape in enumerate([(20, 30), (5, 7), (20, 30)])]
     before = [both[0] for both in pairs]
