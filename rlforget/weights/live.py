@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -186,25 +187,27 @@ def _identity(tensor: torch.Tensor) -> tuple[object, ...]:
 
 def _check_disjoint(description: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Refuse different views of the same bytes: one write would change two tensors."""
-    by_storage: defaultdict[tuple[object, int], list[str]] = defaultdict(list)
+    spans: defaultdict[torch.device, list[tuple[int, int, str]]] = defaultdict(list)
     for name, tensor in tensors.items():
         if tensor.numel():
-            by_storage[tensor.device, tensor.untyped_storage().data_ptr()].append(name)
-    for names in by_storage.values():
-        names.sort(key=lambda name: tensors[name].data_ptr())
+            start = tensor.data_ptr()
+            spans[tensor.device].append((start, start + _extent(tensor), name))
+    for placed in spans.values():
         group: list[str] = []
         end = 0
-        for name in names:
-            if group and tensors[name].data_ptr() >= end:
+        for start, stop, name in sorted(placed, key=itemgetter(0)):
+            if group and start >= end:
                 _check_group(description, {member: tensors[member] for member in group})
                 group, end = [], 0
             group.append(name)
-            end = max(end, tensors[name].data_ptr() + _extent(tensors[name]))
+            end = max(end, stop)
         _check_group(description, {member: tensors[member] for member in group})
 
 
 def _extent(tensor: torch.Tensor) -> int:
     """Return the bytes from a tensor's first element to the end of its last; strides are never negative in torch."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
     steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return int((steps + 1) * tensor.element_size())
 

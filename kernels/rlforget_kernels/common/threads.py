@@ -73,15 +73,18 @@ def runs(sizes: Sequence[int], multiple: int, most: int | None = None, cost: int
     """
     total, threads = sum(sizes), torch.get_num_threads()
     parts = min(threads, most or threads, _divided_up(total * cost, GRAIN))
+    if parts == 1:
+        return [[(position, 0, size) for position, size in enumerate(sizes) if size]]
     cut: list[list[Piece]] = [[] for _ in range(parts)]
-    before = 0  # elements of the loops before this one
+    ends = [_divided_up((part + 1) * total, parts) for part in range(parts)]
+    part = before = 0  # elements of the loops before this one
     for position, size in enumerate(sizes):
         start = 0
         while start < size:
-            part = (before + start) * parts // total
+            while before + start >= ends[part]:
+                part += 1
             # The first element that belongs to the next part, moved up to where a piece may start.
-            end = _divided_up((part + 1) * total, parts) - before
-            stop = min(_divided_up(end, multiple) * multiple, size)
+            stop = min(_divided_up(ends[part] - before, multiple) * multiple, size)
             cut[part].append((position, start, stop))
             start = stop
         before += size
