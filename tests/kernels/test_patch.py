@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.common.launch import launch
@@ -191,6 +192,8 @@ def test_bad_input(indices: Tensor, old: Tensor, new: Tensor, error: type[Except
     weight = torch.zeros(4)
     with pytest.raises(error):
         patch_(weight, indices, old, new)
+    with FakeTensorMode() as mode, pytest.raises(error):
+        patch_(*map(mode.from_tensor, (weight, indices, old, new)))
     good = [torch.zeros(1, dtype=dtype) for dtype in (LONG, INT, INT)]
     with pytest.raises(error):
         foreach_patch_([torch.zeros(4), weight], *map(list, zip(good, (indices, old, new), strict=True)))
@@ -201,3 +204,5 @@ def test_lists():
     assert foreach_patch_([], [], [], []).tolist() == []
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         foreach_patch_([torch.zeros(4)], [], [], [])
+    with FakeTensorMode() as mode, pytest.raises(ValueError, match=r"\[0, 1\]"):
+        foreach_patch_([mode.from_tensor(torch.zeros(4))], [], [], [])

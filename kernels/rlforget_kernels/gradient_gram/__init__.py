@@ -143,8 +143,11 @@ def gradient_gram_(
     a matrix unit for bfloat16 and other CPUs each add in an order of their own. Such a unit takes what numbers and
     products have below 2⁻¹²⁶ for zero.
 
-    Bytes: the inputs are read once for every block of the other side that fits scratch memory, 64 MiB at most.
-    Tensors whose features do not lie side by side are copied.
+    Bytes moved, b bytes an element, for two blocks of samples, n and m of them, 1024 at most: b (n T + m T') (in + out)
+    read, half of it where they are one block, and 16 n m of `gram`. `explicit` reads the inputs once for every strip of
+    outputs and the gradients once for every strip of inputs that its blocks of the weight make, and writes and reads
+    the gradients of a block, 4 (n + m) in out bytes over all blocks, in scratch memory of 64 MiB at most. Tensors whose
+    features do not lie side by side are copied.
 
     Source: Σ_tt' (x · x') (y · y') is the ghost inner product of per-sample gradients, in norms Goodfellow 2015,
     arXiv:1510.01799, and for sequences Li et al. 2021, arXiv:2110.05679.

@@ -10,12 +10,14 @@ from rlforget_kernels.common.dispatch import backend, operator
 
 
 def _fake(weight: Tensor, indices: Tensor, expected_bits: Tensor, new_bits: Tensor) -> Tensor:
+    _check([weight], [indices], [expected_bits], [new_bits])
     return weight.new_empty((), dtype=torch.int64)
 
 
 def _fake_list(
     weights: list[Tensor], indices: list[Tensor], expected_bits: list[Tensor], new_bits: list[Tensor]
 ) -> Tensor:
+    _check(weights, indices, expected_bits, new_bits)
     return torch.empty(len(weights), dtype=torch.int64, device=weights[0].device if weights else "cpu")
 
 
@@ -43,6 +45,8 @@ def patch_(weight: Tensor, indices: Tensor, expected_bits: Tensor, new_bits: Ten
         TypeError: if a dtype does not.
 
     Bytes moved: k times (an index twice, three elements).
+
+    Source: this project's own.
     """
     mismatches = _run([weight], [indices], [expected_bits], [new_bits])
     return mismatches.sum()
@@ -75,20 +79,24 @@ def foreach_patch_(
 
 
 def _run(weights: list[Tensor], indices: list[Tensor], expected_bits: list[Tensor], new_bits: list[Tensor]) -> Tensor:
-    lengths = {len(tensors) for tensors in (weights, indices, expected_bits, new_bits)}
-    if len(lengths) != 1:
-        raise ValueError(f"patch_: expected lists of one length; found {sorted(lengths)}")
+    _check(weights, indices, expected_bits, new_bits)
     if not weights:
         return torch.zeros(0, dtype=torch.int64)
-    for patch in zip(weights, indices, expected_bits, new_bits, strict=True):
-        _check(*patch)
     lists = [[tensor.contiguous() for tensor in tensors] for tensors in (indices, expected_bits, new_bits)]
     every = (tensor for tensors in lists for tensor in tensors)
     mismatches: Tensor = backend(__name__, *weights, *every).foreach_patch_(weights, *lists)
     return mismatches
 
 
-def _check(weight: Tensor, indices: Tensor, expected_bits: Tensor, new_bits: Tensor) -> None:
+def _check(weights: list[Tensor], indices: list[Tensor], expected_bits: list[Tensor], new_bits: list[Tensor]) -> None:
+    lengths = {len(tensors) for tensors in (weights, indices, expected_bits, new_bits)}
+    if len(lengths) != 1:
+        raise ValueError(f"patch_: expected lists of one length; found {sorted(lengths)}")
+    for patch in zip(weights, indices, expected_bits, new_bits, strict=True):
+        _check_one(*patch)
+
+
+def _check_one(weight: Tensor, indices: Tensor, expected_bits: Tensor, new_bits: Tensor) -> None:
     bits = bits_dtype(weight.dtype)
     if indices.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"patch_: expected indices in int32 or int64; found {indices.dtype}")

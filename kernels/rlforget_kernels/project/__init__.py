@@ -78,6 +78,9 @@ def project(
         ValueError: for lists or shapes that do not fit, or tensors on different devices.
 
     Bytes moved, N coordinates of b bytes a pair: 2bN, the bases and the core.
+
+    Source: the core of a matrix in two bases, as in the singular value decomposition of N. Halko, P. G. Martinsson,
+    J. A. Tropp, "Finding structure with randomness", SIAM Review 53 (2011), arXiv:0909.4061.
     """
     _check(before, after, u, v)
     kernels = backend(__name__, *before, *after, *u, *v)

@@ -124,6 +124,9 @@ def project_rollback_(
             every case nothing is written.
 
     Bytes moved, N coordinates of b bytes: 2bN to project, 2bN to write, and the bases.
+
+    Source: this project's own rule, θ ← θ − U (S ∘ Uᵀ δ V) Vᵀ with δ = θ − θ_before: a rollback in the directions of
+    two bases in place of coordinates. Stochastic rounding as in Gupta et al. 2015, arXiv:1502.02551.
     """
     _check_written(weight, shrinkage, write_u, write_v)
     write = [u if write_u is None else write_u], [v if write_v is None else write_v]

@@ -56,6 +56,8 @@ def project_sparse(
 
     Bytes moved, k coordinates: k · (index + value + 4 r_v), the row of V that each of them names, and U. Arithmetic:
     2 k r_v and 2 out r_u r_v.
+
+    Source: as `project`.
     """
     _check(indices, values, shape, u, v, float64)
     kernels = backend(__name__, indices, values, u, v)

@@ -145,6 +145,9 @@ def select_top(scores: list[Tensor], count: int, histogram: Tensor | None = None
 
     Bytes moved, N scores: 4N for the second histogram and 4N to list them, 4N more without `histogram`;
     8 · count written. On a device what is selected beyond 2**24 is read once more, to be put in order.
+
+    Source: radix selection, T. Alabi, J. D. Blanchard, B. Gordon, R. Steinbach, "Fast k-selection algorithms for
+    graphics processors" (2012), with ties and lists of tensors this project's own.
     """
     _check(scores)
     kernels = backend(__name__, *scores, histogram)

@@ -48,6 +48,9 @@ def sparse_delta(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
     Bytes moved: both inputs once, and per changed coordinate one index and two elements; on a GPU also one bit an
     element, written and read.
+
+    Source: this project's own definition of a change. That both sides are kept, and no difference, is as in
+    arXiv:2602.03839.
     """
     (indices,), (bits_before,), (bits_after,) = _run([before], [after])
     return indices, bits_before, bits_after
