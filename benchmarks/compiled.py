@@ -70,6 +70,11 @@ def _compiled(function: Callable[..., object], dynamic: bool | None = None) -> C
     return torch.compile(function, dynamic=dynamic)
 
 
+def compiled_peer(function: Callable[..., object], arguments: Callable[[], tuple[Any, ...]]) -> Compiled:
+    """Return `function`, compiled with torch's defaults, as a peer; see `torch_peers`."""
+    return Compiled(lambda: _compiled(function)(*arguments()), function)
+
+
 def torch_peers(
     function: Callable[..., object], arguments: Callable[[], tuple[Any, ...]]
 ) -> dict[str, Callable[[], object]]:
@@ -81,7 +86,7 @@ def torch_peers(
     """
     return {
         "torch": lambda: function(*arguments()),
-        "torch.compile": Compiled(lambda: _compiled(function)(*arguments()), function),
+        "torch.compile": compiled_peer(function, arguments),
     }
 
 

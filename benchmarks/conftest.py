@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import environment
 from benchmarks.harness import Machine
+from rlforget_kernels.common import amx_cpu
 
 
 @dataclass
@@ -68,7 +69,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     folder, measured = session.config.getoption("results"), session.config.stash[RESULTS].to_dict()
     if folder is None or not measured:
         return
-    found = environment.describe(CPU) | {"elements": session.config.getoption("elements")}
+    speeds = [record["float_speed"] for record in measured.get("operators", [])]
+    found = environment.describe(CPU) | {
+        "elements": session.config.getoption("elements"),
+        "float_speed": max(speeds, default=0.0),
+        "matrix_unit": amx_cpu.available(),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"environment": found} | measured, indent=1) + "\n"
     (folder / f"{environment.slug(found)}.json").write_text(text)

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from benchmarks import cases, clock
-from benchmarks.ceiling import passes
+from benchmarks.ceiling import Kind, float_speed, passes
 from benchmarks.compiled import Compiled
 from benchmarks.memory import peak_of
 
@@ -66,9 +66,13 @@ class Case:
         ours: The operator.
         peers: The same task by others; "torch" and "torch.compile" by `compiled.torch_peers`.
         agree: Whether ours and the peers give the same, asked once before anything is timed.
-        ceiling: What moves as many bytes and does nothing else: "read" for a task that writes little, else "copy".
+        ceiling: What moves as many bytes and does nothing else: "read" for a task that writes little ("read one" of one
+            array), else "copy".
+        least: Bytes that the ceiling moves on a CPU, where they are not `moved`: those of the inputs alone, of a task
+            that is held against a read of its inputs; those of whole lines of memory, of one that writes here and
+            there.
         inputs: Bytes of the inputs, where a bar counts temporaries as a share of them.
-        flops: Floating-point operations, of tasks that are more than memory traffic.
+        flops: Floating-point operations, of tasks that are more than memory traffic: those of dense products.
         error: What ours is off from float64, as a share of what the case's module says; asked once.
         heavy: Whether ours takes many seconds, so that it and its peers run but once; `agree` has to warm up.
         notes: What there is to say of a peer.
@@ -78,7 +82,8 @@ class Case:
     ours: Callable[[], object]
     peers: Mapping[str, Peer]
     agree: Callable[[], bool]
-    ceiling: Literal["read", "copy"] = "copy"
+    ceiling: Kind = "copy"
+    least: int = 0
     inputs: int = 0
     flops: int = 0
     error: Callable[[], float] | None = None
@@ -108,6 +113,8 @@ class Measurement:
         extra_bytes: Peak memory beyond inputs and outputs, of ours and each peer; None where it is not known.
         peak_bytes: Peak memory with all that was held anyway, likewise.
         notes: What there is to say of a peer: why it did not run, or how often its graph broke.
+        float_speed: The most float32 operations a second that this machine did between the rounds; 0 where none were
+            counted: of a case without products, and on a GPU.
     """
 
     case: Case
@@ -118,11 +125,13 @@ class Measurement:
     extra_bytes: dict[str, int | None] = field(default_factory=dict)
     peak_bytes: dict[str, int | None] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    float_speed: float = 0.0
 
     def __post_init__(self) -> None:
         self.notes |= self.case.notes
         self._peers = {name: peer for name, peer in self.case.peers.items() if self._runs(name, peer)}
-        self._passes = passes(self.case.ceiling, self.case.moved, self.device)
+        self._bytes = (self.case.least if self.device.type == "cpu" else 0) or self.case.moved
+        self._passes = passes(self.case.ceiling, self._bytes, self.device)
         self.rounds = self._warm_up()
         self._error = self.case.error() if self.case.error else None
 
@@ -178,6 +187,8 @@ class Measurement:
         time.sleep(_REST)
         best = min(clock.timed(run, self.device) for run in self._passes)
         self.seconds.setdefault("ceiling", []).append(best)
+        if self.case.flops and self.device.type == "cpu":
+            self.float_speed = max(self.float_speed, float_speed())
 
     def ours(self) -> None:
         """Run ours once."""
@@ -192,8 +203,10 @@ class Measurement:
             "device": self.device.type,
             "ceiling": self.case.ceiling,
             "moved": self.case.moved,
+            "ceiling_moved": self._bytes,
             "inputs": self.case.inputs,
             "flops": self.case.flops,
+            "float_speed": self.float_speed,
             "error": self._error,
             "rounds": self.rounds,
             "seconds": {name: min(taken) for name, taken in self.seconds.items()},

@@ -28,7 +28,7 @@ def make(dtype: torch.dtype, machine: Machine) -> Case:
         ours=lambda: fingerprint(before),
         peers=torch_peers(peer, lambda: (words,)),
         agree=lambda: not torch.equal(fingerprint(before), fingerprint(after)),
-        ceiling="read",
+        ceiling="read one",
         inputs=before.nbytes,
     )
 

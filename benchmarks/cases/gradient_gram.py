@@ -10,6 +10,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from benchmarks.compiled import compiled_peer
 from benchmarks.harness import Case, Machine
 from rlforget_kernels.gradient_gram import gradient_gram_
 
@@ -59,7 +60,12 @@ def make(fan_in: int, out: int, dtype: torch.dtype, machine: Machine) -> Case:
     return Case(
         moved=x.nbytes + y.nbytes,
         ours=ours,
-        peers={"torch.func.vmap": lambda: by_vmap(weight, x, y), "torch.bmm": lambda: by_bmm(x, y)},
+        peers={
+            "torch.func.vmap": lambda: by_vmap(weight, x, y),
+            "torch.func.vmap, compiled": compiled_peer(by_vmap, lambda: (weight, x, y)),
+            "torch.bmm": lambda: by_bmm(x, y),
+            "torch.bmm, compiled": compiled_peer(by_bmm, lambda: (x, y)),
+        },
         agree=lambda: error() <= 1e-6,
         ceiling="read",
         inputs=x.nbytes + y.nbytes,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases.project import layers
+from benchmarks.compiled import torch_peers
 from benchmarks.harness import Case, Machine
 from rlforget_kernels.low_rank import low_rank
 
@@ -32,7 +33,7 @@ def make(rank: int, machine: Machine) -> Case:
     return Case(
         moved=6 * size,
         ours=lambda: low_rank(before, after, rank),
-        peers={"torch": lambda: peer(before, after, rank)},
+        peers=torch_peers(peer, lambda: (before, after, rank)),
         agree=agree,
         ceiling="read" if machine.device.type == "cpu" else "copy",
         inputs=size,

@@ -1,4 +1,8 @@
-"""Trimming a task vector to its largest entries: our selection beside mergekit's mask, as its package ships it."""
+"""Trimming a task vector to its largest entries: our selection beside mergekit's mask, as its package ships it.
+
+No two entries at the edge of the mask are equally large, so there is one right mask, and both must find it. What they
+return is equal but for the sign of a zero: mergekit multiplies by its mask, which makes −0.0 of negative entries.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,18 @@ def trimmed(delta: Tensor, count: int) -> Tensor:
     return torch.zeros_like(delta).index_copy_(0, chosen, delta[chosen])
 
 
+def without_ties(delta: Tensor, count: int) -> Tensor:
+    """Put zeros where an entry is as large as the smallest of the `count` largest and comes after them."""
+    size = delta.abs()
+    least = size.topk(count, sorted=False).values.min()
+    equal = (size == least).nonzero().squeeze(1)
+    return delta.index_fill_(0, equal[count - int((size > least).sum()) :], 0.0)
+
+
 def make(density: float, machine: Machine) -> Case:
     random = torch.Generator(machine.device).manual_seed(0)
-    delta = torch.randn(machine.elements, generator=random, device=machine.device)
     count = int(density * machine.elements)
+    delta = without_ties(torch.randn(machine.elements, generator=random, device=machine.device), count)
 
     def ours() -> Tensor:
         scores, histogram = conflict_score(delta, "magnitude")
@@ -30,12 +42,9 @@ def make(density: float, machine: Machine) -> Case:
     theirs = _mergekit(delta, density)
 
     def agree() -> bool:
-        """Whether the same entries are kept; which of several equally large ones, the others leave to chance."""
         kept, other = ours(), trimmed(delta, count) if isinstance(theirs, Unavailable) else theirs()
         assert isinstance(other, Tensor)
-        least = kept[kept != 0].abs().min()
-        above = [torch.where(values.abs() > least, values, 0) for values in (kept, other)]
-        return int((kept != 0).sum()) == int((other != 0).sum()) == count and torch.equal(*above)
+        return int(kept.count_nonzero()) == count and torch.equal(kept, other)
 
     return Case(
         moved=3 * delta.nbytes,

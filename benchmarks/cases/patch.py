@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.compiled import torch_peers
 from benchmarks.harness import Case, Machine
-from benchmarks.inputs import DENSITIES, changed_pair
+from benchmarks.inputs import DENSITIES, changed_pair, lines_of
 from rlforget_kernels.common.bits import as_bits
 from rlforget_kernels.patch import patch_
 from rlforget_kernels.sparse_delta import sparse_delta
@@ -39,7 +39,13 @@ def make(share: float, machine: Machine) -> Case:
             same &= torch.equal(as_bits(weight), as_bits(goal)) and torch.equal(theirs, as_bits(goal))
         return same
 
-    return Case(moved=len(indices) * 10, ours=ours, peers=peers, agree=agree)
+    return Case(
+        moved=len(indices) * 10,
+        ours=ours,
+        peers=peers,
+        agree=agree,
+        least=indices.nbytes + old.nbytes + new.nbytes + 2 * lines_of(indices, 2),
+    )
 
 
 CASES = {f"bfloat16, {name} changed": partial(make, share) for name, share in DENSITIES.items()}

@@ -96,5 +96,5 @@ def make(rank: int, share: float | None, machine: Machine) -> Case:
 
 CASES = {f"bfloat16, 24 layers, rank {rank}": partial(make, rank, None) for rank in (16, 64, 256)}
 CASES |= {
-    f"bfloat16, 24 layers, rank 64, {name} changed": partial(make, 64, DENSITIES[name]) for name in ("1%", "5%", "20%")
+    f"bfloat16, 24 layers, rank 64, {name} changed": partial(make, 64, share) for name, share in DENSITIES.items()
 }

@@ -38,6 +38,7 @@ def make(share: float, dtype: torch.dtype, size: int | None, machine: Machine) -
         peers=torch_peers(peer, lambda: (old, new)),
         agree=agree,
         ceiling="read",
+        least=2 * before.nbytes,
         inputs=2 * before.nbytes,
     )
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from benchmarks.report.results import Record, Results
+from benchmarks.cases.rollback import READ
+from benchmarks.portable import SUFFIX
+from benchmarks.report import causes
+from benchmarks.report.causes import Cause
+from benchmarks.report.results import DIFF, Record, Results
 from rlforget_kernels import OPERATORS
 
 MEBIBYTE = 1 << 20
@@ -17,14 +21,15 @@ class Bar:
     """One mark to reach.
 
     Attributes:
-        operator: Whose; empty for every operator of the kernels' package; "model" for a step on a whole model.
+        operator: Whose; empty for every operator of the kernels' package; "model" for a step on a whole model;
+            "rf.diff" for the whole call.
         case: The label of its case; empty for all of them, of which the worst counts.
         text: What is compared, for people.
         quantity: Reads it from a record; None where it was not measured.
         marks: What to reach, by device type.
         show: Writes a value, reached or asked.
         at_most: Whether less is better.
-        causes: By device type, what measurement showed to be the cause where the mark is not reached.
+        causes: By device type, what tells from the results why the mark is not reached.
     """
 
     operator: str
@@ -34,17 +39,22 @@ class Bar:
     marks: Mapping[str, float]
     show: Callable[[float], str]
     at_most: bool = False
-    causes: Mapping[str, str] = field(default_factory=dict)
+    causes: Mapping[str, Cause] = field(default_factory=dict)
 
-    def reached(self, results: Results) -> float | None:
-        """Return the worst value among the cases, None where none was measured."""
-        records = [
-            record
-            for record in [*results.records, *results.model]
+    def worst(self, results: Results) -> tuple[float, Record] | None:
+        """Return the worst value among the cases and its record, None where none was measured."""
+        found = [
+            (value, record)
+            for record in [*results.records, *results.model, *results.diffs]
             if record.operator in ([self.operator] if self.operator else OPERATORS) and self.case in (record.case, "")
+            if (value := self.quantity(record)) is not None
         ]
-        found = [value for record in records if (value := self.quantity(record)) is not None]
-        return (max if self.at_most else min)(found, default=None)
+        return (max if self.at_most else min)(found, key=lambda one: one[0], default=None)
+
+    def cause(self, record: Record, results: Results) -> str:
+        """Tell why the mark was not reached."""
+        cause = self.causes.get(results.device)
+        return cause(record, results) if cause else "the cause is not known yet"
 
     def met(self, value: float, device: str) -> bool:
         """Whether a value is good enough."""
@@ -59,6 +69,11 @@ class Bar:
 def share(record: Record) -> float:
     """Of the ceiling."""
     return record.share
+
+
+def share_of(peer: str) -> Quantity:
+    """Of what a peer reaches that does less."""
+    return lambda record: record.times(peer)
 
 
 def times(peer: str) -> Quantity:
@@ -93,6 +108,12 @@ def milliseconds(record: Record) -> float:
     return 1e3 * record.seconds["ours"]
 
 
+def outside_passes(record: Record) -> float:
+    """Of a whole diff, the share of the time in which no operator passes over tensors."""
+    parts = record.raw["parts"]
+    return float((parts["torch"] + parts["rest"]) / record.seconds["diff"])
+
+
 def as_share(value: float) -> str:
     """0.5 as 0.50."""
     return f"{value:.2f}"
@@ -121,34 +142,26 @@ def as_milliseconds(value: float) -> str:
 _CEILING = "share of the ceiling"
 _VMAP = "torch.func.vmap"
 _GRAM = "bfloat16, q_proj 2048 → 2048"
-_FISHER = {
-    "cpu": "an integer addition to the same arrays takes as long, and so does torch.compile; a pass over one array in "
-    "place is faster a byte"
-}
-_ROLLBACK = {
-    "cpu": "half way: from a cache, one core takes 0.14 ns a coordinate, of which 0.06 ns look for what differs; at 5% "
-    "nearly every block of two lines of memory holds a difference and is written whole, 1.4 times the bytes counted"
-}
-_PATCH = {"cpu": "four of five lines of memory hold a change, and are read and written once"}
-_PROJECT = {
-    "cpu": "without a matrix unit for bfloat16, torch's product with V alone, of a float32 matrix that lies ready, "
-    "takes 0.7 of all that torch does, at 0.9 of the speed of its largest float32 products; with one, ours multiplies "
-    "for a quarter of its time, and waits for memory for a third"
-}
-_PRODUCTS = {
-    "cpu": "the peer rounds the gradients to bfloat16, which is one product of a matrix unit (AMX), and twice as fast "
-    "as float32 where there are instructions for it; ours keeps float32, which is six products of such a unit, at half "
-    "of its speed, and without one float32 products at 0.8 of the speed of torch's"
-}
-_HISTOGRAMS = {"cpu": "histograms of a fixed size, whatever the inputs: 1 MiB a thread"}
+_FINGERPRINT = {"cpu": causes.of_compiled_pass("a plain sum, without the arithmetic of a fingerprint,")}
+_FISHER = {"cpu": causes.of_compiled_pass("the same")}
+_ROLLBACK = {"cpu": causes.of_written_lines}
+_PATCH = {"cpu": causes.of_scattered_lines("torch")}
+_PROJECT = {"cpu": causes.of_products("torch", causes.of_one_product)}
+_PRODUCTS = {"cpu": causes.of_products(_VMAP, causes.of_rounding(_VMAP))}
+_HISTOGRAMS = {"cpu": causes.of_fixed_size(0.01)}
+_DIFF = {"cpu": causes.of_rest}
 
 BARS = [
     Bar("sparse_delta", "bfloat16, 0.2% changed", _CEILING, share, {"cpu": 0.80, "cuda": 0.85}, as_share),
     Bar("sparse_delta", "bfloat16, 5% changed", _CEILING, share, {"cpu": 0.45, "cuda": 0.85}, as_share),
     Bar("sparse_delta", "bfloat16, 0.2% changed", "against torch", times("torch"), {"cpu": 5, "cuda": 10}, as_times),
     Bar("sparse_delta", "bfloat16, 5% changed", "against torch", times("torch"), {"cpu": 5, "cuda": 10}, as_times),
+    *(
+        Bar("sparse_delta", f"bfloat16, {changed} changed{SUFFIX}", _CEILING, share, {"cpu": mark}, as_share)
+        for changed, mark in (("0.2%", 0.70), ("5%", 0.22))
+    ),
     Bar("delta_stats", "bfloat16, 1% changed", _CEILING, share, {"cpu": 0.30, "cuda": 0.90}, as_share),
-    Bar("fingerprint", "bfloat16", _CEILING, share, {"cpu": 0.50, "cuda": 0.90}, as_share),
+    Bar("fingerprint", "bfloat16", _CEILING, share, {"cpu": 0.50, "cuda": 0.90}, as_share, causes=_FINGERPRINT),
     Bar("fisher_accumulate", "float32, dense", _CEILING, share, {"cpu": 0.80, "cuda": 0.90}, as_share, causes=_FISHER),
     Bar("fisher_accumulate", "bfloat16, dense", _CEILING, share, {"cpu": 0.80, "cuda": 0.90}, as_share, causes=_FISHER),
     Bar("conflict_selection", "two_fisher, 2%", "against torch", times("torch"), {"cpu": 5, "cuda": 10}, as_times),
@@ -163,8 +176,12 @@ BARS = [
         causes=_HISTOGRAMS,
     ),
     *(
-        Bar("rollback", case, _CEILING, share, {"cpu": 0.70, "cuda": 0.90}, as_share, causes=_ROLLBACK)
+        bar
         for case in ("bfloat16, half way, 5% changed", "bfloat16, whole, 5% changed")
+        for bar in (
+            Bar("rollback", case, f"share of {READ}", share_of(READ), {"cpu": 0.70}, as_share, causes=_ROLLBACK),
+            Bar("rollback", case, _CEILING, share, {"cuda": 0.90}, as_share),
+        )
     ),
     Bar(
         "patch", "bfloat16, 5% changed", "against torch", times("torch"), {"cpu": 3, "cuda": 3}, as_times, causes=_PATCH
@@ -191,6 +208,16 @@ BARS = [
     ),
     Bar("model", "diff and stats", "time", milliseconds, {"cuda": 8}, as_milliseconds, at_most=True),
     Bar("mergekit_trim", "density 0.2", "against mergekit", times("mergekit"), {"cpu": 10}, as_times),
+    Bar(
+        DIFF,
+        "0.5b",
+        "outside the passes over tensors",
+        outside_passes,
+        {"cpu": 0.20},
+        as_share,
+        at_most=True,
+        causes=_DIFF,
+    ),
     Bar("", "", "peak memory beyond outputs", extra_mebibytes, {"cpu": 64, "cuda": 64}, as_mebibytes, at_most=True),
 ]
 """Every bar, in the order of the page."""

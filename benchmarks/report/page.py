@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ Every operator beside the same task done by others, in one run on one machine. T
 What is measured, and how, is in [benchmarks/README.md](../benchmarks/README.md).
 
 - **GB/s** counts the fewest bytes that the task moves, over the best time.
-- **of ceiling** is that as a share of what the machine did, in turns with it, with a pass that moves as many bytes and
-  does nothing else: on a CPU a read of both inputs for a task that writes little, else a copy; on a GPU a copy.
+- **of ceiling** is the time of a bare pass over memory, in turns with ours, as a share of ours: on a CPU a read of the
+  inputs for a task that writes little, else the faster of a copy and a pass in place; on a GPU a copy.
+- **GFLOP/s**, of operators that multiply, counts the operations of the dense products; **of peak** is that as a share
+  of the most float32 operations that the machine did in the same run. A matrix unit for bfloat16 may pass it.
 - **× torch** is how many times as long plain torch takes; **× torch.compile** the same code compiled.
 - **extra** is the peak of memory beyond inputs and outputs.
 - **error** is what float32 sums are off from float64: of `project` as a share of the core's norm, of `gradient_gram_`
@@ -31,7 +34,11 @@ What is measured, and how, is in [benchmarks/README.md](../benchmarks/README.md)
 
 Ratios travel between machines; seconds and GB/s do not.
 
-![Speed of every operator beside the machine's ceiling]({PICTURE})
+![Speed of every operator beside the machine's ceilings]({PICTURE})
+
+Of each machine, first operators that move bytes. Then those that multiply, by the operations a byte that they do,
+under what memory and the float32 peak allow. A matrix unit, a cache, or a change of few coordinates, of which not all
+products are computed, may lift a point above these lines.
 """
 
 
@@ -61,12 +68,14 @@ def _bars(results: Results) -> str:
     for bar in BARS:
         if results.device not in bar.marks:
             continue
-        value, name = bar.reached(results), f"`{bar.operator}`" if bar.operator else "every operator"
-        verdict = "not measured" if value is None else "met"
-        if value is not None and not bar.met(value, results.device):
-            verdict = "fell short"
-            cause = bar.causes.get(results.device, "the cause is not known yet")
-            causes.append(f"- {', '.join(filter(None, [name, bar.case, bar.text]))}: {cause}.")
+        worst, name = bar.worst(results), f"`{bar.operator}`" if bar.operator else "every operator"
+        value, verdict = None, "not measured"
+        if worst is not None:
+            value, record = worst
+            verdict = "met" if bar.met(value, results.device) else "fell short"
+            if verdict == "fell short":
+                cause = bar.cause(record, results)
+                causes.append(f"- {', '.join(filter(None, [name, bar.case, bar.text]))}: {cause}.")
         rows.append([name, bar.case, bar.text, bar.asked(results.device), or_dash(value, bar.show), verdict])
     text = f"### Bars\n\n{table(['operator', 'case', 'what', 'bar', 'reached', ''], rows)}"
     return text + ("\n" + "\n".join(causes) + "\n" if causes else "")
@@ -74,39 +83,49 @@ def _bars(results: Results) -> str:
 
 def _environment(results: Results) -> str:
     size = f"Tensors of {results.environment['elements'] / 1e6:.1f} million coordinates"
-    return f"{environment_lines(results.environment, results.source)}{size}, where a case does not say otherwise.\n"
+    peak = f"Float32 peak: {results.float_speed / 1e9:.0f} GFLOP/s. " if results.float_speed else ""
+    lines = environment_lines(results.environment, results.source)
+    return f"{lines}{peak}{size}, where a case does not say otherwise.\n"
 
 
 def _operators(results: Results) -> str:
-    return "\n".join(f"### `{name}`\n\n{_operator(records)}" for name, records in results.operators().items())
+    found = results.operators().items()
+    return "\n".join(f"### `{name}`\n\n{_operator(records, results.float_speed)}" for name, records in found)
 
 
-def _operator(records: list[Record]) -> str:
+def _operator(records: list[Record], float_speed: float) -> str:
+    """A table of an operator's cases, with columns for what some of them have."""
     others = dict.fromkeys(name for record in records for name in record.peers if name not in PEERS)
     peers = [*PEERS, *others]
-    with_error = any(record.error is not None for record in records)
-    rows = [
-        [
-            record.case,
-            f"{record.speed:.1f}",
-            as_share(record.share),
-            *(or_dash(record.times(peer), as_times) for peer in peers),
-            or_dash(record.extra(), lambda extra: as_mebibytes(extra / 2**20)),
-            *[or_dash(record.error, lambda error: f"{error:.0e}")][: int(with_error)],
-        ]
-        for record in records
-    ]
-    header = ["case", "GB/s", "of ceiling", *(f"× {peer}" for peer in peers), "extra", *["error"][: int(with_error)]]
+    columns: dict[str, Callable[[Record], str]] = {
+        "case": lambda record: record.case,
+        "GB/s": lambda record: f"{record.speed:.1f}",
+        "of ceiling": lambda record: as_share(record.share),
+    }
+    if any(record.flops for record in records):
+        columns["GFLOP/s"] = lambda record: f"{record.float_rate:.0f}"
+        if float_speed:
+            columns["of peak"] = lambda record: as_share(1e9 * record.float_rate / float_speed)
+    for peer in peers:
+        columns[f"× {peer}"] = partial(_times, peer)
+    columns["extra"] = lambda record: or_dash(record.extra(), lambda extra: as_mebibytes(extra / 2**20))
+    if any(record.error is not None for record in records):
+        columns["error"] = lambda record: or_dash(record.error, lambda error: f"{error:.0e}")
+    rows = [[show(record) for show in columns.values()] for record in records]
     notes = dict.fromkeys(
         f"- {peer}: {note}." for record in records for peer, note in sorted(record.raw["notes"].items())
     )
-    return table(header, rows) + ("\n" + "\n".join(notes) + "\n" if notes else "")
+    return table(list(columns), rows) + ("\n" + "\n".join(notes) + "\n" if notes else "")
+
+
+def _times(peer: str, record: Record) -> str:
+    return or_dash(record.times(peer), as_times)
 
 
 def _diff(found: dict[str, Any]) -> str:
     seconds, parts = found["seconds"], found["parts"]
     whole = seconds["diff"]
-    names = {"torch": "torch's own operators: copies, allocation", "rest": "all else: Python, opening files"}
+    names = {"torch": "torch's own operators: views", "rest": "all else: Python, opening files"}
     rows = [
         [names.get(part, f"`{part}`"), f"{1e3 * taken:.0f}", f"{taken / whole:.0%}"] for part, taken in parts.items()
     ]
@@ -121,12 +140,13 @@ def _diff(found: dict[str, Any]) -> str:
     ]
     size, gigabytes = found["size"].upper(), found["bytes"] / 1e9
     changed = found["changed"] / found["coordinates"]
-    outside = (parts["torch"] + parts["rest"]) / whole
+    outside = parts["torch"] + parts["rest"]
     return f"""### One whole `rf.diff`
 
 Two checkpoints in the shapes of Qwen2.5 {size}, {found["tensors"]} tensors, {gigabytes:.2f} GB in both,
 {changed:.2%} of the coordinates changed, from files in the page cache to a delta in memory:
-{gigabytes / whole:.1f} GB/s. {outside:.0%} of the time is outside the operators' passes over the tensors.
+{gigabytes / whole:.1f} GB/s. Operators are timed in rounds of their own, and all else is what is left of the whole:
+{outside / whole:.0%} of the time is outside the operators' passes over the tensors.
 
 {table(["part", "ms", "share"], rows)}"""
 

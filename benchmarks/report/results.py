@@ -11,6 +11,7 @@ from typing import Any
 FOLDER = Path("benchmarks/results")
 OWN = ("ours", "ceiling")
 PARTS = ("operators", "model")
+DIFF = "rf.diff"
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,24 @@ class Record:
         return float(self.raw["moved"] / self.seconds["ours"] / 1e9)
 
     @property
+    def ceiling_moved(self) -> int:
+        """Bytes that the ceiling's pass moves: as many as the task, or those that `harness.Case.least` counts."""
+        return int(self.raw.get("ceiling_moved", self.raw["moved"]))
+
+    @property
     def ceiling_speed(self) -> float:
-        """GB/s of a pass that moves as many bytes and does nothing else."""
-        return float(self.raw["moved"] / self.seconds["ceiling"] / 1e9)
+        """GB/s of the ceiling's pass."""
+        return float(self.ceiling_moved / self.seconds["ceiling"] / 1e9)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, 0 where they are not counted."""
+        return int(self.raw["flops"])
+
+    @property
+    def float_rate(self) -> float:
+        """GFLOP/s of ours."""
+        return self.flops / self.seconds["ours"] / 1e9
 
     @property
     def share(self) -> float:
@@ -100,6 +116,16 @@ class Results:
         """The device as people call it."""
         gpu, cpu, threads = (self.environment.get(key) for key in ("gpu", "cpu", "threads"))
         return str(gpu) if gpu else f"{cpu}, {threads} threads"
+
+    @property
+    def float_speed(self) -> float:
+        """The most float32 operations a second that the machine did in that run; 0 where it was not measured."""
+        return float(self.environment.get("float_speed", 0.0))
+
+    @property
+    def diffs(self) -> list[Record]:
+        """The whole `rf.diff` as a record, named by the size of the checkpoints, where it was measured."""
+        return [Record(self.diff | {"operator": DIFF, "case": self.diff["size"]})] if self.diff else []
 
     def operators(self) -> dict[str, list[Record]]:
         """The records by operator, both in the order of the file."""

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from benchmarks import clock, compiled, environment, harness
-from benchmarks.ceiling import passes
+from benchmarks.ceiling import float_speed, passes
 from benchmarks.compiled import Compiled, torch_peers, torch_peers_of_each
 from benchmarks.harness import Case, Machine, Measurement, Unavailable, discover
+from benchmarks.inputs import lines_of
 from benchmarks.memory import bytes_of, peak_extra, peak_of
 from benchmarks.time_limit import time_limit
 from rlforget_kernels import OPERATORS
@@ -145,11 +146,29 @@ def test_the_clock_passes_while_something_timed_runs():
     assert 0.01 <= taken < 1
 
 
-@pytest.mark.parametrize("kind", ["read", "copy"])
+@pytest.mark.parametrize("kind", ["read", "read one", "copy"])
 def test_a_ceiling_runs_at_any_size(kind: str):
     for moved in (0, 1, 16, 1 << 20):
         for run in passes(kind, moved, CPU):
             run()
+
+
+def test_the_machine_multiplies_at_some_speed():
+    assert max(float_speed() for _ in range(5)) > 1e8
+
+
+def test_a_ceiling_may_move_other_bytes_than_the_task_does():
+    case = Case(1 << 20, ours=lambda: None, peers={}, agree=lambda: True, ceiling="read", least=1 << 10, flops=8)
+    record = measured(case, 0.01).record()
+    assert (record["moved"], record["ceiling_moved"]) == (1 << 20, 1 << 10)
+    assert record["float_speed"] > 1e8
+    record = measured(dataclasses.replace(case, least=0, flops=0), 0.01).record()
+    assert (record["ceiling_moved"], record["float_speed"]) == (1 << 20, 0)
+
+
+def test_lines_of_memory_count_once():
+    assert lines_of(torch.tensor([0, 1, 31, 32, 100]), 2) == 3 * 64
+    assert lines_of(torch.tensor([], dtype=torch.int32), 2) == 0
 
 
 def test_extra_memory_is_what_is_neither_there_before_nor_returned():

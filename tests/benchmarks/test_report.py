@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from benchmarks import portable
+from benchmarks.cases.rollback import READ
 from benchmarks.gpu.sections import SECTIONS
 from benchmarks.harness import discover
 from benchmarks.report.__main__ import main
 from benchmarks.report.bars import BARS, Bar, as_share, share
 from benchmarks.report.page import page
-from benchmarks.report.results import newest, read
+from benchmarks.report.results import DIFF, FOLDER, PARTS, newest, read, read_all
 from tests.benchmarks.made_results import GPU, STEP, changed, written, written_of_a_gpu
+
+ROOT = Path(__file__).parents[2]
 
 
 def lines_with(text: str, *words: str) -> list[str]:
@@ -20,7 +25,8 @@ def lines_with(text: str, *words: str) -> list[str]:
 
 
 def test_every_bar_has_a_case():
-    cases = {**discover(), **SECTIONS["model"].cases()}
+    cases = {*discover(), *SECTIONS["model"].cases(), *((portable.OPERATOR, case) for case in portable.LABELS)}
+    cases.add((DIFF, "0.5b"))
     assert [(bar.operator, bar.case) for bar in BARS if bar.operator and (bar.operator, bar.case) not in cases] == []
 
 
@@ -40,14 +46,14 @@ def test_an_error_is_a_column_where_an_operator_has_one(tmp_path: Path):
 
 
 def test_a_bar_is_met_or_falls_short_with_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    marks, causes = {"cpu": 0.8}, {"cpu": "stores are slow here"}
+    marks, causes = {"cpu": 0.8}, {"cpu": lambda record, results: f"{record.case} on {results.name}"}
     bar = Bar("sparse_delta", "bfloat16, 0.2% changed", "share", share, marks, as_share, causes=causes)
     monkeypatch.setattr("benchmarks.report.page.BARS", [bar])
     assert lines_with(page([read(written(tmp_path))]), "≥ 0.80", "0.90", "met")
     slow = changed(seconds={"ours": 0.009, "ceiling": 0.0045})
     text = page([read(written(tmp_path, operators=[slow]))])
     assert lines_with(text, "≥ 0.80", "0.50", "fell short")
-    assert lines_with(text, "- `sparse_delta`", "stores are slow here.")
+    assert lines_with(text, "- `sparse_delta`", "share: bfloat16, 0.2% changed on Some Processor, 2 threads.")
     text = page([read(written(tmp_path, operators=[changed(case="another")]))])
     assert lines_with(text, "≥ 0.80", "–", "not measured")
 
@@ -56,9 +62,62 @@ def test_a_bar_on_all_cases_counts_the_worst(tmp_path: Path):
     (bar,) = [bar for bar in BARS if not bar.operator]
     extra = [{"ours": size, "torch": 0} for size in (1 << 20, 100 << 20, None)]
     results = read(written(tmp_path, operators=[changed(extra_bytes=one) for one in extra]))
-    assert bar.reached(results) == 100
+    value, record = bar.worst(results)
+    assert (value, record.extra()) == (100, 100 << 20)
     assert not bar.met(100, "cpu")
     assert bar.met(64, "cpu")
+
+
+def test_products_are_a_share_of_what_the_machine_multiplies(tmp_path: Path):
+    products = changed(operator="project", case="dense", flops=250_000_000)
+    text = page([read(written(tmp_path, operators=[products, changed(operator="project")], float_speed=1e11))])
+    assert lines_with(text, "| case | GB/s | of ceiling | GFLOP/s | of peak |")
+    assert lines_with(text, "| dense | 40.0 | 0.90 | 50 | 0.50 |")
+    assert lines_with(text, "Float32 peak: 100 GFLOP/s.")
+    text = page([read(written(tmp_path, operators=[products]))])
+    assert lines_with(text, "| dense | 40.0 | 0.90 | 50 | 10.0× |")  # of a run that did not measure the machine
+
+
+@pytest.mark.parametrize(("unit", "said"), [(False, "; ours does 0.60 of that peak"), (True, "the matrix unit")])
+def test_a_bar_on_products_tells_what_multiplying_alone_takes(tmp_path: Path, unit: bool, said: str):
+    seconds = {"ours": 0.5, "ceiling": 0.1, "torch": 0.6, "torch's product alone": 0.3}
+    case = changed(operator="project", case="bfloat16, 24 layers, rank 64", flops=30_000_000_000, seconds=seconds)
+    text = page([read(written(tmp_path, operators=[case], float_speed=1e11, matrix_unit=unit))])
+    (cause,) = lines_with(text, "- `project`, bfloat16, 24 layers, rank 64, against torch:")
+    assert "float32 peak of 100 GFLOP/s the products alone take 0.50 of torch's time, so at most 2.0×" in cause
+    assert said in cause
+    assert "takes 0.50 of all that torch does" in cause
+
+
+def test_every_cause_reads_what_its_cases_record(tmp_path: Path):
+    """Whatever falls short can be explained from a record such as its case makes."""
+    peers = {"torch": 1.0, "torch.compile": 1.0, "torch.func.vmap": 1.0, "torch's product alone": 1.0, READ: 1.0}
+    for bar in BARS:
+        if bar.operator and bar.operator != DIFF and "cpu" in bar.marks:
+            one = changed(operator=bar.operator, case=bar.case, flops=10**9, seconds={"ours": 2, "ceiling": 1} | peers)
+            results = read(written(tmp_path, operators=[one], float_speed=1e11))
+            assert bar.cause(results.records[0], results)
+
+
+def test_a_whole_diff_has_a_bar_on_what_is_outside_its_operators(tmp_path: Path):
+    text = page([read(written(tmp_path))])
+    assert lines_with(text, "| `rf.diff` | 0.5b |", "| ≤ 0.20 | 0.10 | met |")
+    parts = {"sparse_delta": 0.07, "torch": 0.01, "rest": 0.02}
+    slow = json.loads(written(tmp_path).read_text())
+    slow["diff"]["parts"] = parts
+    (tmp_path / "slow.json").write_text(json.dumps(slow))
+    text = page([read(tmp_path / "slow.json")])
+    assert lines_with(text, "| `rf.diff` | 0.5b |", "| ≤ 0.20 | 0.30 | fell short |")
+    assert lines_with(text, "- `rf.diff`, 0.5b", "of 100 ms, 10 ms are torch's own operators", "20 ms Python")
+
+
+def test_every_bar_of_a_device_is_a_row(tmp_path: Path):
+    bars = [bar for bar in BARS if "cpu" in bar.marks]
+    rows = page([read(written(tmp_path, operators=[]))]).split("### Bars")[1].split("###")[0].strip().splitlines()[2:]
+    assert len(rows) == len(bars)
+    assert (
+        sum("| not measured |" in row for row in rows) == len(bars) - 1
+    )  # the diff is in the results that are made up
 
 
 def test_ratios_of_bars(tmp_path: Path):
@@ -122,6 +181,19 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path):
         made.append([file.read_bytes() for file in sorted((tmp_path / name).rglob("*.*"))])
     assert len(made[0]) == 2
     assert made[0] == made[1]
+
+
+def test_the_page_shows_the_committed_results(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    shown = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert page(read_all(newest()), newest(delta_files=True)) == shown, "run `make performance`"
+
+
+def test_results_that_no_page_shows_are_not_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    parts = {*PARTS, "delta_files"}
+    kept = {path for path in FOLDER.glob("*.json") if parts & json.loads(path.read_text(encoding="utf-8")).keys()}
+    assert kept == {*newest(), *newest(delta_files=True)}, "delete those that newer ones of the same machine replace"
 
 
 def test_without_results_the_command_says_so(
