@@ -13,8 +13,8 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/nul
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test docs lint format types pytest suite bench-once test-slow torture fuzz test-gpu bench bench-deltas \
-	bench-deltas-large bench-peers bench-gpu performance aot tune miniature induction \
+.PHONY: demo test docs lint format types pytest suite bench-once test-slow torture fuzz test-gpu sanitize bench \
+	bench-deltas bench-deltas-large bench-peers bench-gpu performance aot tune miniature induction \
 	results demo-results clean
 
 demo: .venv/.ready
@@ -65,6 +65,14 @@ fuzz: .venv/.ready
 test-gpu:
 	PYTHONPATH=.:kernels $(AT_HAND) -m pytest $(if $(SECTION),tests/gpu/test_$(SECTION).py,tests/gpu) -m gpu \
 		-p tests.gpu.at_hand --seconds 450 --hypothesis-profile thorough
+
+# The same tests under a tool of the CUDA toolkit that finds what is read or written outside of a tensor, many times slower:
+# SECTION as above. TOOL=racecheck, synccheck or initcheck looks for other faults.
+TOOL ?= memcheck
+sanitize:
+	PYTHONPATH=.:kernels PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $(TOOL) --error-exitcode 1 \
+		$(AT_HAND) -m pytest $(if $(SECTION),tests/gpu/test_$(SECTION).py,tests/gpu) -m gpu -p tests.gpu.at_hand \
+		-o timeout=0
 
 # Operators, a whole diff and its first call, on all cores unless THREADS says else; `make performance` then writes docs/performance.md.
 bench: export OMP_NUM_THREADS = $(THREADS)
