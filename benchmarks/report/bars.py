@@ -108,8 +108,10 @@ def milliseconds(record: Record) -> float:
     return 1e3 * record.seconds["ours"]
 
 
-def outside_passes(record: Record) -> float:
+def outside_passes(record: Record) -> float | None:
     """Of a whole diff, the share of the time in which no operator passes over tensors."""
+    if "watched diff" not in record.seconds:
+        return None  # of a run that timed operators in the very diff whose time they were taken off
     parts = record.raw["parts"]
     return float((parts["torch"] + parts["rest"]) / record.seconds["diff"])
 

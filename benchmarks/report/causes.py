@@ -72,6 +72,8 @@ def of_scattered_lines(peer: str) -> Cause:
     """How many times as fast as a peer a bare pass over the same lines of memory is."""
 
     def cause(record: Record, results: Results) -> str:
+        if "ceiling_moved" not in record.raw:
+            return "the lines of memory that hold a change were not counted in that run"
         least, theirs = record.seconds["ceiling"], record.seconds[peer]
         return (
             f"lines of memory that hold a change are read and written whole, {record.ceiling_moved / 1e6:.0f} MB in "

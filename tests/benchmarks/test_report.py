@@ -102,6 +102,7 @@ def test_every_cause_reads_what_its_cases_record(tmp_path: Path):
 def test_a_whole_diff_has_a_bar_on_what_is_outside_its_operators(tmp_path: Path):
     text = page([read(written(tmp_path))])
     assert lines_with(text, "| `rf.diff` | 0.5b |", "| ≤ 0.20 | 0.10 | met |")
+    assert lines_with(text, "| *the same while operators are timed* | 110 | 110% |")
     parts = {"sparse_delta": 0.07, "torch": 0.01, "rest": 0.02}
     slow = json.loads(written(tmp_path).read_text())
     slow["diff"]["parts"] = parts
@@ -109,6 +110,11 @@ def test_a_whole_diff_has_a_bar_on_what_is_outside_its_operators(tmp_path: Path)
     text = page([read(tmp_path / "slow.json")])
     assert lines_with(text, "| `rf.diff` | 0.5b |", "| ≤ 0.20 | 0.30 | fell short |")
     assert lines_with(text, "- `rf.diff`, 0.5b", "of 100 ms, 10 ms are torch's own operators", "20 ms Python")
+    del slow["diff"]["seconds"]["watched diff"]
+    (tmp_path / "old.json").write_text(json.dumps(slow))
+    text = page([read(tmp_path / "old.json")])
+    assert lines_with(text, "| `rf.diff` | 0.5b |", "| – | not measured |")
+    assert lines_with(text, "Operators are timed in the same rounds")
 
 
 def test_every_bar_of_a_device_is_a_row(tmp_path: Path):
