@@ -59,7 +59,7 @@ def float_speed() -> float:
     """Return the float32 operations a second of all of torch's threads, a multiply-add counting as two.
 
     Each thread adds up one product of matrices that its first cache holds, sums in registers, by the instructions that
-    every product of the kernels' package is made of. A matrix unit for bfloat16 is faster.
+    every product in float32 of the kernels' package is made of. Instructions for bfloat16 are faster.
     """
     threads = torch.get_num_threads()
     start = time.perf_counter()

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import environment
 from benchmarks.harness import Machine
-from rlforget_kernels.common import amx_cpu
+from rlforget_kernels.common import amx_cpu, products_cpu
 
 
 @dataclass
@@ -73,7 +73,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     found = environment.describe(CPU) | {
         "elements": session.config.getoption("elements"),
         "float_speed": max(speeds, default=0.0),
-        "matrix_unit": amx_cpu.available(),
+        "bfloat16_products": amx_cpu.available() or getattr(products_cpu, "PAIRS", False),
     }
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"environment": found} | measured, indent=1) + "\n"

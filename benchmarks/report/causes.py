@@ -21,10 +21,9 @@ def of_products(peer: str, besides: Cause | None = None) -> Cause:
             f"at this machine's float32 peak of {peak / 1e9:.0f} GFLOP/s the products alone take {alone / theirs:.2f} "
             f"of {peer}'s time, so at most {theirs / alone:.1f}×"
         )
-        if results.environment.get("matrix_unit"):
-            text += f", but for the matrix unit, which has more; with it ours does {alone / ours:.2f} of that peak"
-        else:
-            text += f"; ours does {alone / ours:.2f} of that peak"
+        if results.environment.get("bfloat16_products"):
+            text += ", but for the instructions for bfloat16, which multiply faster"
+        text += f"; ours does {alone / ours:.2f} of that peak"
         return text + (f"; {besides(record, results)}" if besides else "")
 
     return cause

@@ -26,7 +26,7 @@ What is measured, and how, is in [benchmarks/README.md](../benchmarks/README.md)
 - **of ceiling** is the time of a bare pass over memory, in turns with ours, as a share of ours: on a CPU a read of the
   inputs for a task that writes little, else the faster of a copy and a pass in place; on a GPU a copy.
 - **GFLOP/s**, of operators that multiply, counts the operations of the dense products; **of peak** is that as a share
-  of the most float32 operations that the machine did in the same run. A matrix unit for bfloat16 may pass it.
+  of the most float32 operations that the machine did in the same run. Products of bfloat16 may pass it.
 - **× torch** is how many times as long plain torch takes; **× torch.compile** the same code compiled.
 - **extra** is the peak of memory beyond inputs and outputs.
 - **error** is what float32 sums are off from float64: of `project` as a share of the core's norm, of `gradient_gram_`
@@ -37,8 +37,8 @@ Ratios travel between machines; seconds and GB/s do not.
 ![Speed of every operator beside the machine's ceilings]({PICTURE})
 
 Of each machine, first operators that move bytes. Then those that multiply, by the operations a byte that they do,
-under what memory and the float32 peak allow. A matrix unit, a cache, or a change of few coordinates, of which not all
-products are computed, may lift a point above these lines.
+under what memory and the float32 peak allow. Instructions for bfloat16, a cache, or a change of few coordinates, of
+which not all products are computed, may lift a point above these lines.
 """
 
 

@@ -78,14 +78,17 @@ def test_products_are_a_share_of_what_the_machine_multiplies(tmp_path: Path):
     assert lines_with(text, "| dense | 40.0 | 0.90 | 50 | 10.0× |")  # of a run that did not measure the machine
 
 
-@pytest.mark.parametrize(("unit", "said"), [(False, "; ours does 0.60 of that peak"), (True, "the matrix unit")])
+@pytest.mark.parametrize(
+    ("unit", "said"), [(False, "at most 2.0×; ours does"), (True, "but for the instructions for bfloat16")]
+)
 def test_a_bar_on_products_tells_what_multiplying_alone_takes(tmp_path: Path, unit: bool, said: str):
     seconds = {"ours": 0.5, "ceiling": 0.1, "torch": 0.6, "torch's product alone": 0.3}
     case = changed(operator="project", case="bfloat16, 24 layers, rank 64", flops=30_000_000_000, seconds=seconds)
-    text = page([read(written(tmp_path, operators=[case], float_speed=1e11, matrix_unit=unit))])
+    text = page([read(written(tmp_path, operators=[case], float_speed=1e11, bfloat16_products=unit))])
     (cause,) = lines_with(text, "- `project`, bfloat16, 24 layers, rank 64, against torch:")
     assert "float32 peak of 100 GFLOP/s the products alone take 0.50 of torch's time, so at most 2.0×" in cause
     assert said in cause
+    assert "ours does 0.60 of that peak" in cause
     assert "takes 0.50 of all that torch does" in cause
 
 
