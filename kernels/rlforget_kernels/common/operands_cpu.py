@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 
 from rlforget_kernels.common import amx_cpu
-from rlforget_kernels.common.cpu_math import bits_of_float, float_of_bits, jit, widen
+from rlforget_kernels.common.cpu_math import bits_of_float, float_of_bits, inlined, jit, widen
 from rlforget_kernels.common.memory_cpu import prefetch
-from rlforget_kernels.common.products_cpu import PANEL_BYTES, TILE_ROWS, tile_product
+from rlforget_kernels.common.products_cpu import PAIRS, PANEL_BYTES, TILE_ROWS, half_product, pair_product, tile_product
 from rlforget_kernels.common.transpose_cpu import BLOCK, transpose_block
 
 SIDE = 32
@@ -59,6 +59,15 @@ else:
         """There is no matrix unit, and nobody asks for it."""
 
 
+if PAIRS:
+    _pair_product: Any = pair_product
+else:
+
+    @jit
+    def _pair_product(a, a_start, a_row, a_step, b, b_start, c, c_start, depth):
+        """There are no instructions for it, and nobody asks for it."""
+
+
 @jit
 def width_of(unit):
     """Columns of a strip, a divisor of SIDE. A strip is [DEPTH, width]."""
@@ -88,6 +97,35 @@ def multiply(unit, left, tile, right, panel, out, start, depth):
 
 
 @jit
+def multiply_lower(left, tile, right, panel, out, start, depth):
+    """The same on vector registers of a tile of which the lower half counts, the diagonal in it."""
+    for j in range(0, SIDE, _WIDTH):
+        b_start = (panel * SIDE + j) * DEPTH
+        for i in range(j, SIDE, TILE_ROWS):
+            a_start, c_start = (tile * SIDE + i) * DEPTH, start + j * SIDE + i * _WIDTH
+            if i + TILE_ROWS - j <= _WIDTH // 2:
+                half_product(left, a_start, DEPTH, 1, right, b_start, out, c_start, depth)
+            else:
+                tile_product(left, a_start, DEPTH, 1, right, b_start, out, c_start, depth)
+
+
+@jit
+def multiply_strips(pairs, left, tile, right, panel, out, start, depth):
+    """The same of operands that are both in strips, for vector registers; with `pairs`, in those of `fill_pairs`."""
+    for j in range(0, SIDE, _WIDTH):
+        b_start = (panel * SIDE + j) * DEPTH
+        for i in range(0, SIDE, TILE_ROWS):
+            row = tile * SIDE + i
+            a_start = row // _WIDTH * _WIDTH * DEPTH + row % _WIDTH
+            c_start = start + j * SIDE + i * _WIDTH
+            if pairs:
+                a, b = left.view(np.uint32), right.view(np.uint32)
+                _pair_product(a, a_start, 1, _WIDTH, b, b_start, out, c_start, depth // 2)
+            else:
+                tile_product(left, a_start, 1, _WIDTH, right, b_start, out, c_start, depth)
+
+
+@jit
 def left_of_rows(unit, matrix, start, row, depth, left, tile):
     """Make a left operand from 32 rows of A, `row` elements apart."""
     codes = left.view(np.uint16)
@@ -113,16 +151,6 @@ def right_of_rows(unit, matrix, start, row, depth, right, panel, spare):
         target = panel * SIDE * DEPTH + (j // _WIDTH) * _WIDTH * DEPTH + j % _WIDTH
         for k in range(0, depth, BLOCK):
             transpose_block(matrix, start + j * row + k, row, right, target + k * _WIDTH, _WIDTH)
-
-
-@jit
-def left_of_strips(strips, tile, depth, left):
-    """Make a left operand from the strips that hold 32 columns of the transposed A, for vector registers."""
-    first = tile * SIDE * DEPTH
-    for i in range(0, SIDE, BLOCK):
-        start = first + i // _WIDTH * _WIDTH * DEPTH + i % _WIDTH
-        for k in range(0, depth, BLOCK):
-            transpose_block(strips, start + k * _WIDTH, _WIDTH, left, first + i * DEPTH + k, DEPTH)
 
 
 @jit
@@ -159,6 +187,37 @@ def fill_strips(values, first, count, depth, feature, strips, number):
                 strips[target + present : target + width] = 0
     for strip in range(number):
         strips[(strip * DEPTH + count) * width : (strip * DEPTH + depth) * width] = 0
+
+
+@jit
+def fill_pairs(values, first, count, depth, feature, strips, number):
+    """The same of bfloat16 numbers for `pair_product`: strips[s, k, f], words of the positions 2k and 2k + 1."""
+    flat, offsets, features, _ = values
+    words, whole = strips.view(np.uint32), min(number, max(0, features - feature) // _WIDTH)
+    for k in range(depth // 2):
+        if 2 * k + 1 < count:
+            start, other = offsets[first + 2 * k] + feature, offsets[first + 2 * k + 1] + feature
+            for strip in range(whole):  # of a length that the compiler knows
+                _join(flat, start + strip * _WIDTH, other + strip * _WIDTH, words, (strip * DEPTH + k) * _WIDTH, _WIDTH)
+        for strip in range(whole if 2 * k + 1 < count else 0, number):
+            at, target = feature + strip * _WIDTH, (strip * DEPTH + k) * _WIDTH
+            present = max(0, min(_WIDTH, features - at)) if 2 * k < count else 0
+            if 2 * k + 1 < count:
+                _join(flat, offsets[first + 2 * k] + at, offsets[first + 2 * k + 1] + at, words, target, present)
+            elif present > 0:
+                start = offsets[first + 2 * k] + at
+                for f in range(present):
+                    words[target + f] = np.uint32(flat[start + f])
+            if present < _WIDTH:
+                words[target + present : target + _WIDTH] = 0
+
+
+@inlined
+def _join(flat, start, other, words, target, count):
+    """words[target + f] = flat[start + f], and flat[other + f] in the upper half."""
+    start, other, target = np.uint64(start), np.uint64(other), np.uint64(target)
+    for f in range(np.uint64(count)):
+        words[target + f] = np.uint32(flat[start + f]) | np.uint32(np.uint32(flat[other + f]) << _16)
 
 
 @jit

@@ -22,7 +22,7 @@ from rlforget_kernels.common.threads import in_order
 from rlforget_kernels.gradient_gram import registers_cpu, unit_cpu
 from rlforget_kernels.gradient_gram.positions_cpu import Positions
 
-_SLAB = 1 << 23  # entries of the gradients that are held: 32 MiB
+_SLAB = 1 << 23  # entries of the gradients that are held: 44 MiB
 _SUMS = 1 << 21  # entries of the partial Gram matrices: 16 MiB
 _LANES = 16
 _ROWS = 256  # samples whose part of the Gram matrix one task makes
@@ -72,8 +72,14 @@ def _block(out: int, fan_in: int, samples: int) -> _Block:
     most = max(1, _SLAB // (samples * TILE))
     heights = {_even(rows, height) for height in range(1, min(rows, most, _FEATURES // SIDE) + 1)}
     blocks = [_Block(height, _even(columns, min(most // height, _FEATURES // SIDE))) for height in heights]
-    # Inputs are read as often as there are columns of blocks, gradients as there are rows; of equals, the tallest.
-    return min(blocks, key=lambda block: (1 / block.rows + 1 / block.columns, -block.rows))
+
+    def cost(block: _Block) -> tuple[float, int]:
+        tiles = -(-rows // block.rows) * block.rows * -(-columns // block.columns) * block.columns  # padding counts
+        # To lay out a tile's inputs and gradients takes about as long as to multiply a tile, or less. They are laid out
+        # once for a row or a column of tiles.
+        return tiles * (1 + 1 / block.rows + 1 / block.columns), -block.rows  # of equals, the tallest
+
+    return min(blocks, key=cost)
 
 
 def _even(length: int, most: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rlforget_kernels.common.cpu_math import jit
 from rlforget_kernels.common.memory_cpu import LINE, prefetch, write_line
@@ -13,15 +14,18 @@ from rlforget_kernels.common.operands_cpu import (
     DEPTH,
     SIDE,
     TILE,
+    fill_pairs,
     fill_strips,
     floats,
-    left_of_strips,
     multiply,
+    multiply_lower,
+    multiply_strips,
     prefetch_positions,
     right_of_rows,
     room,
     width_of,
 )
+from rlforget_kernels.common.products_cpu import PAIRS
 from rlforget_kernels.gradient_gram.positions_cpu import Positions
 
 Slab = npt.NDArray[np.float32]
@@ -49,10 +53,10 @@ def form(
         slab: float32 [chunk, sample, DEPTH], flat.
         samples: How many samples the slab has room for.
     """
-    strips, sums = floats(max(block) * SIDE * DEPTH), floats(block[0] * block[1] * TILE)
+    pairs = PAIRS and side.inputs.dtype == side.gradients.dtype == torch.bfloat16
     values = (side.inputs.values, corner[1], side.gradients.values, corner[0])
-    work = (strips, room(block[0]), room(block[1]), sums)
-    _form(*values, side.starts, a, stop, *block, first, samples, slab, *work)
+    work = (room(block[0]), room(block[1]), floats(block[0] * block[1] * TILE))
+    _form(pairs, *values, side.starts, a, stop, *block, first, samples, slab, *work)
 
 
 def add(
@@ -73,25 +77,27 @@ def add(
 
 
 @jit
-def _form(x, i, y, o, starts, a, stop, tiles, panels, first, samples, slab, strips, left, right, sums):
+def _form(pairs, x, i, y, o, starts, a, stop, tiles, panels, first, samples, slab, left, right, sums):
     """Write `tiles` x `panels` tiles of the gradients of the samples from `a` to `stop` to the slab."""
-    width = width_of(False)
+    strips = SIDE // width_of(False)
     for sample in range(a, stop):
         sums[:] = 0
         for p in range(starts[sample], starts[sample + 1], DEPTH):
             count = min(DEPTH, starts[sample + 1] - p)
             depth = -(-count // SIDE) * SIDE
-            fill_strips(y, p, count, depth, o, strips, tiles * SIDE // width)
-            for tile in range(tiles):
-                left_of_strips(strips, tile, depth, left)
-            fill_strips(x, p, count, depth, i, right, panels * SIDE // width)
+            if pairs:
+                fill_pairs(y, p, count, depth, o, left, tiles * strips)
+                fill_pairs(x, p, count, depth, i, right, panels * strips)
+            else:
+                fill_strips(y, p, count, depth, o, left, tiles * strips)
+                fill_strips(x, p, count, depth, i, right, panels * strips)
             share = -(-DEPTH // (panels * tiles))  # of the next positions, fetched while these are multiplied
             for panel in range(panels):
                 for tile in range(tiles):
                     ahead = p + count + (panel * tiles + tile) * share
                     prefetch_positions(x, ahead, share, i, panels * SIDE)
                     prefetch_positions(y, ahead, share, o, tiles * SIDE)
-                    multiply(False, left, tile, right, panel, sums, (tile * panels + panel) * TILE, depth)
+                    multiply_strips(pairs, left, tile, right, panel, sums, (tile * panels + panel) * TILE, depth)
         for chunk in range(tiles * panels * TILE // DEPTH):
             start = (chunk * samples + first + sample) * DEPTH
             for k in range(0, DEPTH, LINE):
@@ -112,4 +118,8 @@ def _add(slab, all_tiles, first, stop, offset, panels, symmetric, start, end, ti
                 fetched = ahead + (tile - low) * part
                 for line in range(fetched, min(fetched + part, slab.size), LINE):
                     prefetch(slab, line)
-                multiply(False, slab, rows + tile, right, 0, tiles, ((tile - first) * panels + panel) * TILE, DEPTH)
+                target = ((tile - first) * panels + panel) * TILE
+                if symmetric and tile == panel:
+                    multiply_lower(slab, rows + tile, right, 0, tiles, target, DEPTH)
+                else:
+                    multiply(False, slab, rows + tile, right, 0, tiles, target, DEPTH)
