@@ -1,15 +1,18 @@
 """Numba loops on several threads: pieces of one or many loops, run by kernels that release the interpreter lock.
 
 Threads of our own and not numba's: its threading layers abort the process when two Python threads call in at once, or
-after a fork. They are kept from call to call, for a system starts a new thread beside its maker, on the same core, and
-moves it only milliseconds later. Which piece runs where decides nothing: every kernel writes per coordinate, or per
-piece.
+after a fork. They are kept from call to call, and off the caller's core: a system starts or wakes a thread beside
+whoever does it, on the same core, and moves it only milliseconds later. Which piece runs where decides nothing: every
+kernel writes per coordinate, or per piece.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -116,6 +119,7 @@ def in_order(work: Callable[[I], T], items: Sequence[I]) -> Iterator[T]:
         return work(items[position])
 
     pool = _pool(torch.get_num_threads() - 1)
+    _keep_apart()
     waiting = {position: pool.submit(run, position) for position in range(1, len(items))}
     unlooked = iter(range(1, len(items)))
     try:
@@ -136,8 +140,39 @@ def in_order(work: Callable[[I], T], items: Sequence[I]) -> Iterator[T]:
 @functools.cache
 def _pool(workers: int) -> ThreadPoolExecutor:
     """The threads that help the callers' own, started when they are first needed."""
-    return ThreadPoolExecutor(workers)
+    return ThreadPoolExecutor(workers, initializer=_join)
 
 
+def _join() -> None:
+    """Have this thread kept apart from the next call on."""
+    _helpers.append(threading.get_native_id())
+    _left.clear()
+
+
+def _keep_apart() -> None:
+    """Have our threads run on other cores than the caller does now, of those that it may use."""
+    if _core is None or (core := _core()) == _left.get("core"):
+        return
+    others = os.sched_getaffinity(0) - {core}
+    if not others:
+        return
+    for thread in _helpers:
+        with contextlib.suppress(OSError):  # it has ended
+            os.sched_setaffinity(thread, others)
+    _left["core"] = core
+
+
+def _forget() -> None:
+    """Drop what a child process does not have of its parent."""
+    _pool.cache_clear()
+    _helpers.clear()
+    _left.clear()
+
+
+_helpers: list[int] = []  # what the system calls our threads
+_left: dict[str, int] = {}  # the core that they keep off
+_core: Callable[[], int] | None = None
+if hasattr(os, "sched_setaffinity"):
+    _core = getattr(ctypes.PyDLL(None), "sched_getcpu", None)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_forget)
