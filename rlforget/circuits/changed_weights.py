@@ -152,7 +152,7 @@ def _of_head(slices: HeadSlices, known: Mapping[HeadSlice, SliceChange], head: H
 
 
 def _change(delta: Delta, band: HeadSlice, fisher: Fisher | None) -> SliceChange:
-    if band.tensor not in delta.layout:
+    if band.tensor not in delta:
         raise LayoutError(
             f"tensor {band.tensor!r}",
             expected="one of the delta's tensors",

@@ -9,6 +9,7 @@ from math import prod
 
 import torch
 
+from rlforget.batching import batches
 from rlforget.delta.delta import Delta
 from rlforget.delta.scan import Comparison, WholePair
 from rlforget.delta.sharded import not_kept, sharding_of_pairs, whole_fingerprints
@@ -60,8 +61,9 @@ def diff(
     """
     found = Comparison(open_weights(before, shards=True), open_weights(after, shards=True), rename)
     sharding = sharding_of_pairs(found.pairs, found.before, found.after)
-    batches = _batches(_loaded(found, sharding))
-    tensors: Iterable[TensorDelta] = (tensor for batch in batches for tensor in _compare(batch))
+    pairs = _loaded(found, sharding)
+    loaded = batches(pairs, lambda sides: sides.before.nbytes, _BATCH_BYTES, lambda sides: sides.before.device)
+    tensors: Iterable[TensorDelta] = (tensor for batch in loaded for tensor in _compare(batch))
     if sharding is not None:
         if others := [*(pair.name for pair in found.whole), *found.renamed]:
             raise not_kept(found.after, others)
@@ -121,20 +123,6 @@ def _loaded(found: Comparison, sharding: Sharding | None) -> Iterator[_Sides]:
         before, after = found.before.block(name_before, box), found.after.block(name_after, box)
         device = after.device if before.device.type == "cpu" else before.device
         yield _Sides(name, box, before.to(device), after.to(device))
-
-
-def _batches(sides: Iterable[_Sides]) -> Iterator[list[_Sides]]:
-    """Yield runs, in order, of tensors on one device that take `_BATCH_BYTES` together, or of one that is larger."""
-    batch: list[_Sides] = []
-    room = _BATCH_BYTES
-    for side in sides:
-        if batch and (side.before.nbytes > room or side.before.device != batch[0].before.device):
-            yield batch
-            batch, room = [], _BATCH_BYTES
-        batch.append(side)
-        room -= side.before.nbytes
-    if batch:
-        yield batch
 
 
 def _compare(batch: list[_Sides]) -> Iterator[TensorDelta]:

@@ -9,6 +9,7 @@ from typing import TypeAlias, Union
 
 import torch
 
+from rlforget.batching import batches
 from rlforget.delta.composed import ComposedWeights
 from rlforget.delta.delta import Delta
 from rlforget.delta.file import DeltaFile
@@ -24,10 +25,12 @@ from rlforget.weights.opening import Checkpoint
 from rlforget.weights.sharding import together
 from rlforget.weights.undo import SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
-from rlforget_kernels.patch import patch_
+from rlforget_kernels.patch import foreach_patch_
 
 DeltaLike: TypeAlias = Union[Delta, DeltaFile, str, "PathLike[str]"]
 """What stands for a delta: one in memory, its file, or the file's path."""
+
+_AT_ONCE = 1 << 24  # entries that are carried to a device and written together
 
 
 def apply(
@@ -225,22 +228,27 @@ def _check_bits(target: Weights, name: str, patch: TensorDelta) -> None:
 
 def _patch_live(target: Weights, patches: dict[str, TensorDelta]) -> None:
     def write(saved: dict[str, SavedBits]) -> None:
-        for name, patch in patches.items():
-            at = target.places(name, patch.indices)
-            saved[name] = SavedBits(patch.before_bits, at)
-            if _patch(target.tensor(name), at, patch):
-                del saved[name]  # nothing was written there
-                _check_bits(target, name, patch)
+        runs = batches(patches.items(), lambda one: one[1].changed, _AT_ONCE, lambda one: target.tensor(one[0]).device)
+        for run in runs:
+            places = [target.places(name, patch.indices) for name, patch in run]
+            for (name, patch), at in zip(run, places, strict=True):
+                saved[name] = SavedBits(patch.before_bits, at)
+            if _patch([target.tensor(name) for name, _ in run], places, [patch for _, patch in run]):
+                for name, _ in run:
+                    del saved[name]  # nothing was written there
+                for name, patch in run:
+                    _check_bits(target, name, patch)
 
     all_or_nothing(target, write, lambda told, saved: None)
 
 
 @torch.no_grad()
-def _patch(tensor: torch.Tensor, at: torch.Tensor, patch: TensorDelta) -> int:
-    """Write a patch, unless any expected bit is missing. Returns the number of those."""
-    device = tensor.device
-    mismatches = patch_(tensor, at.to(device), patch.before_bits.to(device), patch.after_bits.to(device))
-    return int(mismatches)
+def _patch(tensors: list[torch.Tensor], places: list[torch.Tensor], patches: list[TensorDelta]) -> int:
+    """Write patches of tensors on one device, unless any expected bit is missing. Returns the number of those."""
+    device = tensors[0].device
+    lists = (places, [patch.before_bits for patch in patches], [patch.after_bits for patch in patches])
+    mismatches = foreach_patch_(tensors, *([one.to(device) for one in some] for some in lists))
+    return int(mismatches.sum())
 
 
 def _bad_out(target: Weights, expected: str, found: str, fix: str) -> OutputError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlforget.batching import batches
 from rlforget.counting import telling
 from rlforget.delta.sides import WholeMetas, fault_in_names
 from rlforget.delta.tensor_delta import Fingerprint
@@ -150,7 +151,7 @@ class Comparison:
         total = sum(self.before.meta(pair.before).numel for pair in pairs)
         within = range(total) if within is None else range(within.start, min(within.stop, total))
         done, total = 0, len(within)
-        for batch in map_ahead(self._compare, _batches(self._ranges(pairs, within))):
+        for batch in map_ahead(self._compare, batches(self._ranges(pairs, within), len, PIECE)):
             yield from batch
             done += sum(piece.stop - piece.start for piece in batch)
             if progress is not None:
@@ -188,19 +189,8 @@ class _Range:
     start: int
     stop: int
 
-
-def _batches(ranges: Iterable[_Range]) -> Iterator[list[_Range]]:
-    """Yield runs of ranges of at most `PIECE` coordinates: small tensors share a pass of the operators."""
-    batch: list[_Range] = []
-    room = PIECE
-    for one in ranges:
-        if batch and one.stop - one.start > room:
-            yield batch
-            batch, room = [], PIECE
-        batch.append(one)
-        room -= one.stop - one.start
-    if batch:
-        yield batch
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
 def added(first: Fingerprint, second: Fingerprint) -> Fingerprint:

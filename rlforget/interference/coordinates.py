@@ -76,7 +76,7 @@ def _checked(name: str, indices: Tensor) -> Tensor:
 
 
 def _positions(name: str, wanted: Tensor, delta: Delta) -> Tensor:
-    if name not in delta.layout:
+    if name not in delta:
         raise CoordinateError(
             f"the coordinates of {name!r}",
             expected="coordinates that the delta changed",

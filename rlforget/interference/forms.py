@@ -119,7 +119,7 @@ def flat(delta: Delta, columns: Mapping[str, Column]) -> Tensor:
     """Return δ over the columns, float32 [width], 0 where nothing changed, or where the delta has no such tensor."""
     values = torch.zeros(width(columns))
     for name, column in columns.items():
-        if name in delta.layout:
+        if name in delta:
             values[column.span][delta.places(name)] = delta[name].values
     return values
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from rlforget.batching import batches
 from rlforget.errors import ConfigError, LayoutError, NonFiniteError, UnknownNameError
 from rlforget.interference.combining import Fishers, fisher_of
 from rlforget.interference.empirical_fisher import Fisher
@@ -15,7 +17,7 @@ from rlforget.interference.selection import Conflict
 from rlforget.weights.ranks import gathered, summed
 from rlforget.weights.sharding import Sharding, together
 from rlforget_kernels.common.score_bits import INFINITY_BIN, LEADING_BINS
-from rlforget_kernels.conflict_score import conflict_score
+from rlforget_kernels.conflict_score import foreach_conflict_score
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta, TensorDelta
@@ -31,6 +33,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "random": (),
 }
 """The scores, and which arguments of `conflict` each needs."""
+
+_AT_ONCE = 1 << 22  # coordinates that are scored together
 
 _HOW = {
     "earlier": "earlier=rf.fisher(model, batches_of_the_earlier_domain, at=delta)",
@@ -85,49 +89,54 @@ def conflict(
     _check_point(score, earlier)
     changed = {name: tensor for name, tensor in delta.items() if delta.counts[name]}
     firsts = _firsts(changed, delta.sharding) if score == "random" else {}
+    ends = accumulate(delta.counts[name] for name in changed)
+    offsets = {name: end - delta.counts[name] + firsts.get(name, 0) for name, end in zip(changed, ends, strict=True)}
 
-    def scored() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def scored() -> tuple[dict[str, Tensor], Tensor]:
         fisher_a, fisher_b = (
             fisher_of(side, delta) if side is not None and need in NEEDS[score] else None
             for need, side in (("earlier", earlier), ("later", later))
         )
         scores: dict[str, Tensor] = {}
-        histograms: dict[str, Tensor] = {}
-        offset = 0
+        histogram = torch.zeros(LEADING_BINS, dtype=torch.int64)
         damping = 0.0 if fisher_b is None else epsilon * fisher_b.mean
         if fisher_b is not None and changed and not damping > 0.0:
             raise ConfigError(
                 "epsilon", expected="a positive number", found=repr(epsilon), fix="Use 10, or 0.1 to spare B most."
             )
-        for name, tensor in changed.items():
-            direction = None
+
+        def direction(tensor: TensorDelta) -> Tensor | None:
             if score == "taylor" and fisher_a is not None:
-                direction = fisher_a.gradient[name]
-            elif score == "opposed" and own is not None:
-                direction = _values_at(own, tensor)
-            elif score == "subspace" and subspace is not None:
-                direction = _correction_at(subspace, tensor, delta)
-            scores[name], counts = conflict_score(
-                tensor.values,
+                return fisher_a.gradient[tensor.name]
+            if score == "opposed" and own is not None:
+                return _values_at(own, tensor)
+            if score == "subspace" and subspace is not None:
+                return _correction_at(subspace, tensor, delta)
+            return None
+
+        def counted(tensor: TensorDelta) -> bool:
+            return delta.sharding is None or tensor.name in delta.sharding.counted
+
+        for batch in batches(changed.values(), lambda tensor: tensor.changed, _AT_ONCE, counted):
+            names = [tensor.name for tensor in batch]
+            found, counts = foreach_conflict_score(
+                [tensor.values for tensor in batch],
                 score,
-                earlier=None if fisher_a is None else fisher_a.values[name],
-                later=None if fisher_b is None else fisher_b.values[name],
-                direction=direction,
+                earlier=[] if fisher_a is None else [fisher_a.values[name] for name in names],
+                later=[] if fisher_b is None else [fisher_b.values[name] for name in names],
+                directions=[direction(tensor) for tensor in batch],
                 damping=damping,
                 seed=seed,
-                offset=offset + firsts.get(name, 0),
+                offsets=[offsets[name] for name in names],
             )
-            histograms[name] = counts.cpu()
-            offset += delta.counts[name]
-        _check_finite(score, histograms)
-        return scores, histograms
+            scores.update(zip(names, found, strict=True))
+            if int(counts[INFINITY_BIN:].sum()):
+                _check_finite(score, dict(zip(names, found, strict=True)))
+            if counted(batch[0]):
+                histogram += counts.cpu()
+        return scores, histogram
 
-    scores, histograms = together(scored, delta.sharding)
-    counted = histograms.keys() if delta.sharding is None else delta.sharding.counted
-    histogram = torch.zeros(LEADING_BINS, dtype=torch.int64)
-    for name, counts in histograms.items():
-        if name in counted:
-            histogram += counts
+    scores, histogram = together(scored, delta.sharding)
     return Conflict(delta, score, scores, histogram if delta.sharding is None else summed(histogram))
 
 
@@ -157,7 +166,7 @@ def _check_point(score: str, earlier: Fishers | None) -> None:
 
 def _values_at(own: Delta, tensor: TensorDelta) -> Tensor:
     """δ_A at the coordinates of `tensor`, 0 where the earlier domain changed nothing: float32 [changed]."""
-    other = own[tensor.name] if tensor.name in own.layout else None
+    other = own.get(tensor.name)
     if other is None or tuple(other.shape) != tuple(tensor.shape):
         raise LayoutError(
             f"the own update of {tensor.name!r}",
@@ -211,9 +220,9 @@ def _firsts(changed: Mapping[str, TensorDelta], sharding: Sharding | None) -> di
     return {name: sum(one[name][1] for one in told if name in one and one[name][0] < starts[name]) for name in changed}
 
 
-def _check_finite(score: str, histograms: Mapping[str, Tensor]) -> None:
-    for name, histogram in histograms.items():
-        wrong = int(histogram[INFINITY_BIN:].sum())
+def _check_finite(score: str, scores: Mapping[str, Tensor]) -> None:
+    for name, found in scores.items():
+        wrong = int((~found.isfinite()).sum())
         if wrong:
             raise NonFiniteError(
                 f"the score {score!r} of {name!r}",

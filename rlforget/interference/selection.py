@@ -120,7 +120,7 @@ class Conflict:
     def _only(self, within: Coordinates) -> dict[str, Tensor]:
         """Return the scores with 0 for what is not in `within`."""
         for name in within:
-            if name not in self.delta.layout:
+            if name not in self.delta:
                 raise CoordinateError(
                     f"the coordinates of {name!r}",
                     expected="tensors that the delta holds",

@@ -52,7 +52,7 @@ def of_subspace(
         LayoutError: The subspace is of another delta.
     """
     for name, correction in subspace.correction.items():
-        shape = _box(delta, name).sizes if name in delta.layout else None
+        shape = _box(delta, name).sizes if name in delta else None
         if shape != tuple(correction.shape):
             raise LayoutError(
                 f"the correction of {name!r}",
@@ -83,7 +83,7 @@ def of_soft_rule(rule: SoftRule, delta: Delta, names: Mapping[str, str], strengt
     """
     targets: dict[str, str] = {}
     for name, share in rule.shares.items():
-        changed = delta[name].changed if name in delta.layout else None
+        changed = delta[name].changed if name in delta else None
         if changed != share.numel():
             raise LayoutError(
                 f"the shares of {name!r}",
@@ -118,7 +118,7 @@ def of_kronecker_rule(
         LayoutError: The rule is of another delta.
     """
     for name, layer in rule.layers.items():
-        shape = tuple(delta[name].shape) if name in delta.layout else None
+        shape = tuple(delta[name].shape) if name in delta else None
         fits = (layer.read[0].shape[0], layer.read[1].shape[0])
         if shape != fits:
             raise LayoutError(

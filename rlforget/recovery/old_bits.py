@@ -16,7 +16,7 @@ from rlforget.weights import Weights
 from rlforget.weights.sharding import together
 from rlforget.weights.undo import Live, SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits
-from rlforget_kernels.rollback import rollback_
+from rlforget_kernels.rollback import foreach_rollback_
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta, TensorDelta
@@ -87,9 +87,17 @@ def put_back(source: Live, weights: Weights, delta: Delta, chosen: Mapping[str, 
 
     def write(saved: dict[str, SavedBits]) -> tuple[int, int, float]:
         entries, written, taken = 0, 0, 0.0
-        for target, (weight, at, before, old) in places.items():
-            saved[target] = SavedBits(old, at)
-            rollback_(weight, before, indices=at, strength=strength)
+        saved.update((target, SavedBits(one.old, one.at)) for target, one in places.items())
+        for device in dict.fromkeys(one.weight.device for one in places.values()):
+            here = [one for one in places.values() if one.weight.device == device]
+            foreach_rollback_(
+                [one.weight for one in here],
+                [one.before for one in here],
+                [one.at for one in here],
+                [],
+                strength=strength,
+            )
+        for target, (weight, at, _, old) in places.items():
             if not weights.counted_here(target):
                 continue
             new = as_bits(weight).index_select(0, at)

@@ -150,9 +150,9 @@ def test_an_interrupt_puts_the_old_bits_back(
     position: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    old, real, calls = state(model), patching.patch_, []
+    old, real, calls = state(model), patching.foreach_patch_, []
 
-    def interrupted(*args: torch.Tensor) -> torch.Tensor:
+    def interrupted(*args: list[torch.Tensor]) -> torch.Tensor:
         calls.append(args)
         if len(calls) == position + 1:
             if moment == "after the write":
@@ -160,25 +160,28 @@ def test_an_interrupt_puts_the_old_bits_back(
             raise fault
         return real(*args)
 
-    monkeypatch.setattr(patching, "patch_", interrupted)
+    monkeypatch.setattr(patching, "foreach_patch_", interrupted)
+    monkeypatch.setattr(patching, "_AT_ONCE", 1)  # a tensor after the other
     with pytest.raises(fault):
         apply(model, delta)
     assert len(calls) == position + 1
     assert equal(state(model), old)
 
 
+@pytest.mark.parametrize("at_once", [1, patching._AT_ONCE])
 def test_bits_that_change_under_our_hands_are_noticed(
-    model: Model, delta: Delta, monkeypatch: pytest.MonkeyPatch
+    model: Model, delta: Delta, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = patching.patch_
+    real = patching.foreach_patch_
 
-    def meddled(weight: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+    def meddled(*args: list[torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():
             model.block.bias[0] = 3.0
-        return real(weight, *args)
+        return real(*args)
 
     old = state(model)
-    monkeypatch.setattr(patching, "patch_", meddled)
+    monkeypatch.setattr(patching, "foreach_patch_", meddled)
+    monkeypatch.setattr(patching, "_AT_ONCE", at_once)
     with pytest.raises(WrongBaseError, match=r"block\.bias"):
         apply(model, delta)
     old["block.bias"][0] = 3.0

@@ -66,7 +66,7 @@ class ChangedEarlier:
 
 def _shape(delta: Delta | DeltaFile, name: str) -> tuple[int, ...] | None:
     if isinstance(delta, Delta):
-        return delta[name].shape if name in delta.layout else None
+        return delta[name].shape if name in delta else None
     entry = delta.tensors.get(delta.aliases.get(name, name))
     return None if entry is None else tuple(entry.meta.shape)
 
