@@ -74,5 +74,5 @@ def _unseen(
         f"domain {domain.name!r}",
         expected=f"{count} different prompts of split {split!r} that nothing was measured on",
         found=str(len(found)),
-        fix="Ask for fewer with samples= and validation= (or evaluation=), or add examples.",
+        fix="Ask for fewer samples, and fewer prompts to validate or evaluate on, or add examples.",
     )
