@@ -2,6 +2,10 @@
 
 Neither form is the float32 difference of the whole matrix: the sparse one keeps what changed, twice, by rows and by
 columns; the other one the stored bits of both sides, whose difference `delta_matmul` takes in registers.
+
+Sparse products are torch's and not `project_sparse`, which gives the core Uᵀ δ V alone, where factors are found by
+δ V. And the one inner product that a core would do for takes as long by it: at rank 64 and 1% of 2048 x 2048 changed,
+0.8 ms by either, in float64 on one thread.
 """
 
 from __future__ import annotations
