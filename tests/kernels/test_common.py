@@ -24,7 +24,7 @@ from rlforget_kernels.common.bits import as_bits, bits_dtype, write_back, zero_e
 from rlforget_kernels.common.dispatch import backend
 from rlforget_kernels.common.hashing import mix64, mix64_int, random_words, shift_right, signed
 from rlforget_kernels.common.launch import launch
-from rlforget_kernels.common.rounding import FLOAT_FORMAT, round_float32, widen_to_float32
+from rlforget_kernels.common.rounding import FLOAT_FORMAT, round_float32
 from tests.kernels.strategies import laid_out, random_tensor, same_bits, seeds, tensors
 
 words = st.integers(0, 2**64 - 1)
@@ -173,7 +173,7 @@ def codes(words: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 def check_widened(widened: Tensor, stored: Tensor) -> None:
-    expected = widen_to_float32(as_bits(stored), stored.dtype)
+    expected = as_bits(stored).view(stored.dtype).float()
     assert torch.equal(widened.isnan(), expected.isnan())
     number = ~expected.isnan()
     assert torch.equal(as_bits(widened)[number], as_bits(expected)[number])

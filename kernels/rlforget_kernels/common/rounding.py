@@ -1,7 +1,7 @@
-"""float32 from and to the narrower floats, as integer operations on the bits.
+"""float32 to the narrower floats, as integer operations on the bits.
 
 Hardware, interpreters and libraries differ in how they round, flush and treat NaN; integers do not. `cpu_math` and
-`gpu_math` hold the same functions for numba and Triton; all three agree to the bit.
+`gpu_math` hold the same functions for numba and Triton, and the way back; all agree to the bit.
 """
 
 from __future__ import annotations
@@ -97,8 +97,3 @@ def round_drawn(values: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
         return drawn
     magnitude = zero_extend(drawn) & ((1 << (layout.exponent + layout.mantissa)) - 1)
     return torch.where(magnitude >= layout.overflow, round_float32(values, dtype), drawn)
-
-
-def widen_to_float32(bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the values that `bits` (dtype `bits_dtype(dtype)`) spell in the float `dtype`, exactly, as float32."""
-    return bits.view(dtype).float()

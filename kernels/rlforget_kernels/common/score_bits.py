@@ -22,8 +22,6 @@ NEGATIVE = 0x7FFF0000
 
 INFINITY_BIN = INFINITY >> TRAILING_BITS
 """The first bin of the first histogram that counts no finite score."""
-NAN_BIN = NAN >> TRAILING_BITS
-NEGATIVE_BIN = NEGATIVE >> TRAILING_BITS
 
 
 def ordered(score: Tensor) -> Tensor:
