@@ -19,7 +19,7 @@ _ROOFLINE_HEIGHT = 4.2
 
 
 def draw(every: Sequence[Results], path: Path) -> None:
-    """Write the picture, the same bytes for the same results."""
+    """Write the picture, the same bytes for the same results; none where no operator was measured."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -32,6 +32,8 @@ def draw(every: Sequence[Results], path: Path) -> None:
         )
         if records
     ]
+    if not panels:
+        return
     with matplotlib.rc_context({"svg.hashsalt": "rlforget", "font.size": 9}):
         heights = [height for *_, height in panels]
         figure = Figure(figsize=(9, sum(heights) + 0.6), layout="constrained")
@@ -105,7 +107,7 @@ def _bandwidths(results: Results) -> dict[str, float]:
     """GB/s of the fastest pass of each kind, of those whose bytes no cache holds."""
     found: dict[str, float] = {}
     for record in results.records:
-        kind = _KINDS.get(record.raw["ceiling"])
+        kind = "a copy" if results.device == "cuda" else _KINDS.get(record.raw["ceiling"])
         if kind and record.ceiling_moved >= SMALL:
             found[kind] = max(record.ceiling_speed, found.get(kind, 0.0))
     return dict(sorted(found.items()))

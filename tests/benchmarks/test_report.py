@@ -205,6 +205,13 @@ def test_results_that_no_page_shows_are_not_kept(monkeypatch: pytest.MonkeyPatch
     assert kept == {*newest(), *newest(delta_files=True)}, "delete those that newer ones of the same machine replace"
 
 
+def test_results_of_a_whole_model_alone_make_a_page_without_a_picture(tmp_path: Path):
+    results = written_of_a_gpu(tmp_path, [STEP], [])
+    assert main([str(results), "--out", str(tmp_path / "performance.md")]) == 0
+    assert (tmp_path / "performance.md").exists()
+    assert not (tmp_path / "images").exists()
+
+
 def test_without_results_the_command_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
