@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from rlforget_kernels.conflict_score import conflict_score
+from rlforget_kernels.delta_matmul import delta_matmul
 from rlforget_kernels.delta_stats import DeltaStats, delta_stats
 from rlforget_kernels.fingerprint import fingerprint, fingerprint_after_patch
 from rlforget_kernels.fisher_accumulate import fisher_accumulate_
+from rlforget_kernels.gradient_gram import gradient_gram_
 from rlforget_kernels.patch import patch_
+from rlforget_kernels.project_rollback import project_rollback_
+from rlforget_kernels.project_sparse import project_sparse
 from rlforget_kernels.rollback import rollback_
 from rlforget_kernels.select_top import select_above, select_top
 from rlforget_kernels.sparse_delta import sparse_delta
@@ -98,3 +102,59 @@ def test_more_changes_than_32_bits_count():
     assert stats.count("changed") == COUNT
     assert stats.sums.tolist() == [COUNT, COUNT, 1.0]
     assert stats.exponents[127] == stats.steps[1] == COUNT
+
+
+SHAPE = (65536, 32769)
+PLACES = [(0, 0), (65535, 32768), (40000, 17)]
+
+
+def large_pair() -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrices that differ by 1, 2 and 4 at `PLACES`."""
+    before, after = (torch.zeros(SHAPE, dtype=torch.float8_e5m2) for _ in range(2))
+    for k, place in enumerate(PLACES):
+        after[place] = float(2**k)
+    return before, after
+
+
+def selecting(side: int) -> torch.Tensor:
+    """A basis of the rows or columns of `PLACES`, one a column."""
+    chosen = torch.zeros(SHAPE[side], len(PLACES))
+    for k, place in enumerate(PLACES):
+        chosen[place[side], k] = 1.0
+    return chosen
+
+
+def test_product():
+    (product,), energy = delta_matmul(*([matrix] for matrix in large_pair()), [selecting(1)])
+    assert [product[i, k].item() for k, (i, _) in enumerate(PLACES)] == [1.0, 2.0, 4.0]
+    assert product.count_nonzero() == 3
+    assert energy.tolist() == [21.0]
+
+
+def test_rollback_in_directions():
+    before, weight = large_pair()
+    project_rollback_(weight, before, selecting(0), selecting(1), torch.eye(3) * torch.tensor([1.0, 0.5, 0.0]))
+    assert [weight[place].item() for place in PLACES] == [0.0, 1.0, 4.0]
+    assert weight.view(torch.int8).count_nonzero() == 2
+
+
+def test_projection_of_changes():
+    indices = torch.tensor(sorted(i * SHAPE[1] + j for i, j in PLACES))
+    core = project_sparse(indices, torch.tensor([1.0, 4.0, 2.0]), SHAPE, selecting(0), selecting(1))
+    assert torch.equal(core, torch.diag(torch.tensor([1.0, 2.0, 4.0])))
+
+
+@pytest.mark.parametrize("form", ["pairwise", "explicit"])
+def test_gram(form: str):
+    """Of inputs with so many features over all positions, of which few positions count."""
+    x, y = (torch.zeros(2, 65537, features, dtype=torch.bfloat16) for features in (16385, 3))
+    counts = torch.zeros(2, 65537, dtype=torch.bool)
+    assert x.numel() > 2**31
+    for sample, position, value in ((0, 0, 1.0), (0, 65536, 2.0), (1, 0, 3.0), (1, 65536, 4.0)):
+        counts[sample, position] = True
+        x[sample, position, 16384] = value
+        y[sample, position, sample] = 1.0
+        y[sample, position, 2] = 1.0
+    gram = torch.zeros(2, 2, dtype=torch.float64)
+    gradient_gram_(gram, x, y, counts, form=form)
+    assert gram.tolist() == [[2 * 9.0, 21.0], [21.0, 2 * 49.0]]
