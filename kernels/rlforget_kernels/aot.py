@@ -3,10 +3,10 @@
     python -m rlforget_kernels.aot --arch 80 90 100
 
 compiles each kernel in the launch setting of each architecture, as Triton would for tensors that start at 16 bytes, and
-prints a table: registers, stack and local memory (both 0 unless registers spill), shared memory, how many global loads,
-asynchronous copies to shared memory and stores there are of each width, the bytes that an element of a full tile costs
-in loads and stores, and those that a step of a pipelined loop copies, each beside the fewest that the operator can do
-with (`KernelSpec.reads`, `writes` and `copies`).
+one form of it for others, and prints a table: registers, stack and local memory (both 0 unless registers spill), shared
+memory, how many global loads, asynchronous copies to shared memory and stores there are of each width, the bytes that
+an element of a full tile costs in loads and stores, and those that a step of a pipelined loop copies, each beside the
+fewest that the operator can do with (`KernelSpec.reads`, `writes` and `copies`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from typing import Any
 from rlforget_kernels import OPERATORS
 from rlforget_kernels.common.launch import KernelSpec
 from rlforget_kernels.common.machine_code import (
+    WIDE,
     access_widths,
     bytes_for_elements,
     bytes_in,
     disassemble,
+    masked_bytes,
     resource_usage,
     scalar_widths,
     share_in_loops,
@@ -47,11 +49,14 @@ class Report:
         streams: Whether the kernel must load 16 bytes at a time.
         registers: Registers a thread.
         stack: Bytes of stack a thread; spilled registers live there.
+        spills: Bytes of stack that are put up with.
         local: Bytes of local memory a thread.
         shared: Bytes of shared memory a program.
         loads: Instructions that load from global memory, by bytes a thread.
         ahead: Instructions that copy from global to shared memory, by bytes a thread.
         stores: Instructions that store to global memory, by bytes a thread.
+        narrow: Bytes that a thread loads less than 16 at a time, beside what is loaded under a mask, as the tile at the
+            end is, and what serves no element.
         read: Bytes loaded an element of a full tile.
         written: Bytes stored an element of a full tile.
         reads: The fewest bytes to load, None where the operator tells none.
@@ -67,11 +72,13 @@ class Report:
     streams: bool
     registers: int
     stack: int
+    spills: int
     local: int
     shared: int
     loads: dict[int, int]
     ahead: dict[int, int]
     stores: dict[int, int]
+    narrow: float
     read: float
     written: float
     reads: float | None
@@ -81,13 +88,18 @@ class Report:
 
 
 def specs(sample: bool = False, operators: Sequence[str] = OPERATORS) -> Iterator[tuple[str, KernelSpec]]:
-    """Yield each operator's name with every compilation that its `gpu.py` lists, or with the first of each kernel."""
+    """Yield each operator's name with every compilation that its `gpu.py` lists.
+
+    Args:
+        sample: Whether of each kernel the first that streams and the first that does not are enough.
+        operators: The packages whose kernels to yield.
+    """
     for operator in operators:
         seen = set()
         for spec in importlib.import_module(f"rlforget_kernels.{operator}.gpu").KERNELS:
-            if not (sample and spec.kernel in seen):
+            if not (sample and (spec.kernel, spec.streams) in seen):
                 yield operator, spec
-            seen.add(spec.kernel)
+            seen.add((spec.kernel, spec.streams))
 
 
 def compile_spec(spec: KernelSpec, arch: int) -> Any:
@@ -115,7 +127,7 @@ def measure(architectures: Sequence[int], sample: bool = False, operators: Seque
 
     Args:
         architectures: Compute capabilities, times ten.
-        sample: Whether one compilation of each kernel is enough.
+        sample: See `specs`.
         operators: The packages whose kernels to compile.
     """
     reports = []
@@ -130,7 +142,8 @@ def measure(architectures: Sequence[int], sample: bool = False, operators: Seque
 def _report(operator: str, spec: KernelSpec, arch: int, compiled: Any, code: str) -> Report:
     used = resource_usage(compiled.asm["cubin"])
     loads, ahead, stores = (access_widths(code, instruction) for instruction in ("LDG", "LDGSTS", "STG"))
-    scalars = {kind: scalar_widths(compiled.asm["ttgir"], kind) for kind in ("load", "store")}
+    narrow, ttgir = {size: count for size, count in loads.items() if size < WIDE}, compiled.asm["ttgir"]
+    scalars = {kind: scalar_widths(ttgir, kind) for kind in ("load", "store")}
     reads, writes = spec.fewest()
     # A tile's elements are spread over the threads of a program.
     threads = 32 * spec.warps
@@ -143,11 +156,13 @@ def _report(operator: str, spec: KernelSpec, arch: int, compiled: Any, code: str
         streams=spec.streams,
         registers=used["REG"],
         stack=used["STACK"],
+        spills=spec.spills,
         local=used["LOCAL"],
         shared=compiled.metadata.shared,
         loads=loads,
         ahead=ahead,
         stores=stores,
+        narrow=max(0, bytes_in(narrow) - bytes_in(scalars["load"]) - masked_bytes(ttgir, "load", threads)),
         read=bytes_for_elements(loads, scalars["load"]) * share,
         written=bytes_for_elements(stores, scalars["store"]) * share,
         reads=reads,
@@ -181,7 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m rlforget_kernels.aot", description=__doc__.split("\n\n")[0])
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="10 x capability")
-    parser.add_argument("--sample", action="store_true", help="one compilation of each kernel")
+    parser.add_argument("--sample", action="store_true", help="one or two compilations of each kernel")
     parser.add_argument("--operator", nargs="+", default=OPERATORS, choices=OPERATORS, metavar="NAME")
     options = parser.parse_args(arguments)
     sys.stdout.write(table(measure(options.arch, options.sample, options.operator)) + "\n")

@@ -45,6 +45,7 @@ class KernelSpec:
         copies: The fewest bytes that a program of a pipelined loop copies ahead, to shared memory, for each of its
             steps. Such copies are no loads of `reads`.
         tile: The constexpr that says how many elements those loads and stores serve.
+        spills: Bytes of stack a thread that are put up with. 0, but where a line beside the compilation says why.
         unrolled: How many tiles they serve, where the compiler unrolls a loop over tiles.
         settings: Where the table of settings gives this compilation's BLOCK, warps and stages, its operator.
         size: Bytes of the element that the table is asked for.
@@ -60,6 +61,7 @@ class KernelSpec:
     reads: Cost = None
     writes: Cost = None
     copies: int | None = None
+    spills: int = 0
     tile: str = "BLOCK"
     unrolled: int = 1
     settings: Settings | None = None
@@ -72,6 +74,12 @@ class KernelSpec:
         setting = self.settings.at(self.size, architecture)
         constexprs = {**self.constexprs, "BLOCK": setting.block}
         return dataclasses.replace(self, constexprs=constexprs, warps=setting.warps, stages=setting.stages)
+
+    def unaligned(self) -> KernelSpec:
+        """Return the compilation for tensors of which one starts at no multiple of 16 bytes: nothing streams there."""
+        constexprs = {**self.constexprs, "ALIGNED": False}
+        label = f"{self.label} unaligned"
+        return dataclasses.replace(self, label=label, constexprs=constexprs, streams=False, reads=None, writes=None)
 
     def fewest(self) -> tuple[float | None, float | None]:
         """Return `reads` and `writes` as they are in the launch setting of this compilation."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import re
 import struct
 import subprocess
@@ -75,17 +76,24 @@ def bytes_in(widths: dict[int, int]) -> int:
 
 
 def share_in_loops(ptx: str) -> float:
-    """Return the share that copies in loops have of the bytes of all asynchronous copies to shared memory in PTX.
+    """Return the share that copies in innermost loops have of the bytes of all asynchronous copies to shared memory.
 
     Before a pipelined loop stand those for its first steps: how many depends on the architecture.
+
+    Args:
+        ptx: A kernel in PTX.
     """
     labels = {label[1]: label.start() for label in re.finditer(r"^(\$\w+):", ptx, re.MULTILINE)}
-    jumps = [(labels[jump[1]], jump.start()) for jump in re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", ptx)]
+    ends: dict[int, int] = {}  # where the last jump back to a label stands
+    for jump in re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+);", ptx):
+        if labels[jump[1]] < jump.start():
+            ends[labels[jump[1]]] = jump.start()
+    loops = [(start, stop) for start, stop in ends.items() if not any(start < inner < stop for inner in ends)]
     inside = total = 0
     for copy in re.finditer(r"\bcp\.async\.c[ag]\.\S+ \[.*?\], \[.*?\], (\w+)", ptx):
         size = int(copy[1], 0)
         total += size
-        inside += size * any(start < copy.start() < stop for start, stop in jumps)
+        inside += size * any(start < copy.start() < stop for start, stop in loops)
     return inside / total if total else 0.0
 
 
@@ -93,6 +101,23 @@ def scalar_widths(ttgir: str, instruction: str) -> dict[int, int]:
     """Count in Triton's last own form the occurrences of "load" or "store" of one address a program, by bytes."""
     bits = re.findall(rf"\btt\.{instruction} .*: !tt\.ptr<[a-z]+(\d+)>", ttgir)
     return dict(Counter(max(int(width), 8) // 8 for width in bits))
+
+
+def masked_bytes(ttgir: str, instruction: str, threads: int) -> float:
+    """Return the bytes that a thread's "load"s or "store"s move under a mask, by Triton's last own form.
+
+    Args:
+        ttgir: A kernel in that form.
+        instruction: "load" or "store".
+        threads: Those of a program. An element is moved by one of them at least, and each moves one at least.
+    """
+    operands = {"load": 1, "store": 2}[instruction]
+    moved = 0.0
+    for listed, shape, width in re.findall(rf"\btt\.{instruction} (.*) : tensor<([\dx]+)x!tt\.ptr<[a-z]+(\d+)>", ttgir):
+        if listed.count("%") > operands:
+            elements = math.prod(map(int, shape.split("x")))
+            moved += max(elements / threads, 1) * max(int(width), 8) / 8
+    return moved
 
 
 def bytes_for_elements(widths: dict[int, int], scalars: dict[int, int]) -> int:

@@ -164,6 +164,7 @@ KERNELS = [
     for in_shared in FORMS
     for score, needed in SCORES.items()
 ]
+KERNELS += [spec.unaligned() for spec in KERNELS if spec.constexprs["SCORE"] == "two_fisher"]
 """What is compiled ahead of time."""
 
 

@@ -108,12 +108,13 @@ def _add_tile(
     tl.store(fisher_ptr + offset, result_bits(total + value * value), mask=inside)
 
 
-def _spec(dtype: torch.dtype, gathered: bool) -> KernelSpec:
+def _spec(dtype: torch.dtype, gathered: bool, index_dtype: torch.dtype = torch.int64) -> KernelSpec:
+    indices = f"gathered at {str(index_dtype).removeprefix('torch.')}"
     return KernelSpec(
         fisher_accumulate_kernel,
-        f"{str(dtype).removeprefix('torch.')} {'gathered' if gathered else 'dense'}",
+        f"{str(dtype).removeprefix('torch.')} {indices if gathered else 'dense'}",
         {"rows_ptr": "*i64", "owners_ptr": "*i32"},
-        table_constexprs(3) | _constexprs(dtype, gathered, torch.int32),
+        table_constexprs(3) | _constexprs(dtype, gathered, index_dtype),
         streams=not gathered,
         reads=None if gathered else dtype.itemsize + 4,
         writes=4,
@@ -122,11 +123,11 @@ def _spec(dtype: torch.dtype, gathered: bool) -> KernelSpec:
     )
 
 
-_GATHERED = (torch.float32, torch.bfloat16)
+_GATHERED = ((torch.bfloat16, torch.int64), (torch.bfloat16, torch.int32), (torch.float32, torch.int32))
 
-KERNELS = [_spec(dtype, False) for dtype in (*FLOAT_FORMAT, torch.float64)] + [
-    _spec(dtype, True) for dtype in _GATHERED
-]
+KERNELS = [_spec(dtype, False) for dtype in (*FLOAT_FORMAT, torch.float64)]
+KERNELS += [_spec(dtype, True, index_dtype) for dtype, index_dtype in _GATHERED]
+KERNELS += [_spec(torch.bfloat16, False).unaligned()]
 """What is compiled ahead of time."""
 
 

@@ -438,6 +438,8 @@ def sum_kernel(
         return
     a = tile // across * TILE + tl.arange(0, TILE)  # [TILE]
     b = tile % across * TILE + tl.arange(0, TILE)
+    width = width // TILE * TILE  # which it is: tells the compiler that rows start where wide loads may
+    length = length // TILE * TILE
     total = tl.zeros([TILE, TILE], tl.float32)
     for start in range(lane * length, tl.minimum((lane + 1) * length, width), DEPTH):
         k = start + tl.arange(0, DEPTH)  # [DEPTH]
@@ -472,10 +474,16 @@ def _specs() -> list[KernelSpec]:
                 )
                 label = f"{name} {('dense', 'tokens', 'tokens with dense')[kind]}, {longest} positions"
                 pair["sums_ptr"] = "*fp64"
-                specs.append(KernelSpec(pairwise_kernel, label, pair, constants, warps=_PAIRWISE_WARPS, stages=_STAGES))
+                # A step of each product's loop: features of two tiles of positions.
+                copies = (2 if kind == DENSE else 1) * 2 * _TILE * (16 if wide else 32) * dtype.itemsize
+                launched: dict[str, Any] = {"warps": _PAIRWISE_WARPS, "stages": _STAGES}
+                specs.append(KernelSpec(pairwise_kernel, label, pair, constants, **launched, copies=copies))
+                if kind == DENSE and longest == _TILE:
+                    unaligned = constants | {"ALIGN": 1}
+                    specs.append(KernelSpec(pairwise_kernel, f"{label}, unaligned", pair, unaligned, **launched))
     total = {"slab_ptr": "*fp32", "sums_ptr": "*fp64"}
     total |= dict.fromkeys(("width", "offset", "length", "samples", "other_samples", "tiles", "across"), "i64")
-    specs.append(KernelSpec(sum_kernel, "float32", total, _sum_constexprs(True)))
+    specs.append(KernelSpec(sum_kernel, "float32", total, _sum_constexprs(True), copies=2 * _TILE * 16 * 4))
     return specs
 
 

@@ -103,17 +103,17 @@ def write_kernel(
 
 def _specs() -> list[KernelSpec]:
     specs = []
-    for size, dtype in BITS_DTYPE.items():
-        label = f"{8 * size} bit"
-        constants = table_constexprs(6) | {"INDEX_TYPE": tl.int32, "TYPE": TRITON_TYPE[dtype]}
-        settings = dict[str, Any](settings=_SETTINGS, size=4)
+    for dtype, index in [*((dtype, torch.int32) for dtype in BITS_DTYPE.values()), (torch.int16, torch.int64)]:
+        size, label = dtype.itemsize, f"{8 * dtype.itemsize} bit, {str(index).removeprefix('torch.')} indices"
+        constants = table_constexprs(6) | {"INDEX_TYPE": TRITON_TYPE[index], "TYPE": TRITON_TYPE[dtype]}
+        settings = dict[str, Any](settings=_SETTINGS, size=index.itemsize)
         for kernel, number, reads, writes in (
-            (mismatch_kernel, "mismatches_ptr", 4 + 2 * size, 0),
-            (write_kernel, "total_ptr", 4 + size, size),
+            (mismatch_kernel, "mismatches_ptr", index.itemsize + 2 * size, 0),
+            (write_kernel, "total_ptr", index.itemsize + size, size),
         ):
             signature = {"rows_ptr": "*i64", "owners_ptr": "*i32", number: "*i64"}
             specs.append(KernelSpec(kernel, label, signature, constants, reads=reads, writes=writes, **settings))
-    return specs
+    return [*specs, *(spec.unaligned() for spec in specs[-2:])]
 
 
 KERNELS = _specs()

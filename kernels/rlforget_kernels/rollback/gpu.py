@@ -236,6 +236,7 @@ KERNELS += [_spec(dtype, False, False, True) for dtype in (torch.bfloat16, torch
 KERNELS += [_spec(torch.float64, False, True), _spec(torch.bfloat16, False, True, True), _spec(torch.int8, True, True)]
 # Of the soft rule, which gathers: the usual elements; and dense, for its loads.
 KERNELS += [_spec(torch.bfloat16, False, gathered, True, by_share=True) for gathered in (True, False)]
+KERNELS += [_spec(torch.bfloat16, False, False, True).unaligned()]
 """What is compiled ahead of time."""
 
 

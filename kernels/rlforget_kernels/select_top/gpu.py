@@ -326,7 +326,7 @@ def _specs() -> list[KernelSpec]:
         )
 
     constexprs = table_constexprs(2) | {"PART": _PART}
-    return [
+    specs = [
         *(streaming(leading_kernel, counted(form), leading, _COUNTING, 0, IN_SHARED=form) for form in FORMS),
         streaming(trailing_kernel, "trailing bits", trailing, _LISTING, 0),
         streaming(count_kernel, "above and equal", count, _LISTING, 0),
@@ -334,6 +334,7 @@ def _specs() -> list[KernelSpec]:
         streaming(reserve_kernel, "above and equal", reserve, _LISTING, 2),
         KernelSpec(order_kernel, "int64", order, constexprs, settings=_LISTING, size=4),
     ]
+    return [*specs, *(spec.unaligned() for spec in specs)]
 
 
 KERNELS = _specs()

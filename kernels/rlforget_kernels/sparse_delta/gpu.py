@@ -184,6 +184,11 @@ def _specs() -> list[KernelSpec]:
         specs.append(KernelSpec(compare_kernel, label, compare, table_constexprs(2) | constants, **costs, **settings))
         constants |= {"INDEX_TYPE": tl.int32, "PART": _PART}
         specs.append(KernelSpec(gather_kernel, label, gather, table_constexprs(5) | constants, **settings))
+        if dtype is torch.int16:
+            specs += [spec.unaligned() for spec in specs[-2:]]
+            constants |= {"INDEX_TYPE": tl.int64}
+            wide = table_constexprs(5) | constants
+            specs.append(KernelSpec(gather_kernel, f"{label}, int64 indices", gather, wide, **settings))
     return specs
 
 

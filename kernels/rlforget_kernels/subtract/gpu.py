@@ -134,6 +134,7 @@ _NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2
 
 KERNELS = [_spec(dtype, False) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
 KERNELS += [_spec(dtype, True) for dtype in _NARROW]
+KERNELS += [_spec(torch.bfloat16, True).unaligned()]
 """What is compiled ahead of time."""
 
 
