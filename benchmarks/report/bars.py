@@ -144,6 +144,7 @@ def as_milliseconds(value: float) -> str:
 _CEILING = "share of the ceiling"
 _VMAP = "torch.func.vmap"
 _GRAM = "bfloat16, q_proj 2048 → 2048"
+_LISTING = {"cpu": causes.of_listing}
 _FINGERPRINT = {"cpu": causes.of_compiled_pass("a plain sum, without the arithmetic of a fingerprint,")}
 _FISHER = {"cpu": causes.of_compiled_pass("the same")}
 _ROLLBACK = {"cpu": causes.of_written_lines}
@@ -154,12 +155,22 @@ _HISTOGRAMS = {"cpu": causes.of_fixed_size(0.01)}
 _DIFF = {"cpu": causes.of_rest}
 
 BARS = [
-    Bar("sparse_delta", "bfloat16, 0.2% changed", _CEILING, share, {"cpu": 0.80, "cuda": 0.85}, as_share),
-    Bar("sparse_delta", "bfloat16, 5% changed", _CEILING, share, {"cpu": 0.45, "cuda": 0.85}, as_share),
+    *(
+        Bar("sparse_delta", f"bfloat16, {changed} changed", _CEILING, share, marks, as_share, causes=_LISTING)
+        for changed, marks in (("0.2%", {"cpu": 0.80, "cuda": 0.85}), ("5%", {"cpu": 0.45, "cuda": 0.85}))
+    ),
     Bar("sparse_delta", "bfloat16, 0.2% changed", "against torch", times("torch"), {"cpu": 5, "cuda": 10}, as_times),
     Bar("sparse_delta", "bfloat16, 5% changed", "against torch", times("torch"), {"cpu": 5, "cuda": 10}, as_times),
     *(
-        Bar("sparse_delta", f"bfloat16, {changed} changed{SUFFIX}", _CEILING, share, {"cpu": mark}, as_share)
+        Bar(
+            "sparse_delta",
+            f"bfloat16, {changed} changed{SUFFIX}",
+            _CEILING,
+            share,
+            {"cpu": mark},
+            as_share,
+            causes=_LISTING,
+        )
         for changed, mark in (("0.2%", 0.70), ("5%", 0.22))
     ),
     Bar("delta_stats", "bfloat16, 1% changed", _CEILING, share, {"cpu": 0.30, "cuda": 0.90}, as_share),
