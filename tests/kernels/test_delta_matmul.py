@@ -152,6 +152,20 @@ def test_layouts_and_lists_do_not_change_the_bits(backend: ModuleType, float64: 
         assert squares == energy[0]
 
 
+@pytest.mark.parametrize("float64", [False, True])
+def test_no_number_of_programs_changes_a_product(float64: bool, monkeypatch: pytest.MonkeyPatch):
+    """Of a GPU: neither that of a launch nor that of launches."""
+    before, after = map(list, zip(*(pair(torch.bfloat16, (150, 90), seed) for seed in range(3)), strict=True))
+    right = basis(90, 20, 9)
+    expected, energy = gpu.delta_matmul(before, after, [right] * 3, float64)
+    (rows,), _ = gpu.delta_matmul([before[0][:64]], [after[0][:64]], [right], float64)
+    assert same_bits(rows, expected[0][:64])
+    monkeypatch.setattr(gpu, "TEMPORARY", 1)
+    products, energies = gpu.delta_matmul(before, after, [right] * 3, float64)
+    assert all(map(same_bits, products, expected))
+    assert same_bits(energies, energy)
+
+
 @pytest.mark.parametrize(("dtype", "float64"), CPU_WORK)
 @pytest.mark.parametrize("shape", [(70, 90), (1, 33), (33, 1), (150, 1100)])
 def test_sides_that_both_lie_in_columns_have_the_same_bits(dtype: torch.dtype, float64: bool, shape: tuple[int, int]):
