@@ -181,7 +181,7 @@ def place_of(
 def _fingerprints(loaded: models.Loaded) -> dict[str, tuple[int, int]]:
     """Return what the model is before anything is done to it."""
     from rlforget.weights import open_weights
-    from rlforget.weights.digest import lanes_of
+    from rlforget.weights.digest import all_lanes
 
     live = open_weights(loaded.model)
-    return {name: lanes_of(live, name) for name in live.names()}
+    return all_lanes(live, live.names())

@@ -21,7 +21,7 @@ from rlforget.delta.naming import KINDS, kind_of, layer_of
 from rlforget.weights import TensorMeta
 from rlforget.weights.ranks import gathered
 from rlforget.weights.sharding import Sharding
-from rlforget_kernels.delta_stats import STEP_BINS, foreach_delta_stats
+from rlforget_kernels.delta_stats import COUNTS, STEP_BINS, SUMS, foreach_delta_stats
 from rlforget_kernels.delta_stats import DeltaStats as Measured
 
 _NO_STEPS = (0,) * STEP_BINS
@@ -215,17 +215,19 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def named_change(dtype: torch.dtype, numel: int, changed: int, measured: Measured, row: int) -> Change:
     """Name the numbers of one row of `foreach_delta_stats`, of a tensor of `numel` coordinates."""
+    counts = dict(zip(COUNTS, measured.counts[row].tolist(), strict=True))
+    sums = dict(zip(SUMS, measured.sums[row].tolist(), strict=True))
     return Change(
         dtypes=(dtype_name(dtype),),
         numel=numel,
         changed=changed,
-        changed_absolute=int(measured.count("over_absolute")[row]),
-        changed_relative=int(measured.count("over_relative")[row]),
+        changed_absolute=counts["over_absolute"],
+        changed_relative=counts["over_relative"],
         steps=tuple(measured.steps[row].tolist()),
-        non_finite=int(measured.count("non_finite")[row]),
-        l1=float(measured.sum("total")[row]),
-        sum_of_squares=float(measured.sum("total_of_squares")[row]),
-        largest=float(measured.sum("largest")[row]),
+        non_finite=counts["non_finite"],
+        l1=sums["total"],
+        sum_of_squares=sums["total_of_squares"],
+        largest=sums["largest"],
     )
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from typing import NamedTuple
 
 import torch
 
-from rlforget.counting import counted
-from rlforget.weights.ahead import map_ahead
+from rlforget.batching import batches
+from rlforget.counting import telling
+from rlforget.weights.ahead import Progress, map_ahead
 from rlforget.weights.box import Box
 from rlforget.weights.layout import TensorMeta
 from rlforget.weights.source import CHUNK, Weights
 from rlforget_kernels.common.bits import as_bits
-from rlforget_kernels.fingerprint import fingerprint, foreach_fingerprint
+from rlforget_kernels.fingerprint import foreach_fingerprint
 
 _LENGTH = 32  # hexadecimal digits: 128 bits, as many as a fingerprint has
 
@@ -43,8 +45,8 @@ def weights_digest(weights: Weights) -> str:
     if weights.sharding is not None:
         lanes = sharded_lanes(weights)
         return digest({name: (weights.meta(name), lanes[name]) for name in weights.names()})
-    names = counted("coordinates", list(weights.names()), size=lambda name: weights.meta(name).numel)
-    return digest({name: (weights.meta(name), lanes_of(weights, name)) for name in names})
+    lanes = all_lanes(weights, weights.names(), telling("coordinates"))
+    return digest({name: (weights.meta(name), lanes[name]) for name in weights.names()})
 
 
 def sharded_lanes(weights: Weights) -> dict[str, tuple[int, int]]:
@@ -83,13 +85,42 @@ def signed(sums: Sequence[int]) -> tuple[int, int]:
 
 def lanes_of(weights: Weights, name: str) -> tuple[int, int]:
     """Read a tensor range by range, ahead by threads, and return its fingerprint."""
-    numel, lanes = weights.meta(name).numel, torch.zeros(2, dtype=torch.int64)
+    return all_lanes(weights, [name])[name]
 
-    def read(start: int) -> torch.Tensor:
-        return fingerprint(weights.bits(name, start, min(start + CHUNK, numel)), start)
 
-    with closing(map_ahead(read, range(0, numel, CHUNK))) as parts:
-        for some in parts:
-            lanes += some
-    first, second = lanes.tolist()
-    return first, second
+def all_lanes(weights: Weights, names: Sequence[str], progress: Progress | None = None) -> dict[str, tuple[int, int]]:
+    """Read tensors range by range, ahead by threads, and return their fingerprints by name.
+
+    Args:
+        weights: Where they are.
+        names: Theirs, each once.
+        progress: Told how many coordinates were read, and of how many.
+    """
+    sizes = {name: weights.meta(name).numel for name in names}
+    ranges = [_Range(name, at, min(at + CHUNK, size)) for name, size in sizes.items() for at in range(0, size, CHUNK)]
+
+    def read(run: list[_Range]) -> list[tuple[_Range, list[int]]]:
+        lanes = foreach_fingerprint([weights.bits(*one) for one in run], [one.start for one in run])
+        return list(zip(run, lanes.tolist(), strict=True))
+
+    sums, done = dict.fromkeys(names, (0, 0)), 0
+    with closing(map_ahead(read, batches(ranges, _Range.length, CHUNK))) as found:
+        for run in found:
+            for one, (first, second) in run:
+                before = sums[one.name]
+                sums[one.name] = signed((before[0] + first, before[1] + second))
+                done += one.length()
+            if progress is not None:
+                progress(done, sum(sizes.values()))
+    return sums
+
+
+class _Range(NamedTuple):
+    """A range of a tensor's coordinates."""
+
+    name: str
+    start: int
+    stop: int
+
+    def length(self) -> int:
+        return self.stop - self.start
