@@ -19,6 +19,8 @@ from rlforget_kernels.common.cpu_vectors import (
 
 _LANES = np.uint64(LANES)
 _ONE = np.uint64(1)
+_BLOCK = np.uint64(LANES * LANES)
+_MOST = np.uint64(3 * LANES // 4)
 
 
 def compaction() -> Callable[..., tuple[int, int]]:
@@ -72,15 +74,37 @@ def compact_bits(old, new, start, stop, indices, before, after):
 
 @jit
 def compact_vectors(old, new, start, stop, indices, before, after):
-    """`compact_bits` by AVX-512, whose stores reach further than what they write: the last ones are left to it."""
+    """`compact_bits` by AVX-512, whose stores reach further than what they write: the last ones are left to it.
+
+    Where about half of the words have changes, the processor guesses wrongly whether the next one does. So a block's
+    words are all compared before its changes are written; after a block where most words had some, one by one.
+    """
     out, i, stop, room = np.uint64(0), np.uint64(start), np.uint64(stop), np.uint64(indices.size)
-    while i + _LANES <= stop and out + _LANES <= room:
-        word = differences(old, new, i)
-        if word:
-            compress_indices(i, word, indices, out)
-            compress(old, i, word, before, out)
-            compress(new, i, word, after, out)
-            out += count_bits(word)
-        i += _LANES
+    words, nothing, most = np.empty(LANES, np.uint64), np.zeros(LANES, np.uint64), False
+    while i + _BLOCK <= stop and out + _BLOCK <= room:
+        found, end = np.uint64(0), i + _BLOCK
+        if most:
+            for first in range(i, end, _LANES):
+                word = differences(old, new, first)
+                if word:
+                    compress_indices(first, word, indices, out)
+                    compress(old, first, word, before, out)
+                    compress(new, first, word, after, out)
+                    out += count_bits(word)
+                    found += _ONE
+        else:
+            for k in range(_LANES):
+                words[k] = differences(old, new, i + k * _LANES)
+            marked = differences(words, nothing, np.uint64(0))
+            found = count_bits(marked)
+            while marked:
+                k = lowest_bit(marked)
+                word, first = words[k], i + k * _LANES
+                compress_indices(first, word, indices, out)
+                compress(old, first, word, before, out)
+                compress(new, first, word, after, out)
+                out += count_bits(word)
+                marked &= marked - _ONE
+        most, i = found > _MOST, end
     count, reached = compact_bits(old, new, i, stop, indices[out:], before[out:], after[out:])
     return np.int64(out) + count, reached
