@@ -32,7 +32,7 @@ PANEL_BYTES = _VECTORS * _VECTOR_BYTES
 _INDEX = ir.IntType(64)
 
 
-class _Bfloat16(ir.Type):
+class _Bfloat16(ir.Type):  # type: ignore[misc]  # llvmlite says nothing of its types
     """The element that LLVM's products of pairs take. llvmlite knows no such type."""
 
     def __str__(self) -> str:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rlforget_kernels.common import amx_cpu
 from rlforget_kernels.common.cpu_math import jit
-from rlforget_kernels.common.operands_cpu import DEPTH, SIDE, TILE, floats, width_of
-from rlforget_kernels.common.scratch import borrowed
+from rlforget_kernels.common.operands_cpu import DEPTH, SIDE, TILE, width_of
+from rlforget_kernels.common.scratch import borrowed, own
 from rlforget_kernels.common.threads import in_order
 from rlforget_kernels.gradient_gram import registers_cpu, unit_cpu
 from rlforget_kernels.gradient_gram.positions_cpu import Positions
@@ -143,7 +143,7 @@ class _Summing:
             pass
 
     def _sum(self, lane: int, first: int, stop: int, start: int, end: int) -> None:
-        tiles = floats((stop - first) * self._panels[1] * TILE)
+        tiles = own("tiles", (stop - first) * self._panels[1] * TILE)
         span = (first, stop, *self._panels, self._symmetric)
         for chunk in range(start, end, _CHAIN):
             tiles[:] = 0

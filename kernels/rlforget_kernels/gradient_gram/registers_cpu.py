@@ -16,16 +16,15 @@ from rlforget_kernels.common.operands_cpu import (
     TILE,
     fill_pairs,
     fill_strips,
-    floats,
     multiply,
     multiply_lower,
     multiply_strips,
     prefetch_positions,
     right_of_rows,
-    room,
     width_of,
 )
 from rlforget_kernels.common.products_cpu import PAIRS
+from rlforget_kernels.common.scratch import own
 from rlforget_kernels.gradient_gram.positions_cpu import Positions
 
 Slab = npt.NDArray[np.float32]
@@ -55,7 +54,8 @@ def form(
     """
     pairs = PAIRS and side.inputs.dtype == side.gradients.dtype == torch.bfloat16
     values = (side.inputs.values, corner[1], side.gradients.values, corner[0])
-    work = (room(block[0]), room(block[1]), floats(block[0] * block[1] * TILE))
+    sizes = (block[0] * SIDE * DEPTH, block[1] * SIDE * DEPTH, block[0] * block[1] * TILE)
+    work = (own(name, size) for name, size in zip(("left", "right", "sums"), sizes, strict=True))
     _form(pairs, *values, side.starts, a, stop, *block, first, samples, slab, *work)
 
 
@@ -73,7 +73,7 @@ def add(
         end: The end of these chunks.
         tiles: float32 [row, panel, TILE], flat.
     """
-    _add(slab, samples // SIDE, *span, start, end, tiles, room(1), room(1))
+    _add(slab, samples // SIDE, *span, start, end, tiles, own("right", SIDE * DEPTH), own("spare", SIDE * DEPTH))
 
 
 @jit

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rlforget_kernels.common.amx_cpu import CONFIGURATION, configure, release
 from rlforget_kernels.common.bfloat16_terms_cpu import (
@@ -27,6 +26,7 @@ from rlforget_kernels.common.bfloat16_terms_cpu import (
 from rlforget_kernels.common.cpu_math import jit
 from rlforget_kernels.common.memory_cpu import LINE, prefetch
 from rlforget_kernels.common.operands_cpu import DEPTH, FORMATS, SIDE, TILE, prefetch_positions
+from rlforget_kernels.common.scratch import own
 from rlforget_kernels.gradient_gram.positions_cpu import Positions
 from rlforget_kernels.gradient_gram.registers_cpu import Slab
 from rlforget_kernels.gradient_gram.unit_products import ROWS, STEPS, add_terms, form_terms
@@ -56,7 +56,8 @@ def form(
     x, y = side.inputs, side.gradients
     terms = (TERMS_OF[FORMATS[x.dtype]], TERMS_OF[FORMATS[y.dtype]])
     strip = POSITIONS // SPAN * STRIP
-    room = [_words(count * strip) for count in (block[0] * terms[1], *terms)]
+    counts = (block[0] * terms[1], *terms)
+    room = [_words(name, count * strip) for name, count in zip(("left", "right", "spare"), counts, strict=True)]
     edges = tuple((np.empty(2 * SPAN, factor.flat.dtype), np.array([0, SPAN])) for factor in (x, y))
     values = (x.values, corner[1], y.values, corner[0])
     _form(*values, side.starts, a, stop, *block, first, slab, slab.size // samples, *room, terms, edges)
@@ -66,13 +67,13 @@ def add(
     slab: Slab, samples: int, span: tuple[int, int, int, int, bool], start: int, end: int, tiles: npt.NDArray[Any]
 ) -> None:
     """See `registers_cpu.add`."""
-    work = _words((2 * (span[1] - span[0]) + 3) * _OPERAND)
+    work = _words("operands", (2 * (span[1] - span[0]) + 3) * _OPERAND)
     _add(slab, slab.size // samples, *span, start, end, tiles, work)
 
 
-def _words(count: int) -> npt.NDArray[np.uint32]:
-    """Make room for words where a cache line starts."""
-    return torch.empty(count, dtype=torch.int32).numpy().view(np.uint32)
+def _words(name: str, count: int) -> npt.NDArray[np.uint32]:
+    """Lend the calling thread room for words."""
+    return own(name, count).view(np.uint32)
 
 
 @jit
