@@ -80,10 +80,11 @@ def compact_vectors(old, new, start, stop, indices, before, after):
     words are all compared before its changes are written; after a block where most words had some, one by one.
     """
     out, i, stop, room = np.uint64(0), np.uint64(start), np.uint64(stop), np.uint64(indices.size)
-    words, nothing, most = np.empty(LANES, np.uint64), np.zeros(LANES, np.uint64), False
+    words, nothing, found = np.empty(LANES, np.uint64), np.zeros(LANES, np.uint64), np.uint64(0)
     while i + _BLOCK <= stop and out + _BLOCK <= room:
-        found, end = np.uint64(0), i + _BLOCK
-        if most:
+        end = i + _BLOCK
+        if found > _MOST:
+            found = np.uint64(0)
             for first in range(i, end, _LANES):
                 word = differences(old, new, first)
                 if word:
@@ -105,6 +106,6 @@ def compact_vectors(old, new, start, stop, indices, before, after):
                 compress(new, first, word, after, out)
                 out += count_bits(word)
                 marked &= marked - _ONE
-        most, i = found > _MOST, end
+        i = end
     count, reached = compact_bits(old, new, i, stop, indices[out:], before[out:], after[out:])
     return np.int64(out) + count, reached
