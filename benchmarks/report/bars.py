@@ -73,7 +73,13 @@ def share(record: Record) -> float:
 
 def share_of(peer: str) -> Quantity:
     """Of what a peer reaches that does less."""
-    return lambda record: record.times(peer)
+
+    def quantity(record: Record) -> float | None:
+        if peer not in record.seconds and peer == READ and record.raw["ceiling"] == "read":
+            return record.share  # of a run in which that was the ceiling
+        return record.times(peer)
+
+    return quantity
 
 
 def times(peer: str) -> Quantity:
@@ -148,9 +154,26 @@ _LISTING = {"cpu": causes.of_listing}
 _FINGERPRINT = {"cpu": causes.of_compiled_pass("a plain sum, without the arithmetic of a fingerprint,")}
 _FISHER = {"cpu": causes.of_compiled_pass("the same")}
 _ROLLBACK = {"cpu": causes.of_written_lines}
-_PATCH = {"cpu": causes.of_scattered_lines("torch")}
-_PROJECT = {"cpu": causes.of_products("torch", causes.of_one_product)}
-_PRODUCTS = {"cpu": causes.of_products(_VMAP, causes.of_rounding(_VMAP))}
+_PATCH = {
+    "cpu": causes.of_scattered_lines(
+        "torch", "counted apart, four of five lines of memory hold a change, and are read and written whole"
+    )
+}
+_PROJECT = {
+    "cpu": causes.of_products(
+        "torch",
+        "timed apart, products on a matrix unit take a quarter of ours, and waiting for memory a third",
+        causes.of_one_product,
+    )
+}
+_PRODUCTS = {
+    "cpu": causes.of_products(
+        _VMAP,
+        "ours keeps float32, which is six products of a matrix unit at half of its speed; the peer rounds gradients "
+        "to bfloat16, which is one",
+        causes.of_rounding(_VMAP),
+    )
+}
 _HISTOGRAMS = {"cpu": causes.of_fixed_size(0.01)}
 _DIFF = {"cpu": causes.of_rest}
 

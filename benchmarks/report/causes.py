@@ -9,13 +9,19 @@ from benchmarks.report.results import Record, Results
 Cause = Callable[[Record, Results], str]
 
 
-def of_products(peer: str, besides: Cause | None = None) -> Cause:
-    """What multiplying takes by itself, beside all that a peer does."""
+def of_products(peer: str, otherwise: str, besides: Cause) -> Cause:
+    """What multiplying takes by itself, beside all that a peer does.
+
+    Args:
+        peer: Which.
+        otherwise: What is said of a run that did not measure what the machine can multiply.
+        besides: What is said besides of one that did.
+    """
 
     def cause(record: Record, results: Results) -> str:
         ours, theirs, peak = record.seconds["ours"], record.seconds[peer], results.float_speed
         if not peak:
-            return "what this machine can multiply was not measured in that run"
+            return otherwise
         alone = record.flops / peak
         text = (
             f"at this machine's float32 peak of {peak / 1e9:.0f} GFLOP/s the products alone take {alone / theirs:.2f} "
@@ -24,7 +30,7 @@ def of_products(peer: str, besides: Cause | None = None) -> Cause:
         if results.environment.get("bfloat16_products"):
             text += ", but for the instructions for bfloat16, which multiply faster"
         text += f"; ours does {alone / ours:.2f} of that peak"
-        return text + (f"; {besides(record, results)}" if besides else "")
+        return f"{text}; {besides(record, results)}"
 
     return cause
 
@@ -68,6 +74,8 @@ def of_listing(record: Record, results: Results) -> str:
 
 def of_written_lines(record: Record, results: Results) -> str:
     """That memory is written by whole lines."""
+    if "ceiling_moved" not in record.raw:
+        return "counted apart, nearly every block of two lines of memory holds a change, and is written whole"
     inputs = record.raw["inputs"]
     lines = 2 * (record.ceiling_moved - inputs) / inputs
     return (
@@ -76,12 +84,17 @@ def of_written_lines(record: Record, results: Results) -> str:
     )
 
 
-def of_scattered_lines(peer: str) -> Cause:
-    """How many times as fast as a peer a bare pass over the same lines of memory is."""
+def of_scattered_lines(peer: str, otherwise: str) -> Cause:
+    """How many times as fast as a peer a bare pass over the same lines of memory is.
+
+    Args:
+        peer: Which.
+        otherwise: What is said of a run without such a pass.
+    """
 
     def cause(record: Record, results: Results) -> str:
         if "ceiling_moved" not in record.raw:
-            return "the lines of memory that hold a change were not counted in that run"
+            return otherwise
         least, theirs = record.seconds["ceiling"], record.seconds[peer]
         return (
             f"lines of memory that hold a change are read and written whole, {record.ceiling_moved / 1e6:.0f} MB in "
