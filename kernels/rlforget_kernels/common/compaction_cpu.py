@@ -81,19 +81,8 @@ def compact_vectors(old, new, start, stop, indices, before, after):
     """
     out, i, stop, room = np.uint64(0), np.uint64(start), np.uint64(stop), np.uint64(indices.size)
     words, nothing, found = np.empty(LANES, np.uint64), np.zeros(LANES, np.uint64), np.uint64(0)
-    while i + _BLOCK <= stop and out + _BLOCK <= room:
-        end = i + _BLOCK
-        if found > _MOST:
-            found = np.uint64(0)
-            for first in range(i, end, _LANES):
-                word = differences(old, new, first)
-                if word:
-                    compress_indices(first, word, indices, out)
-                    compress(old, first, word, before, out)
-                    compress(new, first, word, after, out)
-                    out += count_bits(word)
-                    found += _ONE
-        else:
+    while i + _LANES <= stop and out + _LANES <= room:
+        if found <= _MOST and i + _BLOCK <= stop and out + _BLOCK <= room:
             for k in range(_LANES):
                 words[k] = differences(old, new, i + k * _LANES)
             marked = differences(words, nothing, np.uint64(0))
@@ -106,6 +95,17 @@ def compact_vectors(old, new, start, stop, indices, before, after):
                 compress(new, first, word, after, out)
                 out += count_bits(word)
                 marked &= marked - _ONE
-        i = end
+            i += _BLOCK
+            continue
+        found, end = np.uint64(0), min(i + _BLOCK, stop - _LANES + _ONE)
+        while i < end and out + _LANES <= room:
+            word = differences(old, new, i)
+            if word:
+                compress_indices(i, word, indices, out)
+                compress(old, i, word, before, out)
+                compress(new, i, word, after, out)
+                out += count_bits(word)
+                found += _ONE
+            i += _LANES
     count, reached = compact_bits(old, new, i, stop, indices[out:], before[out:], after[out:])
     return np.int64(out) + count, reached

@@ -35,6 +35,8 @@ def pieces(tensor: int, bits: Tensor, offset: int) -> list[Piece]:
     tail = head + (bits.numel() - head) // per_word * per_word
     if (bits.storage_offset() + head) % per_word:  # torch views no words from here
         return [Piece(tensor, bits, offset, per_word)]
+    if head == 0 < tail == bits.numel():
+        return [Piece(tensor, bits.view(torch.int32), offset // per_word, 1)]
     cut = [
         Piece(tensor, bits[:head], offset, per_word),
         Piece(tensor, bits[head:tail].view(torch.int32), (offset + head) // per_word, 1),
