@@ -19,7 +19,7 @@ from rlforget_kernels.common.bits import as_bits, bits_dtype, index_dtype
 from rlforget_kernels.common.compaction_cpu import compaction, count_changes
 from rlforget_kernels.common.cpu_vectors import LANES
 from rlforget_kernels.common.scratch import borrowed, columns
-from rlforget_kernels.common.threads import map_pieces
+from rlforget_kernels.common.threads import GRAIN, map_pieces
 
 Array = npt.NDArray[Any]
 
@@ -58,7 +58,11 @@ def foreach_sparse_delta(
                 rest = [array[middle:end] for array in arrays]
                 compact(old[position], new[position], part.reached, stop, *rest)
 
-        map_pieces(place, sizes, LANES)
+        if sum(changed) > GRAIN:
+            map_pieces(place, sizes, LANES)
+        else:  # sooner done than threads are started
+            for piece in found:
+                place(*piece)
     indices, bits_before, bits_after = ([output[k] for output in outputs] for k in range(3))
     return indices, bits_before, bits_after
 
