@@ -43,17 +43,15 @@ def main(folder: str, how: str) -> None:
 
 
 def _fail_at_second_tensor(how: str) -> None:
-    write, calls = old_bits.rollback_, []
+    write = old_bits.foreach_rollback_
 
-    def failing(*args: object, **kwargs: object) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            if how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise MemoryError("no memory on this rank")
-        write(*args, **kwargs)  # type: ignore[arg-type]
+    def failing(*lists: list[torch.Tensor], strength: float) -> None:
+        write(*([*one[:1]] for one in lists), strength=strength)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise MemoryError("no memory on this rank")
 
-    old_bits.rollback_ = failing  # type: ignore[assignment]
+    old_bits.foreach_rollback_ = failing  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
