@@ -119,9 +119,11 @@ def in_order(work: Callable[[I], T], items: Sequence[I]) -> Iterator[T]:
         return work(items[position])
 
     pool = _pool(torch.get_num_threads() - 1)
-    _keep_apart()
+    if not _callers:  # several would push the helpers to and fro
+        _keep_apart()
     waiting = {position: pool.submit(run, position) for position in range(1, len(items))}
     unlooked = iter(range(1, len(items)))
+    _callers.append(threading.get_native_id())
     try:
         here = {0: run(0)}
         for position in range(len(items)):
@@ -135,6 +137,7 @@ def in_order(work: Callable[[I], T], items: Sequence[I]) -> Iterator[T]:
     finally:
         wait([future for future in waiting.values() if not future.cancel()])
         held.clear()
+        _callers.pop()
 
 
 @functools.cache
@@ -146,31 +149,32 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 def _join() -> None:
     """Have this thread kept apart from the next call on."""
     _helpers.append(threading.get_native_id())
-    _left.clear()
+    _cores.clear()
 
 
 def _keep_apart() -> None:
     """Have our threads run on other cores than the caller does now, of those that it may use."""
-    if _core is None or (core := _core()) == _left.get("core"):
+    if _core is None or threading.get_native_id() in _helpers:
         return
-    others = os.sched_getaffinity(0) - {core}
-    if not others:
-        return
-    for thread in _helpers:
-        with contextlib.suppress(OSError):  # it has ended
-            os.sched_setaffinity(thread, others)
-    _left["core"] = core
+    with contextlib.suppress(OSError):  # a thread has ended, or the system forbids it
+        others = os.sched_getaffinity(0) - {_core()}
+        if others and _cores.get("helpers") != others:
+            _cores["helpers"] = others
+            for thread in tuple(_helpers):
+                os.sched_setaffinity(thread, others)
 
 
 def _forget() -> None:
     """Drop what a child process does not have of its parent."""
     _pool.cache_clear()
     _helpers.clear()
-    _left.clear()
+    _callers.clear()
+    _cores.clear()
 
 
 _helpers: list[int] = []  # what the system calls our threads
-_left: dict[str, int] = {}  # the core that they keep off
+_callers: list[int] = []  # threads that wait for ours
+_cores: dict[str, set[int]] = {}  # where ours may run
 _core: Callable[[], int] | None = None
 if hasattr(os, "sched_setaffinity"):
     _core = getattr(ctypes.PyDLL(None), "sched_getcpu", None)
