@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlforget_kernels import gradient_gram
-from rlforget_kernels.common import amx_cpu
+from rlforget_kernels.common import amx_cpu, products_cpu
 from rlforget_kernels.gradient_gram import (
     DTYPES,
     blocks,
@@ -20,6 +20,7 @@ from rlforget_kernels.gradient_gram import (
     gradient_gram_,
     pairwise_cpu,
     reference,
+    registers_cpu,
     unit_cpu,
 )
 from rlforget_kernels.gradient_gram import positions_cpu as positions
@@ -125,21 +126,24 @@ def test_whole_numbers_are_exact_under_the_interpreter(form: str, sides: list[Si
     assert torch.equal(found, added(reference, *sides, start=start))
 
 
-UNIT = pytest.mark.parametrize("unit", [False, True])
+UNIT = pytest.mark.parametrize("unit", ["registers", "pairs", "matrix"])
 
 
-def choose_unit(monkeypatch: pytest.MonkeyPatch, unit: bool) -> None:
-    """Multiply on the matrix unit or on vector registers."""
-    if unit and not amx_cpu.available():
+def choose_unit(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    """Multiply on vector registers, there by products of pairs of bfloat16 numbers, or on the matrix unit."""
+    if unit == "matrix" and not amx_cpu.available():
         pytest.skip("this processor has no bfloat16 matrix unit")
-    monkeypatch.setattr(amx_cpu, "available", lambda: unit)
+    if unit == "pairs" and not products_cpu.PAIRS:
+        pytest.skip("this processor multiplies no pairs of bfloat16 numbers")
+    monkeypatch.setattr(amx_cpu, "available", lambda: unit == "matrix")
+    monkeypatch.setattr(registers_cpu, "PAIRS", unit == "pairs")
 
 
 @UNIT
 @FORMS
 @pytest.mark.parametrize("dtypes", PAIRS, ids=str)
 def test_with_and_without_the_matrix_unit(
-    monkeypatch: pytest.MonkeyPatch, unit: bool, form: str, dtypes: tuple[torch.dtype, torch.dtype]
+    monkeypatch: pytest.MonkeyPatch, unit: str, form: str, dtypes: tuple[torch.dtype, torch.dtype]
 ):
     choose_unit(monkeypatch, unit)
     one, other = (side((35, 150, 70, 45), seed, dtypes=kinds) for seed, kinds in enumerate((dtypes, dtypes[::-1])))
@@ -148,7 +152,7 @@ def test_with_and_without_the_matrix_unit(
 
 
 @UNIT
-def test_more_positions_than_are_multiplied_at_a_time(monkeypatch: pytest.MonkeyPatch, unit: bool):
+def test_more_positions_than_are_multiplied_at_a_time(monkeypatch: pytest.MonkeyPatch, unit: str):
     choose_unit(monkeypatch, unit)
     monkeypatch.setattr(explicit_cpu, "_SLAB", 1 << 17)
     one = side((5, 2 * unit_cpu.POSITIONS + 45, 70, 40), 0, dtypes=(torch.bfloat16,) * 2)
@@ -159,7 +163,7 @@ def test_more_positions_than_are_multiplied_at_a_time(monkeypatch: pytest.Monkey
 
 @UNIT
 @FORMS
-def test_numbers_near_the_largest_stay_finite(monkeypatch: pytest.MonkeyPatch, unit: bool, form: str):
+def test_numbers_near_the_largest_stay_finite(monkeypatch: pytest.MonkeyPatch, unit: str, form: str):
     choose_unit(monkeypatch, unit)
     x = torch.tensor([torch.finfo(torch.float32).max, -1e-30]).view(2, 1, 1)
     one = (x, torch.ones(2, 1, 1), None)
@@ -182,7 +186,7 @@ def test_error_is_that_of_float32(form: str):
 @pytest.mark.parametrize("size", [(4, 128, 2048, 64), (4, 1500, 40, 30)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_bound_for_the_worst_of_roundings(
-    monkeypatch: pytest.MonkeyPatch, unit: bool, form: str, size: Size, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, unit: str, form: str, size: Size, dtype: torch.dtype
 ):
     """Equal numbers of one sign: every sum rounds the same way again and again."""
     choose_unit(monkeypatch, unit)
@@ -215,7 +219,7 @@ def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, form:
 
 @UNIT
 @FORMS
-def test_blocks_of_samples_and_of_the_weight(monkeypatch: pytest.MonkeyPatch, unit: bool, form: str):
+def test_blocks_of_samples_and_of_the_weight(monkeypatch: pytest.MonkeyPatch, unit: str, form: str):
     choose_unit(monkeypatch, unit)
     sides = [side((75, 6, 100, 130), seed, whole=True) for seed in range(2)]
     monkeypatch.setattr(blocks, "SAMPLES", 32)
@@ -246,7 +250,7 @@ def test_long_sums_are_moved_to_float64():
 
 @UNIT
 @FORMS
-def test_one_broken_sample_breaks_its_own_products_alone(monkeypatch: pytest.MonkeyPatch, unit: bool, form: str):
+def test_one_broken_sample_breaks_its_own_products_alone(monkeypatch: pytest.MonkeyPatch, unit: str, form: str):
     choose_unit(monkeypatch, unit)
     x, y, mask = side((40, 9, 20, 30), 0, masked=False)
     good = added(cpu, (x, y, mask), form=form)

@@ -34,7 +34,7 @@ def borrowed() -> Iterator[npt.NDArray[np.uint8]]:
 def own(name: str, count: int) -> npt.NDArray[np.float32]:
     """Lend the calling thread `count` float32 of any content, from the start of a cache line.
 
-    They are its own until it asks for the name again, and kept from call to call: of each name, a few hundred KiB.
+    They are its own until it asks for the name again, and kept from call to call: some megabytes in all.
     """
     held: dict[str, npt.NDArray[np.float32]] = _of_thread.__dict__
     if name not in held or held[name].size < count:

@@ -140,8 +140,9 @@ def gradient_gram_(
     (416 + (T + in + out) / 64) 2⁻²⁴ Σ_tt' (|x| · |x'|) (|y| · |y'|); measured on ordinary numbers, on every device,
     it is below 2⁻²⁰ of that sum, and about 10⁻⁸ of ‖g_a‖ ‖g_b‖. A sample with a NaN or an infinity makes its own row
     and column NaN or infinite, no other entry. Equal bits on every run and for every number of threads; GPUs, CPUs with
-    a matrix unit for bfloat16 and other CPUs each add in an order of their own. Such a unit takes what numbers and
-    products have below 2⁻¹²⁶ for zero.
+    a matrix unit for bfloat16, those that multiply pairs of bfloat16 numbers (AVX512-BF16; inputs of that dtype) and
+    other CPUs each add in an order of their own. Of bfloat16 on the second and third what numbers and products have
+    below 2⁻¹²⁶ is taken for zero.
 
     Bytes moved, b bytes an element, for two blocks of samples, n and m of them, 1024 at most: b (n T + m T') (in + out)
     read, half of it where they are one block, and 16 n m of `gram`. `explicit` reads the inputs once for every strip of

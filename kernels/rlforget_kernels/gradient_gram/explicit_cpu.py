@@ -22,7 +22,7 @@ from rlforget_kernels.common.threads import in_order
 from rlforget_kernels.gradient_gram import registers_cpu, unit_cpu
 from rlforget_kernels.gradient_gram.positions_cpu import Positions
 
-_SLAB = 1 << 23  # entries of the gradients that are held: 44 MiB
+_SLAB = 1 << 23  # entries of the gradients that are held: 32 MiB
 _SUMS = 1 << 21  # entries of the partial Gram matrices: 16 MiB
 _LANES = 16
 _ROWS = 256  # samples whose part of the Gram matrix one task makes
