@@ -9,7 +9,7 @@ from typing import TypeAlias, Union
 
 import torch
 
-from rlforget.batching import batches
+from rlforget.batching import batches, copied
 from rlforget.delta.composed import ComposedWeights
 from rlforget.delta.delta import Delta
 from rlforget.delta.file import DeltaFile
@@ -228,8 +228,10 @@ def _check_bits(target: Weights, name: str, patch: TensorDelta) -> None:
 
 def _patch_live(target: Weights, patches: dict[str, TensorDelta]) -> None:
     def write(saved: dict[str, SavedBits]) -> None:
-        runs = batches(patches.items(), lambda one: one[1].changed, _AT_ONCE, lambda one: target.tensor(one[0]).device)
-        for run in runs:
+        def size(one: tuple[str, TensorDelta]) -> int:
+            return one[1].changed + copied(target.tensor(one[0]))
+
+        for run in batches(patches.items(), size, _AT_ONCE, lambda one: target.tensor(one[0]).device):
             places = [target.places(name, patch.indices) for name, patch in run]
             for (name, patch), at in zip(run, places, strict=True):
                 saved[name] = SavedBits(patch.before_bits, at)
@@ -238,6 +240,12 @@ def _patch_live(target: Weights, patches: dict[str, TensorDelta]) -> None:
                     del saved[name]  # nothing was written there
                 for name, patch in run:
                     _check_bits(target, name, patch)
+                raise LayoutError(
+                    target.description,
+                    expected="weights that nobody else writes",
+                    found="bits that were others at a first look than at a second",
+                    fix="Let what writes to them end first. Nothing of this run of tensors was written.",
+                )
 
     all_or_nothing(target, write, lambda told, saved: None)
 

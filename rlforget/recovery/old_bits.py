@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from rlforget.batching import batches, copied
 from rlforget.errors import ConfigError, LayoutError
 from rlforget.interference.coordinates import Coordinates
 from rlforget.recovery.norms import delta_square, difference, norm_share, square
@@ -20,6 +21,8 @@ from rlforget_kernels.rollback import foreach_rollback_
 
 if TYPE_CHECKING:
     from rlforget.delta import Delta, TensorDelta
+
+_COPIED = 1 << 24  # elements of weights whose elements do not lie in order, at a time
 
 
 class Chosen(NamedTuple):
@@ -88,8 +91,7 @@ def put_back(source: Live, weights: Weights, delta: Delta, chosen: Mapping[str, 
     def write(saved: dict[str, SavedBits]) -> tuple[int, int, float]:
         entries, written, taken = 0, 0, 0.0
         saved.update((target, SavedBits(one.old, one.at)) for target, one in places.items())
-        for device in dict.fromkeys(one.weight.device for one in places.values()):
-            here = [one for one in places.values() if one.weight.device == device]
+        for here in batches(places.values(), lambda one: copied(one.weight), _COPIED, lambda one: one.weight.device):
             foreach_rollback_(
                 [one.weight for one in here],
                 [one.before for one in here],

@@ -71,7 +71,7 @@ class CheckpointWeights(Weights):
                     self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             start = self.shards[shard].entries[name].start
             flat = torch.frombuffer(self._maps[shard], dtype=meta.dtype, count=meta.numel, offset=start)
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:  # what else a system refuses is no fault of the file
             raise _not_whole(shard, error) from error
         return flat.view(meta.shape)
 

@@ -340,7 +340,7 @@ def test_a_fault_on_the_way_puts_all_bits_back(what: str, monkeypatch: pytest.Mo
     calls = {"count": 0}
     name = {"coordinates": "foreach_rollback_", "subspace": "subtract_", "soft": "rollback_"}[what]
     module: Any = {"coordinates": old_bits, "subspace": blocks, "soft": corrections}[what]
-    last = 1 if what == "coordinates" else 2  # these are written together
+    last = 1 if what == "coordinates" else 2
     real = getattr(module, name)
     given = {
         "coordinates": Coordinates.of(delta),
@@ -349,7 +349,8 @@ def test_a_fault_on_the_way_puts_all_bits_back(what: str, monkeypatch: pytest.Mo
     }
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
-        real(*args, **kwargs)
+        # Of tensors that are written together, between two of them.
+        real(*([*one[:1]] for one in args), **kwargs) if what == "coordinates" else real(*args, **kwargs)
         calls["count"] += 1
         if calls["count"] == last:
             raise KeyboardInterrupt
