@@ -9,13 +9,13 @@ from math import prod
 
 import torch
 
-from rlforget.batching import batches
 from rlforget.delta.delta import Delta
 from rlforget.delta.scan import Comparison, WholePair
 from rlforget.delta.sharded import not_kept, sharding_of_pairs, whole_fingerprints
 from rlforget.delta.tensor_delta import Fingerprint, TensorDelta
 from rlforget.delta.whole import FileDelta, WholeDelta, file_content
 from rlforget.weights import Weights, WeightsLike, open_weights
+from rlforget.weights.batching import batches
 from rlforget.weights.box import Box
 from rlforget.weights.digest import block_lanes
 from rlforget.weights.ranks import agreed

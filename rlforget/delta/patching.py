@@ -9,7 +9,6 @@ from typing import TypeAlias, Union
 
 import torch
 
-from rlforget.batching import batches, copied
 from rlforget.delta.composed import ComposedWeights
 from rlforget.delta.delta import Delta
 from rlforget.delta.file import DeltaFile
@@ -20,6 +19,7 @@ from rlforget.delta.tensor_delta import TensorDelta
 from rlforget.errors import LayoutError, OutputError
 from rlforget.weights import Weights, WeightsLike, open_weights, pair_up
 from rlforget.weights.ahead import Progress
+from rlforget.weights.batching import batches, copied
 from rlforget.weights.live import LiveWeights
 from rlforget.weights.opening import Checkpoint
 from rlforget.weights.sharding import together

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlforget.batching import batches
 from rlforget.counting import telling
 from rlforget.delta.sides import WholeMetas, fault_in_names
 from rlforget.delta.tensor_delta import Fingerprint
 from rlforget.errors import LayoutError
 from rlforget.weights import Layout, Pair, Weights, match, merged_aliases
 from rlforget.weights.ahead import Progress, map_ahead
+from rlforget.weights.batching import batches
 from rlforget.weights.source import CHUNK
 from rlforget_kernels.common.bits import index_dtype
 from rlforget_kernels.fingerprint import fingerprint_after_patch, foreach_fingerprint

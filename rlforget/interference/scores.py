@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rlforget.batching import batches
 from rlforget.errors import ConfigError, LayoutError, NonFiniteError, UnknownNameError
 from rlforget.interference.combining import Fishers, fisher_of
 from rlforget.interference.empirical_fisher import Fisher
 from rlforget.interference.selection import Conflict
+from rlforget.weights.batching import batches
 from rlforget.weights.ranks import gathered, summed
 from rlforget.weights.sharding import Sharding, together
 from rlforget_kernels.common.score_bits import INFINITY_BIN, LEADING_BINS

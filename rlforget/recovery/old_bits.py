@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from rlforget.batching import batches, copied
 from rlforget.errors import ConfigError, LayoutError
 from rlforget.interference.coordinates import Coordinates
 from rlforget.recovery.norms import delta_square, difference, norm_share, square
 from rlforget.recovery.undo import Rollback, RollbackReport
 from rlforget.weights import Weights
+from rlforget.weights.batching import batches, copied
 from rlforget.weights.sharding import together
 from rlforget.weights.undo import Live, SavedBits, all_or_nothing
 from rlforget_kernels.common.bits import as_bits

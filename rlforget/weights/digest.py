@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from rlforget.batching import batches
 from rlforget.counting import telling
 from rlforget.weights.ahead import Progress, map_ahead
+from rlforget.weights.batching import batches
 from rlforget.weights.box import Box
 from rlforget.weights.layout import TensorMeta
 from rlforget.weights.source import CHUNK, Weights

@@ -188,6 +188,25 @@ def test_bits_that_change_under_our_hands_are_noticed(
     assert equal(state(model), old)
 
 
+def test_bits_that_change_and_change_back_are_noticed(
+    model: Model, delta: Delta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, held = patching.foreach_patch_, model.block.bias[0].item()
+
+    def meddled(*args: list[torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            model.block.bias[0] = 3.0
+            found = real(*args)
+            model.block.bias[0] = held
+        return found
+
+    old = state(model)
+    monkeypatch.setattr(patching, "foreach_patch_", meddled)
+    with pytest.raises(LayoutError, match="that nobody else writes"):
+        apply(model, delta)
+    assert equal(state(model), old)
+
+
 def test_non_contiguous_weights_change_in_place() -> None:
     base = torch.arange(24.0).view(4, 6)
     live = {"turned": base[:, :3].t(), "rest": base[:, 3:]}

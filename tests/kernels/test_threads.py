@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 import pytest
 import torch
@@ -19,12 +18,14 @@ def test_helpers_keep_off_the_callers_core(monkeypatch: pytest.MonkeyPatch) -> N
         pytest.skip("there is one core")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
+    both = threading.Barrier(2, timeout=60)
+
     def where(_: int) -> tuple[int, set[int]]:
-        time.sleep(0.02)  # so that both threads come to work
+        both.wait()  # neither thread does the other's item
         return threading.get_native_id(), os.sched_getaffinity(0)
 
-    list(in_order(where, range(4)))  # the helper starts
-    found = dict(in_order(where, range(4)))
+    list(in_order(where, range(2)))  # the helper starts
+    found = dict(in_order(where, range(2)))
     assert found.pop(threading.get_native_id()) == allowed
     assert found
     assert all(cores < allowed and len(cores) == len(allowed) - 1 for cores in found.values())

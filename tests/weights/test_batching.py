@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlforget.batching import batches
+from rlforget.weights.batching import batches
 
 ITEMS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9)))
 
